@@ -1,0 +1,588 @@
+"""Training dynamics of infinitely deep residual networks: the vocabulary and every equation, in plain NumPy.
+
+Numbers in brackets are those of "Feature Learning Dynamics in Infinite-Depth Neural Networks" (Yao, Wu, Gao,
+arXiv 2512.21075). Nothing here is fast; `finite_net` and `sde` compute the same numbers quickly.
+
+    symbol                meaning                                                               code
+    n, L, d               width, depth, input dimension                                         width, depth, d
+    x_k, y_k              sample and target of pass k = 0..S-1                                  X[k], y[k]
+    eta                   effective learning rate; SGD's own rate is eta n                      eta
+    chi_k                 d loss / d f in pass k, for the loss (f - y)^2 / 2: f_k - y_k         chi[k]
+    h^k_l, l = 0..L       features of layer l in pass k                                         h[k, l]
+    g^k_l                 n df_k / dh^k_l, the width-normalised backward gradient               g[k, l]
+    C^{jk}_l              <phi(h^j_l), phi(h^k_l)> / n, feature kernel                          C[l, j, k]
+    Gamma^{jk}_l          <g^j_l, g^k_l> / n, gradient kernel                                   Gamma[l, j, k]
+    W_l, l = 1..L         maps layer l-1 to layer l                                             W[l-1]
+"""
+
+import os
+from dataclasses import dataclass, field
+from importlib import resources
+from math import ceil, sqrt
+from numbers import Integral, Real
+from typing import Callable, NamedTuple
+
+import numpy as np
+from scipy import special, stats
+
+# ---------------------------------------------------------------------------------------------------------------
+# Checking what the caller gave
+
+
+def choose(name, value, allowed):
+    """Return allowed[value], or raise a ValueError that lists the names allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(allowed)}")
+    return allowed[value]
+
+
+def positive_int(name, value):
+    """Return value as an int, or raise ValueError unless it is an integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer >= 1")
+    return int(value)
+
+
+def finite_array(name, value, shape, dtype=float):
+    """Return value as a new array of that dtype; raise ValueError unless it is finite and has that shape.
+
+    shape : tuple of int or str; a string stands for any size >= 1 and is what the message prints.
+    """
+    try:
+        if np.iscomplexobj(value):
+            raise TypeError("it is complex")
+        with np.errstate(over="ignore"):
+            array = np.array(value, dtype=dtype, order="C")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array of real numbers of shape {_show(shape)}: {error}") from None
+    if array.ndim != len(shape) or any(a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)):
+        raise ValueError(f"{name} has shape {array.shape}, expected {_show(shape)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite in {np.dtype(dtype)}; it holds {np.sum(~np.isfinite(array))} NaN or infinite entries")
+    return array
+
+
+def _show(shape):
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def check_memory(needed, what):
+    """Raise ValueError if `needed` bytes are more than this machine's memory (where the system tells its size)."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    if needed > memory:
+        raise ValueError(f"{what} needs {needed / 2**30:.3g} GiB; this machine has {memory / 2**30:.3g} GiB")
+
+
+def progress(iterable, what):
+    """Iterate with a progress bar if tqdm is installed, stderr is a terminal and the work lasts over 2 s."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iterable
+    return tqdm(iterable, desc=what, disable=None, delay=2, leave=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Vocabulary
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation function phi and its derivative dphi, both elementwise and dtype-preserving."""
+
+    name: str
+    phi: Callable
+    dphi: Callable
+
+
+TANH = Activation("tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2)
+RELU = Activation("relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h.dtype))
+ERF = Activation("erf", special.erf, lambda h: (2 / sqrt(np.pi)) * np.exp(-h * h))
+IDENTITY = Activation("identity", lambda h: h, np.ones_like)
+
+ACTIVATIONS = {a.name: a for a in (TANH, RELU, ERF, IDENTITY)}
+
+
+def activation(name):
+    """The Activation of that name (an Activation of the table is returned as it is). ValueError if unknown."""
+    return choose("phi", name.name if isinstance(name, Activation) else name, ACTIVATIONS)
+
+
+def residual(scaling, depth):
+    """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).  ValueError for an unknown scaling."""
+    return choose("scaling", scaling, {"depth-mup": (1.0, 1 / sqrt(depth)), "mup": (1.0, 1.0), "vanilla": (0.0, 1.0)})
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """The samples in the order training sees them, and how it uses them.
+
+    X : array, shape (S, d), finite
+    y : array, shape (S,), finite
+    eta : effective learning rate >= 0 (the paper's eta_c); every parameter moves at eta * n
+    batch : mini-batch size; it divides S. Sample s sees the updates of samples j < batch * (s // batch), each of
+        weight eta / batch; batch=1 is the stream SGD of [2].
+
+    ValueError for wrong shapes, NaN or infinity, a negative or non-finite eta, a batch that does not divide S.
+    The arrays are copied as float64 and are read-only.
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    eta: float
+    batch: int = 1
+
+    def __post_init__(self):
+        X = finite_array("X", self.X, ("S", "d"))
+        y = finite_array("y", self.y, (len(X),))
+        if isinstance(self.eta, bool) or not isinstance(self.eta, Real) or not 0 <= self.eta < np.inf:
+            raise ValueError(f"eta={self.eta!r} must be a finite number >= 0")
+        batch = positive_int("batch", self.batch)
+        if len(X) % batch:
+            raise ValueError(f"batch={batch} does not divide the number of samples S={len(X)}")
+        X.flags.writeable = y.flags.writeable = False
+        for name, value in dict(X=X, y=y, eta=float(self.eta), batch=batch).items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def d(self):
+        return self.X.shape[1]
+
+    @property
+    def rate(self):
+        """eta / batch: the weight of one sample's update."""
+        return self.eta / self.batch
+
+    @property
+    def gram(self):
+        """<x_j, x_k> / d, shape (S, S): the input covariance of [24]."""
+        return np.einsum("jd,kd->jk", self.X, self.X) / self.d
+
+    def __len__(self):
+        return len(self.X)
+
+    def seen(self, k):
+        """How many samples' updates sample k sees: all of the mini-batches before its own."""
+        return self.batch * (k // self.batch)
+
+    @classmethod
+    def digits(cls, samples, eta, *, batch=1, classes=None, data=None, rng=None):
+        """Handwritten digits (8 x 8, d = 64), or the images of a file, in random order; one epoch after another.
+
+        samples : number S of samples drawn
+        classes : (a, b): only those two labels, target +1 for a and -1 for b. By default all: even labels are +1
+            and odd ones -1, or, where a file has two labels only, the larger is +1 and the smaller -1.
+        data : path of a `.npz` with arrays X (N, d) and y (N,), or of a `.csv` whose last column is the label
+        rng : seed or numpy.random.Generator of the order
+
+        The mean image is subtracted and each input is then scaled to |x|^2 = d. ValueError for an unreadable or
+        malformed file, labels that are not integers, a class without samples, an image equal to the mean.
+        """
+        S = positive_int("samples", samples)
+        X, label = load_data(data)
+        found = np.unique(label)
+        if classes is None:
+            if len(found) < 2:
+                raise ValueError(f"the data have one label only, {found}; two or more are needed")
+            target = np.where(label == found[1] if len(found) == 2 else label % 2 == 0, 1.0, -1.0)
+        else:
+            classes = tuple(classes)
+            if len(classes) != 2 or classes[0] == classes[1] or not np.isin(classes, found).all():
+                raise ValueError(f"classes={classes} must be two different labels out of {found.tolist()}")
+            keep = np.isin(label, classes)
+            X, target = X[keep], np.where(label[keep] == classes[0], 1.0, -1.0)
+        X = X - X.mean(axis=0)
+        norm = np.linalg.norm(X, axis=1, keepdims=True)
+        if not norm.all():
+            raise ValueError(f"sample {int(np.argmin(norm))} equals the mean of the data, so it has no direction to scale")
+        rng = np.random.default_rng(rng)
+        order = np.concatenate([rng.permutation(len(X)) for _ in range(ceil(S / len(X)))])[:S]
+        return cls((X * (sqrt(X.shape[1]) / norm))[order], target[order], eta, batch)
+
+
+def load_data(path=None):
+    """X (N, d) float64 and integer labels (N,) of a `.npz` (arrays X, y) or `.csv` (last column y; a header line
+    is skipped) file; without a path, the 1,797 handwritten digits that come with the project.
+
+    ValueError if the file cannot be read or does not hold finite numbers of those shapes.
+    """
+    try:
+        if path is None:
+            with resources.files("nfd_min_data").joinpath("digits.npz").open("rb") as file:
+                X, y = _read_npz(file)
+        elif str(path).endswith(".npz"):
+            X, y = _read_npz(path)
+        elif str(path).endswith(".csv"):
+            X, y = _read_csv(path)
+        else:
+            raise ValueError("the name must end in .npz or .csv")
+        X = finite_array("X", X, ("N", "d"))
+        y = finite_array("y", y, (len(X),))
+        if (y != np.rint(y)).any():
+            raise ValueError("y must hold integer labels; for real targets build Stream(X, y, eta) yourself")
+    except Exception as error:  # whatever a malformed archive raises: zip, zlib, pickle, text and I/O errors
+        raise ValueError(f"cannot use {path or 'the shipped digits'} as data: {error}") from error
+    return X, y.astype(int)
+
+
+def _read_npz(file):
+    with np.load(file, allow_pickle=False) as npz:
+        if not {"X", "y"} <= set(npz.files):
+            raise ValueError(f"the archive has arrays {npz.files}, expected X (N, d) and y (N,)")
+        return npz["X"], npz["y"]
+
+
+def _read_csv(path):
+    with open(path, encoding="utf-8") as file:
+        first = file.readline()
+        try:
+            [float(cell) for cell in first.split(",")]
+            file.seek(0)
+        except ValueError:
+            pass  # a header
+        rows = [line for line in file if line.strip()]
+    if not rows:
+        raise ValueError("there are no rows of numbers")
+    table = np.loadtxt(rows, delimiter=",", ndmin=2)
+    return table[:, :-1], table[:, -1]
+
+
+@dataclass(eq=False)
+class Trajectory:
+    """What training did. Arrays not kept are None; entries a diverged run never reached are NaN.
+
+    f, chi : arrays, shape (S,): output and loss derivative of each pass
+    h, g : arrays, shape (S, L+1, n): features and width-normalised gradients (keep="all")
+    C, Gamma : arrays, shape (L, S, S): C[l] and Gamma[l] of layers l = 0..L-1 (keep="all" or "kernels").
+        Gamma_L is not among them: it is the Gram matrix of the readouts v^k, the same for one mini-batch.
+    diverged_at : None, or (sample, layer) where the mean square of h or g first was not a finite number
+    """
+
+    f: np.ndarray
+    chi: np.ndarray
+    h: np.ndarray | None = None
+    g: np.ndarray | None = None
+    C: np.ndarray | None = None
+    Gamma: np.ndarray | None = None
+    diverged_at: tuple | None = None
+
+    def min_eig(self, passes=None):
+        """Smallest eigenvalue of C_l and of Gamma_l, l = 0..L-1: two arrays of shape (L,). Assumption 5.4 [26].
+
+        passes : use the first so many passes; by default all that were completed.
+        ValueError if the kernels were not kept or no pass was completed.
+        """
+        if self.C is None:
+            raise ValueError('the kernels were not kept; use keep="kernels" or keep="all"')
+        done = len(self.f) if self.diverged_at is None else self.diverged_at[0]
+        passes = done if passes is None else positive_int("passes", passes)
+        if not 1 <= passes <= done:
+            raise ValueError(f"passes={passes} must be between 1 and the number of completed passes, {done}")
+        return tuple(np.linalg.eigvalsh(a[:, :passes, :passes].astype(float))[:, 0] for a in (self.C, self.Gamma))
+
+
+KEEP = {"all": ("h", "g", "C", "Gamma"), "kernels": ("C", "Gamma"), "outputs": ()}
+DTYPES = {"float64": np.float64, "float32": np.float32}
+
+
+def first_divergence(a, layers):
+    """(sample, layer) where, in the order computed, |a|^2 first is not finite, or None.
+
+    a : array, shape (B, L+1, n); layers : the order in which its layers were computed. The earliest sample of the
+    batch that diverges is reported, at the layer where it did.
+    """
+    with np.errstate(all="ignore"):
+        bad = ~np.isfinite(np.einsum("bln,bln->bl", a, a))[:, layers]
+    if not bad.any():
+        return None
+    sample = int(np.argmax(bad.any(axis=1)))
+    return sample, int(layers[int(np.argmax(bad[sample]))])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The network with explicit matrices [1]-[3], [8]
+
+
+def draw_weights(width, depth, d, *, decoupled=False, dtype="float64", rng=None):
+    """U (n, d), W (L, n, n), v (n,) with independent N(0,1) entries; with decoupled=True also W~ (L, n, n), drawn
+    last, so that one seed gives the same U, W, v either way."""
+    rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
+    shapes = [(width, d), (depth, width, width), (width,)] + [(depth, width, width)] * decoupled
+    return tuple(rng.standard_normal(shape, dtype=dtype) for shape in shapes)
+
+
+def forward(h0, W, phi, skip, s):
+    """Features h (L+1, n) of one input, from h0 (n,) and W (L, n, n). [1]"""
+    n, h = len(h0), [h0]
+    for W_l in W:
+        h.append(skip * h[-1] + s * W_l @ phi.phi(h[-1]) / sqrt(n))  # [1]
+    return np.array(h)
+
+
+def backward(h, v, W, phi, skip, s):
+    """Gradients g (L+1, n) from the features h (L+1, n), the readout v (n,) and W (L, n, n). [3]; with W~: [8]"""
+    n, g = len(v), [v]
+    for l in range(len(W), 0, -1):
+        g.append(skip * g[-1] + s * phi.dphi(h[l - 1]) * (W[l - 1].T @ g[-1]) / sqrt(n))  # [3]
+    return np.array(g[::-1])
+
+
+def sgd(stream, weights, phi="tanh", *, scaling="depth-mup"):
+    """Train by mini-batch SGD, moving the weights themselves; the readable twin of `finite_net.train`.
+
+    weights : U (n, d), W (L, n, n), v (n,); with a fourth array W~ (L, n, n) the backward pass is decoupled: it uses
+        W~ in place of W, and both receive the same updates [8].
+    Returns a Trajectory with everything. A gradient of f, e.g. df/dW_l = s g_l phi(h_{l-1})^T / n^(3/2), times the rate
+    eta n and chi = dloss/df is what each parameter moves by [2].
+    """
+    U, W, v, *copy = (np.array(w, dtype=float) for w in weights)
+    W_back = copy[0] if copy else W
+    phi, (L, n, _), S, d = activation(phi), W.shape, len(stream), stream.d
+    skip, s = residual(scaling, L)
+    out = Trajectory(*(np.full(shape, np.nan) for shape in [(S,), (S,), (S, L + 1, n), (S, L + 1, n)]))
+    h, g, f, chi = out.h, out.g, out.f, out.chi
+    with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
+        for b in range(0, S, stream.batch):
+            batch = range(b, b + stream.batch)
+            for k in batch:
+                h[k] = forward(U @ stream.X[k] / sqrt(d), W, phi, skip, s)
+                f[k] = v @ h[k, L] / n
+                chi[k] = f[k] - stream.y[k]
+                g[k] = backward(h[k], v, W_back, phi, skip, s)
+            rows = slice(b, b + stream.batch)
+            if stop_at_divergence(out, h[rows], g[rows], b):
+                break
+            for k in batch:  # SGD [2]
+                U -= stream.rate * chi[k] * np.outer(g[k, 0], stream.X[k]) / sqrt(d)
+                v -= stream.rate * chi[k] * h[k, L]
+                for l in range(1, L + 1):
+                    step = stream.rate * chi[k] * s * np.outer(g[k, l], phi.phi(h[k, l - 1])) / sqrt(n)
+                    for matrices in [W] if W_back is W else [W, W_back]:
+                        matrices[l - 1] -= step
+        fill_kernels(out, h, g, phi)
+    return out
+
+
+def stop_at_divergence(out, h, g, b):
+    """If a pass of the batch that starts at sample b diverged, set out.diverged_at, blank with NaN all that follows
+    it (that batch's backward passes too, if a forward pass diverged), and return True.
+
+    h, g : arrays, shape (batch, L+1, n): the batch's own passes, views into out.h and out.g where those are kept
+    """
+    batch, layers = len(h), np.arange(h.shape[1])
+    f, chi = out.f[b : b + batch], out.chi[b : b + batch]
+    forward_at = first_divergence(h, layers)
+    backward_at = first_divergence(g, layers[::-1])
+    if forward_at is None and not np.isfinite(chi).all():
+        forward_at = int(np.argmin(np.isfinite(chi))), int(layers[-1])
+    if forward_at is not None:
+        k, l = forward_at
+        h[k, l:] = h[k + 1 :] = g[:] = f[k:] = chi[k:] = np.nan
+    elif backward_at is not None:
+        k, l = backward_at
+        g[k, : l + 1] = g[k + 1 :] = np.nan
+    else:
+        return False
+    out.diverged_at = b + k, l
+    return True
+
+
+def fill_kernels(out, h, g, phi):
+    """Set out.C and out.Gamma, shape (L, S, S), float64, from h and g, both (S, L+1, n)."""
+    S, layers, n = h.shape
+    out.C, out.Gamma = (np.empty((layers - 1, S, S)) for _ in range(2))
+    for l in range(layers - 1):
+        for kernel, a in (out.C, phi.phi(h[:, l])), (out.Gamma, g[:, l]):
+            kernel[l] = np.einsum("jn,kn->jk", a, a, dtype=float) / n
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Gaussian representation at initialisation [5]-[8]
+
+
+def innovations(h, g, W, phi="tanh", *, rng=None):
+    """The independent standard normal xi (L, n) and zeta (L, n) of Proposition 4.1, recovered from a network.
+
+    h, g : arrays, shape (L+1, n): first forward and backward pass through W (L, n, n), depth-muP.
+    rng : fills the one direction of each zeta_l that the network does not determine.
+
+        u_l = W_l p / sqrt(n) = |p| / sqrt(n) xi_l,  p = phi(h_{l-1})                                            [7]
+        z_l = W_l^T g_l / sqrt(n) = p <g_l, u_l> / |p|^2 + |g_l| / sqrt(n) (I - p p^T / |p|^2) zeta_l            [7]
+
+    Where p = 0 the forward innovation is drawn afresh and the projection dropped; where g_l = 0, zeta_l is drawn afresh.
+    """
+    rng, phi = np.random.default_rng(rng), activation(phi)
+    (L, n, _), xi, zeta = W.shape, [], []
+    for l in range(1, L + 1):
+        p = phi.phi(h[l - 1])
+        norm_p, norm_g = np.linalg.norm(p), np.linalg.norm(g[l])
+        p_hat = p / norm_p if norm_p else p
+        z = W[l - 1].T @ g[l] / sqrt(n)
+        fresh = rng.standard_normal(n)
+        xi.append(W[l - 1] @ p_hat if norm_p else rng.standard_normal(n))  # [7]
+        zeta.append(sqrt(n) / norm_g * (z - p_hat * (p_hat @ z)) + p_hat * fresh[0] if norm_g else fresh)  # [38]-[40]
+    return np.array(xi), np.array(zeta)
+
+
+def decoupled_backward(h, v, zeta, phi="tanh"):
+    """The auxiliary gradients g~ (L+1, n) with the innovations zeta (L, n) of the true pass: [8], depth-muP."""
+    phi, (L, n) = activation(phi), zeta.shape
+    g = [v]
+    for l in range(L, 0, -1):
+        z = np.linalg.norm(g[-1]) / sqrt(n) * zeta[l - 1]  # [8]
+        g.append(g[-1] + phi.dphi(h[l - 1]) * z / sqrt(L))
+    return np.array(g[::-1])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Neural Feature Dynamics [20]-[25] as an Euler-Maruyama particle system [112]
+
+
+class Noise(NamedTuple):
+    """Independent N(0,1) entries that drive N particles through S passes in L steps.
+
+    u : array, shape (S, N): the inputs U x_k / sqrt(d), before they are correlated [24]
+    v : array, shape (N,): the initial readout [24]
+    xi, zeta : arrays, shape (S, L, N): forward and backward Brownian increments, times sqrt(L), before they are
+        correlated [25]; xi[k, l-1] and zeta[k, l-1] belong to W_l
+    """
+
+    u: np.ndarray
+    v: np.ndarray
+    xi: np.ndarray
+    zeta: np.ndarray
+
+
+def draw_noise(samples, particles, steps, *, dtype="float64", rng=None):
+    """A fresh Noise for S = samples passes of N = particles in L = steps."""
+    rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
+    S, N, L = (positive_int(*item) for item in dict(samples=samples, particles=particles, steps=steps).items())
+    return Noise(*(rng.standard_normal(shape, dtype=dtype) for shape in [(S, N), (N,), (S, L, N), (S, L, N)]))
+
+
+def coarsen(noise, m):
+    """The Noise of the same Brownian paths at L / m steps: xi_coarse = (xi_1 + .. + xi_m) / sqrt(m)."""
+    S, L, N = noise.xi.shape
+    if L % positive_int("m", m):
+        raise ValueError(f"m={m} does not divide the number of steps L={L}")
+    xi, zeta = (a.reshape(S, L // m, m, N).sum(axis=2) / a.dtype.type(sqrt(m)) for a in noise[2:])
+    return noise._replace(xi=xi, zeta=zeta)
+
+
+SPANNED = {"float64": 1e-10, "float32": 1e-5}
+"""A vector whose distance to the span of the earlier ones is below this fraction of its length adds no new direction."""
+
+
+def factor(V, spanned=SPANNED["float64"]):
+    """Lower-triangular R (K, K) with R R^T = V V^T / n, by Gram-Schmidt on the rows of V (K, n).
+
+    A row in the span of those before it gets a zero on the diagonal, and the column below it is zero: no fresh
+    randomness for a repeated sample, no division by zero where phi(h) = 0.
+    """
+    (K, n), Q, R = V.shape, np.zeros(V.shape), np.zeros((len(V), len(V)))
+    for k in range(K):
+        rest = V[k]
+        for j in range(k):
+            R[k, j] = Q[j] @ rest / n
+            rest = rest - R[k, j] * Q[j]
+        if np.linalg.norm(rest) > spanned * np.linalg.norm(V[k]):
+            R[k, k] = np.linalg.norm(rest) / sqrt(n)
+            Q[k] = rest / R[k, k]
+    return R
+
+
+COUPLINGS = {"none": 0, "nearest": 1}
+
+
+def nfd(stream, noise, phi="tanh", *, coupling="none"):
+    """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps; twin of `sde.solve`.
+
+    coupling="nearest" adds the paper's closed form of the forward-backward coupling [17], [103], [104], which keeps
+    only the SGD drift of the neighbouring layer. Returns a Trajectory with everything.
+    """
+    phi, u, v, xi, zeta = activation(phi), *noise
+    S, L, N = xi.shape
+    near = choose("coupling", coupling, COUPLINGS)
+    K = stream.gram
+    out = Trajectory(*(np.full(shape, np.nan) for shape in [(S,), (S,), (S, L + 1, N), (S, L + 1, N)]))
+    h, g, f, chi = out.h, out.g, out.f, out.chi
+    with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
+        for k in range(S):
+            past, now = slice(0, stream.seen(k)), slice(0, k + 1)
+            a = stream.rate * chi[past]  # eta chi_j, j < k
+            P = []  # P[l][j] = E[phi'(h^j_l) phi'(h^k_l)]
+            C_below = np.zeros_like(a)  # C_{-1} := 0
+
+            h[k, 0] = factor(stream.X)[k, now] @ u[now] - (a * K[past, k]) @ g[past, 0]  # [22], [24]
+            for l in range(1, L + 1):
+                p = phi.phi(h[now, l - 1])
+                C = p @ p.T / N  # [23]
+                P.append(np.mean(phi.dphi(h[past, l - 1]) * phi.dphi(h[k, l - 1]), axis=-1))
+                dB = factor(p)[k] @ xi[now, l - 1] / sqrt(L)  # [25]
+                drift = -(a * C[past, k]) @ g[past, l] / L
+                c = -(a * C_below * P[l - 1]) @ g[past, l] / L**2  # [103]
+                h[k, l] = h[k, l - 1] + dB + drift + near * c  # [20]
+                C_below = C[past, k]
+
+            g[k, L] = v - a @ h[past, L]  # [22]
+            f[k] = np.mean(g[k, L] * h[k, L])  # [23]
+            chi[k] = f[k] - stream.y[k]
+            Gamma_above = np.zeros_like(a)  # Gamma_{L+1} := 0
+            P.append(np.zeros_like(a))
+            for l in range(L, 0, -1):
+                Gamma = g[now, l] @ g[now, l].T / N  # [23]
+                p = phi.phi(h[past, l - 1])
+                dB = factor(g[now, l])[k] @ zeta[now, l - 1] / sqrt(L)  # [25]
+                drift = -(a * Gamma[past, k]) @ p / L
+                d = -(a * Gamma_above * P[l]) @ p / L**2  # [104]
+                g[k, l - 1] = g[k, l] + phi.dphi(h[k, l - 1]) * (dB + drift + near * d)  # [21]
+                Gamma_above = Gamma[past, k]
+            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k):
+                break
+        fill_kernels(out, h, g, phi)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Slopes
+
+
+class Slope(NamedTuple):
+    """error ~ exp(intercept) * size^slope, and the confidence interval low <= slope <= high."""
+
+    slope: float
+    low: float
+    high: float
+    intercept: float
+
+
+def fit_slope(sizes, errors, *, confidence=0.95):
+    """Least-squares slope of log(mean error) against log(size), and its confidence interval.
+
+    sizes : array, shape (K,): two or more different positive numbers
+    errors : array, shape (R, K), positive: R >= 2 replicates; those of one row may share their randomness
+    confidence : between 0 and 1
+
+    The interval is Student's t on the R jackknife pseudo-values (leave one replicate out), so it needs neither
+    independent levels nor equal noise at each size. ValueError for anything else.
+    """
+    sizes = finite_array("sizes", sizes, ("K",))
+    errors = finite_array("errors", errors, ("R", len(sizes)))
+    R = len(errors)
+    if R < 2 or len(np.unique(sizes)) < 2:
+        raise ValueError(f"a slope needs 2 replicates and 2 different sizes or more, not {R} and {len(np.unique(sizes))}")
+    if (sizes <= 0).any() or (errors <= 0).any() or not 0 < confidence < 1:
+        raise ValueError("sizes and errors must be positive and 0 < confidence < 1")
+    x = np.log(sizes) - np.log(sizes).mean()
+
+    def slope(mean_error):
+        return np.log(mean_error) @ x / (x @ x)
+
+    total = errors.sum(axis=0)
+    whole = slope(total / R)
+    pseudo = np.array([R * whole - (R - 1) * slope((total - row) / (R - 1)) for row in errors])
+    half = stats.t.ppf((1 + confidence) / 2, R - 1) * pseudo.std(ddof=1) / sqrt(R)
+    return Slope(whole, whole - half, whole + half, np.log(total / R).mean() - whole * np.log(sizes).mean())
