@@ -330,13 +330,20 @@ def backward(h, v, W, phi, skip, s):
     return np.array(g[::-1])
 
 
+def gradients(h, g, x, phi, s):
+    """df/dU (n, d), df/dW (L, n, n) and df/dv (n,) of one input x (d,), from its passes h and g (L+1, n). [2]"""
+    n, d = h.shape[1], len(x)
+    dU = np.outer(g[0], x) / (n * sqrt(d))
+    dW = s * np.array([np.outer(g_l, p) for g_l, p in zip(g[1:], phi.phi(h[:-1]))]) / (n * sqrt(n))
+    return dU, dW, h[-1] / n
+
+
 def sgd(stream, weights, phi="tanh", *, scaling="depth-mup"):
     """Train by mini-batch SGD, moving the weights themselves; the readable twin of `finite_net.train`.
 
     weights : U (n, d), W (L, n, n), v (n,); with a fourth array W~ (L, n, n) the backward pass is decoupled: it uses
         W~ in place of W, and both receive the same updates [8].
-    Returns a Trajectory with everything. A gradient of f, e.g. df/dW_l = s g_l phi(h_{l-1})^T / n^(3/2), times the rate
-    eta n and chi = dloss/df is what each parameter moves by [2].
+    Returns a Trajectory with everything.
     """
     U, W, v, *copy = (np.array(w, dtype=float) for w in weights)
     W_back = copy[0] if copy else W
@@ -355,13 +362,11 @@ def sgd(stream, weights, phi="tanh", *, scaling="depth-mup"):
             rows = slice(b, b + stream.batch)
             if stop_at_divergence(out, h[rows], g[rows], b):
                 break
-            for k in batch:  # SGD [2]
-                U -= stream.rate * chi[k] * np.outer(g[k, 0], stream.X[k]) / sqrt(d)
-                v -= stream.rate * chi[k] * h[k, L]
-                for l in range(1, L + 1):
-                    step = stream.rate * chi[k] * s * np.outer(g[k, l], phi.phi(h[k, l - 1])) / sqrt(n)
-                    for matrices in [W] if W_back is W else [W, W_back]:
-                        matrices[l - 1] -= step
+            for k in batch:
+                dU, dW, dv = gradients(h[k], g[k], stream.X[k], phi, s)
+                step = stream.rate * n * chi[k]  # theta <- theta - eta n dloss/dtheta [2]
+                U, v, W = U - step * dU, v - step * dv, W - step * dW
+                W_back = W_back - step * dW if copy else W
         fill_kernels(out, h, g, phi)
     return out
 
@@ -404,37 +409,41 @@ def fill_kernels(out, h, g, phi):
 
 
 def innovations(h, g, W, phi="tanh", *, rng=None):
-    """The independent standard normal xi (L, n) and zeta (L, n) of Proposition 4.1, recovered from a network.
+    """The independent standard normal xi and zeta (..., L, n) of Proposition 4.1, recovered from a network.
 
-    h, g : arrays, shape (L+1, n): first forward and backward pass through W (L, n, n), depth-muP.
+    h, g : arrays, shape (..., L+1, n): first forward and backward passes through W (L, n, n), depth-muP.
     rng : fills the one direction of each zeta_l that the network does not determine.
 
         u_l = W_l p / sqrt(n) = |p| / sqrt(n) xi_l,  p = phi(h_{l-1})                                            [7]
         z_l = W_l^T g_l / sqrt(n) = p <g_l, u_l> / |p|^2 + |g_l| / sqrt(n) (I - p p^T / |p|^2) zeta_l            [7]
 
-    Where p = 0 the forward innovation is drawn afresh and the projection dropped; where g_l = 0, zeta_l is drawn afresh.
+    Where p = 0 the projection is dropped and xi_l drawn afresh; where g_l = 0, zeta_l is drawn afresh.
     """
-    rng, phi = np.random.default_rng(rng), activation(phi)
-    (L, n, _), xi, zeta = W.shape, [], []
-    for l in range(1, L + 1):
-        p = phi.phi(h[l - 1])
-        norm_p, norm_g = np.linalg.norm(p), np.linalg.norm(g[l])
-        p_hat = p / norm_p if norm_p else p
-        z = W[l - 1].T @ g[l] / sqrt(n)
-        fresh = rng.standard_normal(n)
-        xi.append(W[l - 1] @ p_hat if norm_p else rng.standard_normal(n))  # [7]
-        zeta.append(sqrt(n) / norm_g * (z - p_hat * (p_hat @ z)) + p_hat * fresh[0] if norm_g else fresh)  # [38]-[40]
-    return np.array(xi), np.array(zeta)
+    rng, phi, n = np.random.default_rng(rng), activation(phi), W.shape[1]
+    xi, zeta = np.empty((2, *h[..., 1:, :].shape))
+    for l in range(1, len(W) + 1):
+        fresh_xi, fresh_zeta = rng.standard_normal((2, *h[..., l, :].shape))
+        p = phi.phi(h[..., l - 1, :])
+        norm_p, norm_g = (np.linalg.norm(a, axis=-1, keepdims=True) for a in (p, g[..., l, :]))
+        p_hat = p / np.where(norm_p, norm_p, 1)
+        z = np.einsum("...i,ij->...j", g[..., l, :], W[l - 1]) / sqrt(n)
+        across = z - p_hat * np.sum(p_hat * z, axis=-1, keepdims=True)  # (I - p p^T / |p|^2) z
+        xi[..., l - 1, :] = np.where(norm_p, np.einsum("ij,...j->...i", W[l - 1], p_hat), fresh_xi)  # [7]
+        zeta[..., l - 1, :] = np.where(  # [38]-[40]
+            norm_g, across * sqrt(n) / np.where(norm_g, norm_g, 1) + p_hat * fresh_zeta[..., :1], fresh_zeta)
+    return xi, zeta
 
 
 def decoupled_backward(h, v, zeta, phi="tanh"):
-    """The auxiliary gradients g~ (L+1, n) with the innovations zeta (L, n) of the true pass: [8], depth-muP."""
-    phi, (L, n) = activation(phi), zeta.shape
-    g = [v]
+    """The auxiliary gradients g~ (..., L+1, n) with the innovations zeta (..., L, n) of the true pass: [8], depth-muP."""
+    phi, (L, n) = activation(phi), zeta.shape[-2:]
+    g = np.empty(h.shape)
+    g[..., L, :] = v
     for l in range(L, 0, -1):
-        z = np.linalg.norm(g[-1]) / sqrt(n) * zeta[l - 1]  # [8]
-        g.append(g[-1] + phi.dphi(h[l - 1]) * z / sqrt(L))
-    return np.array(g[::-1])
+        g_l = g[..., l, :]
+        z = np.linalg.norm(g_l, axis=-1, keepdims=True) / sqrt(n) * zeta[..., l - 1, :]  # [8]
+        g[..., l - 1, :] = g_l + phi.dphi(h[..., l - 1, :]) * z / sqrt(L)
+    return g
 
 
 # ---------------------------------------------------------------------------------------------------------------
