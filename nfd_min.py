@@ -25,6 +25,8 @@ from typing import Callable, NamedTuple
 import numpy as np
 from scipy import special, stats
 
+__version__ = "0.1.0"
+
 # ---------------------------------------------------------------------------------------------------------------
 # Checking what the caller gave
 

@@ -5,6 +5,7 @@ given the past, W_l phi(h^k_{l-1}) / sqrt(N) is the last row of the Cholesky fac
 to independent N(0,1) vectors, and W~_l^T g_l / sqrt(N) that of Gamma_l.
 """
 
+from contextlib import contextmanager
 from math import erf, exp, pi, sqrt, tanh
 from typing import NamedTuple
 
@@ -20,6 +21,17 @@ __all__ = ["Noise", "coarsen", "draw_noise", "init_kernels", "InitKernels", "sol
 
 CHUNK = 2048
 """Particles are summed in chunks of this size, whatever the number of threads, and the chunks in their order."""
+
+
+@contextmanager
+def threads(chunks):
+    """No more threads than chunks: one that has nothing to do costs more than it saves."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(before, chunks))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
 
 
 # Numba's cache does not notice a change of a function in another file, so these two lines stand in `finite_net` too.
@@ -128,7 +140,9 @@ def _forward(k, a, h, p, q, g, xi, C, R, P, code, near, spanned):
         _factor_row(R[l], C[l], part, p, k, l, spanned)  # [23]
         if near:
             for j in range(J):
-                P[l, j] = part_P[:, j].sum() / N
+                P[l, j] = 0
+                for i in range(chunks):  # not .sum(), which Numba would split by thread
+                    P[l, j] += part_P[i, j] / N
 
 
 @parallel_kernel
@@ -206,7 +220,7 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     q, P = np.empty((S * near, L + 1, N), dtype), np.empty(((L + 1) * near, S))
     C, Gamma, R, R_back = (np.full((L + 1, S, S), np.nan) for _ in range(4))
     K, R_x = stream.gram, factor(stream.X)
-    with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
+    with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
         for k in progress(range(S), "solving"):
             a = stream.rate * out.chi[: stream.seen(k)]  # eta chi_j, j < k
             h[k, 0] = _combine(R_x[k, : k + 1], u) - _combine(a * K[k, : len(a)], g[:, 0])  # [22], [24]

@@ -1,0 +1,147 @@
+"""Explicit-matrix networks: the fast kernels against the plain text, and everything a caller can get wrong."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+
+import finite_net
+import nfd_min
+from nfd_min import ACTIVATIONS, Stream
+
+FIELDS = ("f", "chi", "h", "g", "C", "Gamma")
+
+
+def stream_of(S, eta=0.3, batch=1, d=5, seed=0):
+    rng = np.random.default_rng(seed)
+    return Stream(rng.standard_normal((S, d)), rng.standard_normal(S), eta, batch)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+@pytest.mark.parametrize("scaling", ["depth-mup", "mup", "vanilla"])
+@pytest.mark.parametrize("phi", ACTIVATIONS)
+def test_fast_equals_plain(phi, scaling, backward, batch):
+    stream = stream_of(8, 0.01 if scaling == "mup" else 0.1, batch)  # stable: rounding is not amplified
+    weights = nfd_min.draw_weights(33, 6, 5, decoupled=True, rng=1)
+    before = [w.copy() for w in weights]
+    fast = finite_net.train(stream, 33, 6, phi, backward=backward, scaling=scaling, weights=weights)
+    plain = nfd_min.sgd(stream, weights[: 4 if backward == "decoupled" else 3], phi, scaling=scaling)
+    for name in FIELDS:
+        a, b = getattr(fast, name), getattr(plain, name)
+        assert a.shape == b.shape and np.max(np.abs(a - b)) <= 1e-12 * np.max(np.abs(b)), name
+    assert fast.diverged_at is None
+    assert all(np.array_equal(w, b) for w, b in zip(weights, before))  # the caller's arrays are not touched
+
+
+def test_float32_is_float64_rounded():
+    stream = stream_of(4)
+    weights = nfd_min.draw_weights(50, 8, 5, rng=1)
+    runs = [finite_net.train(stream, 50, 8, weights=weights, dtype=dtype) for dtype in ("float64", "float32")]
+    assert runs[1].h.dtype == runs[1].g.dtype == np.float32
+    for name in FIELDS:
+        a, b = (getattr(run, name) for run in runs)
+        assert 0 < np.max(np.abs(a - b)) < 1e-5 * np.max(np.abs(a)), name
+
+
+def test_keep():
+    stream = stream_of(6, batch=2)
+    everything, kernels, outputs = (finite_net.train(stream, 20, 3, rng=0, keep=keep) for keep in ("all", "kernels", "outputs"))
+    assert all(np.array_equal(everything.f, run.f) for run in (kernels, outputs))
+    assert np.array_equal(everything.C, kernels.C) and np.array_equal(everything.Gamma, kernels.Gamma)
+    assert kernels.h is kernels.g is outputs.h is outputs.g is outputs.C is outputs.Gamma is None
+    with pytest.raises(ValueError, match="kernels were not kept"):
+        outputs.min_eig()
+
+
+def test_weights_are_drawn_from_rng():
+    stream = stream_of(3)
+    U, W, v, W_back = nfd_min.draw_weights(20, 3, 5, decoupled=True, rng=7)
+    assert np.array_equal(finite_net.train(stream, 20, 3, rng=7).f, finite_net.train(stream, 20, 3, weights=(U, W, v)).f)
+    drawn = finite_net.train(stream, 20, 3, rng=7, backward="decoupled")
+    assert np.array_equal(drawn.f, finite_net.train(stream, 20, 3, weights=(U, W, v, W_back), backward="decoupled").f)
+    given = finite_net.train(stream, 20, 3, rng=7, backward="decoupled", weights=(U, W, v))  # W~ from rng
+    assert np.array_equal(given.f[:1], drawn.f[:1]) and not np.array_equal(given.f, drawn.f)
+
+
+def test_weights_in_any_memory_order():
+    stream = stream_of(3)
+    weights = nfd_min.draw_weights(10, 3, 5, rng=7)
+    assert np.array_equal(finite_net.train(stream, 10, 3, weights=weights).f,
+                          finite_net.train(stream, 10, 3, weights=[np.asfortranarray(w) for w in weights]).f)
+
+
+PROGRAM = """
+import hashlib, numpy as np, finite_net, sde
+from nfd_min import Stream
+rng = np.random.default_rng(0)
+bits = hashlib.sha256()
+for batch in (1, 4):
+    stream = Stream(rng.standard_normal((4, 64)), rng.standard_normal(4), 0.3, batch)
+    runs = [finite_net.train(stream, 150, 4, rng=1), sde.solve(stream, 9000, 4, rng=1), sde.solve(stream, 9000, 4, rng=1, coupling="nearest")]
+    for run in runs:
+        for a in (run.f, run.h, run.g, run.C, run.Gamma):
+            bits.update(a.tobytes())
+print(bits.hexdigest())
+"""
+
+
+def test_same_bits_on_any_number_of_threads():
+    outputs = set()
+    for threads in "12":
+        names = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = os.environ | dict.fromkeys(names, threads)
+        run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+        outputs.add(run.stdout)
+    assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("phi", ["identity", "relu"])
+def test_divergence_is_reported_and_what_came_before_is_kept(phi):
+    stream = stream_of(6, eta=50.0, d=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = finite_net.train(stream, 16, 64, phi, scaling="mup", rng=0)
+        plain = nfd_min.sgd(stream, nfd_min.draw_weights(16, 64, 3, rng=0), phi, scaling="mup")
+    k, l = run.diverged_at
+    assert plain.diverged_at == (k, l) and 0 < k < 6 and 0 <= l <= 64
+    assert np.isfinite(run.f[:k]).all() and np.isnan(run.f[k + 1 :]).all()
+    assert np.isfinite(run.h[:k]).all() and np.isfinite(run.g[:k]).all()
+    assert np.isfinite(run.h[k, :l]).all() or np.isfinite(run.g[k, l + 1 :]).all()
+    assert np.isnan(run.h[k + 1 :]).all() and np.isnan(run.g[k, l]).all()
+    assert np.isfinite(run.C[:, :k, :k]).all() and np.isfinite(run.min_eig()[0]).all()
+    short = finite_net.train(stream, 16, 64, phi, scaling="mup", rng=0, keep="outputs")
+    assert short.diverged_at == (k, l) and np.array_equal(short.f, run.f, equal_nan=True)
+
+
+def test_divergence_inside_a_batch():
+    X = np.ones((4, 3))
+    X[3] *= 1e160  # its first layer has no finite mean square
+    run = finite_net.train(Stream(X, np.ones(4), 0.1, 2), 8, 3, "identity", rng=0)
+    assert run.diverged_at == (3, 0)
+    assert np.isfinite(run.h[:3]).all() and np.isnan(run.h[3]).all() and np.isfinite(run.g[:2]).all() and np.isnan(run.g[2:]).all()
+    assert np.isfinite(run.f[:3]).all() and np.isnan(run.f[3])
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(width=0), "width=0 must be an integer >= 1"),
+    (dict(width=4.0), "width=4.0"),
+    (dict(depth=0), "depth=0"),
+    (dict(depth=-3), "depth=-3"),
+    (dict(depth=True), "depth=True"),
+    (dict(phi="gelu"), "phi='gelu' is unknown; allowed: tanh, relu, erf, identity"),
+    (dict(backward="both"), "backward='both' is unknown; allowed: reused, decoupled"),
+    (dict(scaling="ntk"), "scaling='ntk' is unknown; allowed: depth-mup, mup, vanilla"),
+    (dict(dtype="float16"), "dtype='float16' is unknown; allowed: float64, float32"),
+    (dict(keep="some"), "keep='some' is unknown; allowed: all, kernels, outputs"),
+    (dict(width=10**7), "train.* needs .* GiB; this machine has"),
+    (dict(weights=(np.ones((4, 5)),)), "not 1 arrays"),
+    (dict(weights=(np.ones((4, 5)), np.ones((3, 4, 4)), np.ones(4))), r"weights: W has shape \(3, 4, 4\), expected \(2, 4, 4\)"),
+    (dict(weights=(np.ones((4, 5)), np.full((2, 4, 4), np.nan), np.ones(4))), "weights: W must be finite"),
+])
+def test_bad_input(change, message):
+    with pytest.raises(ValueError, match=message):
+        finite_net.train(**(dict(stream=stream_of(2), width=4, depth=2) | change))

@@ -1,0 +1,290 @@
+"""The plain text itself: vocabulary, data, gradients, Gaussian representation, slopes."""
+
+from math import sqrt
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import nfd_min
+from nfd_min import ACTIVATIONS, Stream, fit_slope
+
+SCALINGS = ("depth-mup", "mup", "vanilla")
+
+
+def relative(a, b):
+    return np.max(np.abs(a - b)) / np.max(np.abs(b))
+
+
+@pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_dphi_is_the_derivative_of_phi(phi):
+    x = np.linspace(-3, 3, 60)  # 0 is not among them
+    assert np.allclose((phi.phi(x + 1e-6) - phi.phi(x - 1e-6)) / 2e-6, phi.dphi(x), atol=1e-9)
+    assert phi.phi(np.float32([0.5])).dtype == phi.dphi(np.float32([0.5])).dtype == np.float32
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=ACTIVATIONS)
+def test_every_gradient_is_the_central_difference_of_the_loss(phi, scaling, batch):
+    """Equations [1]-[3], and the step [2]: it is -eta n times the gradient of the mean loss of the mini-batch."""
+    n, L, d, eta, eps = 5, 3, 4, 0.3, 1e-5
+    rng = np.random.default_rng([batch, *map(ord, phi.name + scaling)])
+    X, y = rng.standard_normal((2 * batch, d)), rng.standard_normal(2 * batch)
+    weights = nfd_min.draw_weights(n, L, d, rng=rng)
+    skip, s = {"depth-mup": (1, 1 / sqrt(L)), "mup": (1, 1), "vanilla": (0, 1)}[scaling]
+
+    def output(weights, x):  # written from MATH, not with the module's own forward pass
+        U, W, v = weights
+        h = U @ x / sqrt(d)
+        for W_l in W:
+            h = skip * h + s * W_l @ phi.phi(h) / sqrt(n)
+        return v @ h / n
+
+    def loss():
+        return np.mean([(output(weights, x) - t) ** 2 for x, t in zip(X[:batch], y)]) / 2
+
+    run = nfd_min.sgd(Stream(X, y, eta, batch), weights, phi, scaling=scaling)
+    stepped = []
+    for i, w in enumerate(weights):
+        difference = np.empty_like(w)
+        for index in np.ndindex(w.shape):
+            keep = w[index]
+            w[index] = keep + eps
+            up = loss()
+            w[index] = keep - eps
+            down = loss()
+            w[index] = keep
+            difference[index] = (up - down) / (2 * eps)
+        exact = sum(
+            run.chi[k] * nfd_min.gradients(run.h[k], run.g[k], X[k], phi, s)[i] for k in range(batch)) / batch
+        assert np.linalg.norm(exact - difference) < 1e-6 * np.linalg.norm(difference), "UWv"[i]
+        stepped.append(w - eta * n * exact)
+    assert np.allclose(run.f[batch:], [output(stepped, x) for x in X[batch:]], rtol=1e-11)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
+    """[12], [79]-[84]: every pass written with the initial weights and the earlier passes only."""
+    n, L, d, S, eta = 7, 3, 5, 6, 0.4
+    rng = np.random.default_rng(batch)
+    stream = Stream(rng.standard_normal((S, d)), rng.standard_normal(S), eta, batch)
+    weights = nfd_min.draw_weights(n, L, d, decoupled=decoupled, rng=rng)
+    U, W, v, W_back = weights if decoupled else (*weights, weights[1])
+    run = nfd_min.sgd(stream, weights)
+    phi, dphi = np.tanh, nfd_min.TANH.dphi
+    h, g, a = np.zeros((S, L + 1, n)), np.zeros((S, L + 1, n)), np.zeros(S)
+    for k in range(S):
+        x = stream.X[k]
+        past = range(batch * (k // batch))
+        h[k, 0] = U @ x / sqrt(d) - sum(a[j] * g[j, 0] * (stream.X[j] @ x) / d for j in past)
+        for l in range(1, L + 1):
+            p = phi(h[k, l - 1])
+            h[k, l] = h[k, l - 1] + W[l - 1] @ p / sqrt(n * L) - sum(a[j] * (phi(h[j, l - 1]) @ p / n) * g[j, l] for j in past) / L
+        g[k, L] = v - sum(a[j] * h[j, L] for j in past)
+        for l in range(L, 0, -1):
+            z = W_back[l - 1].T @ g[k, l] / sqrt(n * L)
+            z = z - sum(a[j] * (g[j, l] @ g[k, l] / n) * phi(h[j, l - 1]) for j in past) / L
+            g[k, l - 1] = g[k, l] + dphi(h[k, l - 1]) * z
+        a[k] = eta / batch * (g[k, L] @ h[k, L] / n - stream.y[k])
+    assert relative(run.h, h) < 1e-13 and relative(run.g, g) < 1e-13
+    for l in range(L):  # the definition of the kernels, l = 0..L-1
+        assert np.allclose(run.C[l], phi(h[:, l]) @ phi(h[:, l]).T / n)
+        assert np.allclose(run.Gamma[l], g[:, l] @ g[:, l].T / n)
+
+
+def test_gaussian_representation_at_initialisation():
+    """Prop 4.1 [7] gives the network's own increments back, from innovations that are standard normal and independent."""
+    n, L = 40, 5
+    rng = np.random.default_rng(0)
+    all_xi, all_zeta = [], []
+    for _ in range(40):
+        U, W, v = nfd_min.draw_weights(n, L, 3, rng=rng)
+        run = nfd_min.sgd(Stream(rng.standard_normal((1, 3)), [1.0], 0.1), (U, W, v))
+        h, g = run.h[0], run.g[0]
+        xi, zeta = nfd_min.innovations(h, g, W, rng=rng)
+        for l in range(1, L + 1):
+            p, u = np.tanh(h[l - 1]), (h[l] - h[l - 1]) * sqrt(L)
+            assert np.allclose(u, np.linalg.norm(p) / sqrt(n) * xi[l - 1])
+            z = W[l - 1].T @ g[l] / sqrt(n)
+            across = zeta[l - 1] - p * (p @ zeta[l - 1]) / (p @ p)
+            assert np.allclose(z, p * (g[l] @ u) / (p @ p) + np.linalg.norm(g[l]) / sqrt(n) * across)
+        all_xi.append(xi)
+        all_zeta.append(zeta)
+    all_xi, all_zeta = np.array(all_xi), np.array(all_zeta)
+    for sample in (all_xi, all_zeta):
+        assert stats.kstest(sample.ravel(), "norm").pvalue > 1e-3
+        assert abs(np.var(np.sum(sample, axis=2)) / n - 1) < 0.3  # a lost or doubled direction changes sums, not entries
+    assert abs(np.mean(all_xi * all_zeta)) < 4 / sqrt(all_xi.size)
+
+
+def test_gaussian_representation_without_a_direction():
+    W, zero, g = np.ones((1, 4, 4)), np.zeros((2, 4)), np.ones((2, 4))
+    for h, g in ((zero, g), (g, zero)):
+        xi, zeta = nfd_min.innovations(h, g, W, rng=0)
+        assert np.isfinite(xi).all() and np.isfinite(zeta).all() and zeta.any() and xi.any()
+
+
+def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
+    """[8]: with zeta = W~^T g~ / |g~| the auxiliary pass is the backward pass through W~."""
+    n, L = 9, 4
+    rng = np.random.default_rng(1)
+    U, W, v, W_back = nfd_min.draw_weights(n, L, 3, decoupled=True, rng=rng)
+    h = nfd_min.forward(U @ rng.standard_normal(3), W, nfd_min.TANH, 1, 1 / sqrt(L))
+    g = nfd_min.backward(h, v, W_back, nfd_min.TANH, 1, 1 / sqrt(L))
+    zeta = np.array([W_back[l].T @ g[l + 1] / np.linalg.norm(g[l + 1]) for l in range(L)])
+    assert relative(nfd_min.decoupled_backward(h, v, zeta), g) < 1e-13
+
+
+def test_factor_is_a_cholesky_factor_and_drops_what_is_spanned():
+    rng = np.random.default_rng(0)
+    V = rng.standard_normal((5, 30))
+    assert np.allclose(nfd_min.factor(V), np.linalg.cholesky(V @ V.T / 30))
+    V[1], V[2], V[4] = 0, 2 * V[0], V[0] - V[3]
+    R = nfd_min.factor(V)
+    assert np.allclose(R @ R.T, V @ V.T / 30) and not np.diag(R)[[1, 2, 4]].any() and not R[:, [1, 2, 4]].any()
+
+
+def test_coarsen_sums_increments():
+    noise = nfd_min.draw_noise(2, 5, 6, rng=0)
+    coarse = nfd_min.coarsen(noise, 3)
+    assert np.allclose(coarse.xi[1, 0] * sqrt(3), noise.xi[1, 0] + noise.xi[1, 1] + noise.xi[1, 2])
+    assert np.allclose(coarse.zeta[0, 1] * sqrt(3), noise.zeta[0, 3:].sum(axis=0))
+    assert np.array_equal(coarse.u, noise.u) and np.array_equal(coarse.v, noise.v)
+    with pytest.raises(ValueError, match="m=4 does not divide"):
+        nfd_min.coarsen(noise, 4)
+
+
+def test_min_eig():
+    run = nfd_min.sgd(Stream(np.eye(3), np.ones(3), 0.5), nfd_min.draw_weights(20, 4, 3, rng=0))
+    C, Gamma = run.min_eig()
+    assert C.shape == Gamma.shape == (4,)
+    assert np.isclose(C[2], np.linalg.eigvalsh(run.C[2])[0]) and np.isclose(Gamma[1], np.linalg.eigvalsh(run.Gamma[1])[0])
+    assert np.allclose(run.min_eig(1)[0], run.C[:, 0, 0])
+    with pytest.raises(ValueError, match="passes=4 must be between 1 and .* 3"):
+        run.min_eig(4)
+
+
+# The data ------------------------------------------------------------------------------------------------------
+
+
+def test_digits():
+    stream = Stream.digits(1797, 0.1, rng=0)
+    assert stream.X.shape == (1797, 64) and set(stream.y) == {-1.0, 1.0}
+    assert np.allclose((stream.X**2).sum(axis=1), 64)
+    X, label = nfd_min.load_data()
+    assert X.shape == (1797, 64) and X.max() == 16 and np.bincount(label).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    centred = X - X.mean(axis=0)
+    i = np.argmax(centred @ stream.X[0] / np.linalg.norm(centred, axis=1))  # the image it came from
+    assert np.allclose(stream.X[0], centred[i] * 8 / np.linalg.norm(centred[i])) and stream.y[0] == (-1) ** label[i]
+
+
+def test_digits_of_two_classes_over_several_epochs():
+    a, b = (Stream.digits(800, 0.1, batch=8, classes=(3, 5), rng=1) for _ in range(2))
+    assert np.array_equal(a.X, b.X)
+    assert len(np.unique(a.X[:365], axis=0)) == 365 and sum(a.y[:365] == 1) == 183  # one epoch: 183 threes, 182 fives
+
+
+def test_data_files(tmp_path):
+    X, y = np.random.default_rng(0).standard_normal((6, 3)), np.array([0, 1, 1, 0, 1, 0])
+    np.savez(tmp_path / "a.npz", X=X, y=y)
+    np.savetxt(tmp_path / "a.csv", np.c_[X, y], delimiter=",")
+    (tmp_path / "b.csv").write_text("one,two,three,label\n" + (tmp_path / "a.csv").read_text())
+    streams = [Stream.digits(6, 0.1, data=tmp_path / name, rng=0) for name in ("a.npz", "a.csv", "b.csv")]
+    assert all(np.allclose(s.X, streams[0].X) and np.array_equal(s.y, streams[0].y) for s in streams)
+    assert sum(streams[0].y == 1) == 3 and streams[0].d == 3
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.txt", "1,2\n", "must end in .npz or .csv"),
+    ("a.npz", "not a zip", "cannot use"),
+    ("a.csv", "", "no rows"),
+    ("a.csv", "1,2,0\n1,x,1\n", "cannot use"),
+    ("a.csv", "1,2,0\n1,1\n", "cannot use"),
+    ("a.csv", "1,2,0\n1,nan,1\n", "must be finite"),
+    ("a.csv", "1,2,0.5\n1,3,1\n", "integer labels"),
+    ("a.csv", "1\n2\n", "expected"),
+    ("a.csv", "1,2,0\n2,3,0\n", "one label only"),
+    ("a.csv", "0,1,0\n2,3,1\n1,2,1\n", "equals the mean"),
+])
+def test_bad_data_file(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        Stream.digits(2, 0.1, data=tmp_path / name)
+
+
+def test_more_bad_data_files(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.ones((2, 2)))
+    np.savez(tmp_path / "b.npz", X=np.ones((2, 2)), y=np.ones(3))
+    np.savez(tmp_path / "c.npz", X=np.array([object()]), y=np.ones(1))
+    for name, message in (("a.npz", "expected X"), ("b.npz", r"shape \(3,\)"), ("c.npz", "cannot use"), ("d.npz", "No such file")):
+        with pytest.raises(ValueError, match=message):
+            Stream.digits(2, 0.1, data=tmp_path / name)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(X=np.ones(4)), r"X has shape \(4,\)"),
+    (dict(X=np.ones((0, 3))), "X has shape"),
+    (dict(y=np.ones(3)), r"y has shape \(3,\), expected \(4,\)"),
+    (dict(X=np.full((4, 2), np.nan)), "X must be finite"),
+    (dict(y=[1, 2, np.inf, 0]), "y must be finite"),
+    (dict(X="abc"), "X must be an array of real numbers"),
+    (dict(X=np.ones((4, 2)) * 1j), "complex"),
+    (dict(eta=-0.1), "eta=-0.1"),
+    (dict(eta=float("nan")), "eta=nan"),
+    (dict(eta=float("inf")), "eta=inf"),
+    (dict(eta="1"), "eta='1'"),
+    (dict(batch=0), "batch=0 must be an integer >= 1"),
+    (dict(batch=1.5), "batch=1.5"),
+    (dict(batch=3), "batch=3 does not divide the number of samples S=4"),
+])
+def test_bad_stream(change, message):
+    with pytest.raises(ValueError, match=message):
+        Stream(**(dict(X=np.ones((4, 2)), y=np.ones(4), eta=0.1) | change))
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(samples=0), "samples=0"),
+    (dict(classes=(3, 11)), r"classes=\(3, 11\) must be two different labels"),
+    (dict(classes=(3, 3)), "two different labels"),
+    (dict(eta=-1), "eta=-1"),
+])
+def test_bad_digits(change, message):
+    with pytest.raises(ValueError, match=message):
+        Stream.digits(**(dict(samples=4, eta=0.1) | change))
+
+
+def test_unknown_names():
+    for call in (lambda: nfd_min.activation("gelu"), lambda: nfd_min.residual("ntk", 3), lambda: nfd_min.choose("keep", None, nfd_min.KEEP)):
+        with pytest.raises(ValueError, match="unknown; allowed: "):
+            call()
+    assert nfd_min.activation(nfd_min.ERF) is nfd_min.activation("erf") is nfd_min.ERF
+
+
+# Slopes --------------------------------------------------------------------------------------------------------
+
+
+def test_fit_slope_of_a_power_law():
+    sizes = np.array([3, 5, 11, 40])
+    fit = fit_slope(sizes, [2 * sizes**-1.5, 3 * sizes**-1.5])
+    assert np.allclose(fit[:3], -1.5) and np.isclose(np.exp(fit.intercept), 2.5)
+
+
+def test_fit_slope_interval_covers():
+    """95% of the intervals hold the true slope, also when levels share their noise and the noise differs by size."""
+    rng, sizes, hits = np.random.default_rng(0), np.array([4, 8, 16, 32]), 0
+    for _ in range(1000):
+        common, own = rng.gamma(2, 0.5, (20, 1)), rng.gamma(8 / sizes**0.3, sizes**0.3 / 8, (20, 4))
+        fit = fit_slope(sizes, common * own / sizes)
+        hits += fit.low <= -1 <= fit.high
+    assert 0.92 < hits / 1000 < 0.975
+
+
+@pytest.mark.parametrize("sizes, errors", [
+    ([1, 2], [[1, 1]]), ([2, 2], [[1, 1], [1, 1]]), ([1, 2], [[1, 0], [1, 0]]), ([1, 2], [[1, np.nan], [1, 1]]),
+    ([1, 2, 3], [[1, 1], [1, 1]]), ([-1, 2], [[1, 1], [1, 1]]),
+])
+def test_fit_slope_rejects(sizes, errors):
+    with pytest.raises(ValueError):
+        fit_slope(sizes, errors)

@@ -1,0 +1,25 @@
+"""Every rate the theory predicts, measured on the digits; each interval is shown to exclude the neighbouring exponents."""
+
+import pytest
+
+from nfd_audit import CLAIMS, audit, data_source
+
+RATES = {  # claim -> quantity -> expected exponent
+    "gia-width": {"|g - g~|^2, L = 4": -1, "|g - g~|^2, L = 16": -1, "|g - g~|^2, L = 64": -1, "n |g - g~|^2": 0},
+    "init-limit": {"(kernels - limit)^2": -1, "|kernels - limit|": -1},
+    "depth-rate": {"|g - g_ref|^2, k = 0..2": -1, "|h - h_ref|^2, k = 1..2": -1, "|h - h_ref|^2, k = 0": -2},
+    "nearest-coupling": {"|change of h|^2, k = 1..2": -2, "|change of g|^2, k = 1..2": -2},
+    "nondegeneracy": {"min eig C": 0, "min eig Gamma": 0},
+}
+
+
+@pytest.mark.parametrize("claim", RATES)
+def test_rate(claim):
+    result = audit(CLAIMS[claim], data_source(), seed=20)
+    slopes = {rate["label"]: rate for rate in result["rates"] if rate["slope"] is not None}
+    assert set(slopes) == set(RATES[claim])
+    for label, expected in RATES[claim].items():
+        low, high = slopes[label]["low"], slopes[label]["high"]
+        print(f"{claim}: {label}: {slopes[label]['slope']:.3f} [{low:.3f}, {high:.3f}]")
+        assert expected - 0.2 < low < high < expected + 0.2, (label, low, high)
+    assert result["verdict"] == "holds"
