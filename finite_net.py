@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from nfd_min import (ACTIVATIONS, DTYPES, KEEP, Trajectory, activation, check_memory, choose, draw_weights,
-                     fill_kernels, finite_array, positive_int, progress, residual, stop_at_divergence)
+                     fill_kernels, finite_array, positive_int, progress, residual, stop_at_divergence, Stream)
 
 
 def kernel(function, parallel=False):
@@ -113,6 +113,8 @@ def train(stream, width, depth, phi="tanh", *, backward="reused", scaling="depth
     8 or 4 bytes for each of L n^2 (twice if decoupled) + n d weights and 2 S (L+1) n features and gradients
     (with keep="outputs" those of one mini-batch).
     """
+    if not isinstance(stream, Stream):
+        raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
     n, L = positive_int("width", width), positive_int("depth", depth)
     phi, keep = activation(phi), choose("keep", keep, KEEP)
     reused = choose("backward", backward, dict(reused=True, decoupled=False))
@@ -126,22 +128,22 @@ def train(stream, width, depth, phi="tanh", *, backward="reused", scaling="depth
     rng = np.random.default_rng(rng)
     if weights is None:
         weights = draw_weights(n, L, d, decoupled=not reused, dtype=dtype_name, rng=rng)
-    elif len(weights) in (3, 4):
+    elif isinstance(weights, (tuple, list)) and len(weights) in (3, 4):
         weights = [finite_array(f"weights: {name}", w, shape, dtype)
                    for (name, shape), w in zip(shapes.items(), weights[: 4 - reused])]
         if not reused and len(weights) == 3:
             weights.append(rng.standard_normal(shapes["W_back"], dtype=dtype))
     else:
-        raise ValueError(f"weights must be U, W, v or U, W, v, W_back, not {len(weights)} arrays")
+        raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
     U, W, v, *copy = weights
     W_back = W if reused else copy[0]
 
     out = Trajectory(np.full(S, np.nan), np.full(S, np.nan))
     h, g = (np.full((rows, L + 1, n), np.nan, dtype) for _ in range(2))
     p = np.empty((B, L, n), dtype)
-    X = (stream.X / sqrt(d)).astype(dtype)
     s_n, code = dtype(s / sqrt(n)), CODES[phi.name]
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
+        X = (stream.X / sqrt(d)).astype(dtype)
         for b in progress(range(0, S, B), "training"):
             batch = slice(b, b + B)
             h_b, g_b, x = (h[batch], g[batch], X[batch]) if keep else (h, g, X[batch])

@@ -18,12 +18,13 @@ arXiv 2512.21075). Nothing here is fast; `finite_net` and `sde` compute the same
 import os
 from dataclasses import dataclass, field
 from importlib import resources
-from math import ceil, sqrt
+from math import ceil, prod, sqrt
 from numbers import Integral, Real
 from typing import Callable, NamedTuple
 
 import numpy as np
 from scipy import special, stats
+from scipy.sparse.linalg import LinearOperator
 
 __version__ = "0.1.0"
 
@@ -55,7 +56,7 @@ def finite_array(name, value, shape, dtype=float):
             raise TypeError("it is complex")
         with np.errstate(over="ignore"):
             array = np.array(value, dtype=dtype, order="C")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} must be an array of real numbers of shape {_show(shape)}: {error}") from None
     if array.ndim != len(shape) or any(a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)):
         raise ValueError(f"{name} has shape {array.shape}, expected {_show(shape)}")
@@ -109,8 +110,8 @@ ACTIVATIONS = {a.name: a for a in (TANH, RELU, ERF, IDENTITY)}
 
 
 def activation(name):
-    """The Activation of that name (an Activation of the table is returned as it is). ValueError if unknown."""
-    return choose("phi", name.name if isinstance(name, Activation) else name, ACTIVATIONS)
+    """The Activation of that name; one of the four is returned as it is. ValueError for anything else."""
+    return name if name in ACTIVATIONS.values() else choose("phi", name, ACTIVATIONS)
 
 
 def residual(scaling, depth):
@@ -140,11 +141,14 @@ class Stream:
     def __post_init__(self):
         X = finite_array("X", self.X, ("S", "d"))
         y = finite_array("y", self.y, (len(X),))
-        if isinstance(self.eta, bool) or not isinstance(self.eta, Real) or not 0 <= self.eta < np.inf:
+        if isinstance(self.eta, bool) or not isinstance(self.eta, Real) or not 0 <= self.eta < 1e308:
             raise ValueError(f"eta={self.eta!r} must be a finite number >= 0")
         batch = positive_int("batch", self.batch)
         if len(X) % batch:
             raise ValueError(f"batch={batch} does not divide the number of samples S={len(X)}")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(np.sum(X**2, axis=1)).all():
+                raise ValueError("X is too large: the square of an input is not a finite number")
         X.flags.writeable = y.flags.writeable = False
         for name, value in dict(X=X, y=y, eta=float(self.eta), batch=batch).items():
             object.__setattr__(self, name, value)
@@ -185,17 +189,20 @@ class Stream:
         """
         S = positive_int("samples", samples)
         X, label = load_data(data)
+        check_memory(8 * S * X.shape[1], f"Stream.digits(samples={S})")
         found = np.unique(label)
         if classes is None:
             if len(found) < 2:
                 raise ValueError(f"the data have one label only, {found}; two or more are needed")
             target = np.where(label == found[1] if len(found) == 2 else label % 2 == 0, 1.0, -1.0)
         else:
-            classes = tuple(classes)
-            if len(classes) != 2 or classes[0] == classes[1] or not np.isin(classes, found).all():
-                raise ValueError(f"classes={classes} must be two different labels out of {found.tolist()}")
+            if np.shape(classes) != (2,) or classes[0] == classes[1] or not np.isin(classes, found).all():
+                raise ValueError(f"classes={classes!r} must be two different labels out of {found.tolist()}")
             keep = np.isin(label, classes)
             X, target = X[keep], np.where(label[keep] == classes[0], 1.0, -1.0)
+        if len(np.unique(target)) < 2:
+            raise ValueError(f"the labels {found.tolist()} are all odd or all even; choose two of them with classes")
+        X = X / (np.abs(X).max() or 1)  # so that no square overflows
         X = X - X.mean(axis=0)
         norm = np.linalg.norm(X, axis=1, keepdims=True)
         if not norm.all():
@@ -223,10 +230,10 @@ def load_data(path=None):
             raise ValueError("the name must end in .npz or .csv")
         X = finite_array("X", X, ("N", "d"))
         y = finite_array("y", y, (len(X),))
-        if (y != np.rint(y)).any():
-            raise ValueError("y must hold integer labels; for real targets build Stream(X, y, eta) yourself")
+        if (y != np.rint(y)).any() or (np.abs(y) > 2**53).any():
+            raise ValueError("y must hold integer labels, at most 2^53; for real targets build Stream(X, y, eta) yourself")
     except Exception as error:  # whatever a malformed archive raises: zip, zlib, pickle, text and I/O errors
-        raise ValueError(f"cannot use {path or 'the shipped digits'} as data: {error}") from error
+        raise ValueError(f"cannot use {'the shipped digits' if path is None else repr(str(path))} as data: {error}") from error
     return X, y.astype(int)
 
 
@@ -238,18 +245,22 @@ def _read_npz(file):
 
 
 def _read_csv(path):
-    with open(path, encoding="utf-8") as file:
-        first = file.readline()
-        try:
-            [float(cell) for cell in first.split(",")]
-            file.seek(0)
-        except ValueError:
-            pass  # a header
+    with open(path, encoding="utf-8-sig") as file:
         rows = [line for line in file if line.strip()]
+    if rows and not any(map(_is_number, rows[0].split(","))):
+        del rows[0]  # a header
     if not rows:
         raise ValueError("there are no rows of numbers")
     table = np.loadtxt(rows, delimiter=",", ndmin=2)
     return table[:, :-1], table[:, -1]
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(eq=False)
@@ -260,6 +271,8 @@ class Trajectory:
     h, g : arrays, shape (S, L+1, n): features and width-normalised gradients (keep="all")
     C, Gamma : arrays, shape (L, S, S): C[l] and Gamma[l] of layers l = 0..L-1 (keep="all" or "kernels").
         Gamma_L is not among them: it is the Gram matrix of the readouts v^k, the same for one mini-batch.
+    A, B : arrays, shape (L, S, S): A[l-1, k, j] and B[l-1, k, j] are the response functions A^{kj}_l and B^{kj}_l of W_l,
+        l = 1..L (sde.solve with coupling="full")
     diverged_at : None, or (sample, layer) where the mean square of h or g first was not a finite number
     """
 
@@ -269,6 +282,8 @@ class Trajectory:
     g: np.ndarray | None = None
     C: np.ndarray | None = None
     Gamma: np.ndarray | None = None
+    A: np.ndarray | None = None
+    B: np.ndarray | None = None
     diverged_at: tuple | None = None
 
     def min_eig(self, passes=None):
@@ -279,7 +294,8 @@ class Trajectory:
         """
         if self.C is None:
             raise ValueError('the kernels were not kept; use keep="kernels" or keep="all"')
-        done = len(self.f) if self.diverged_at is None else self.diverged_at[0]
+        complete = np.isfinite(np.diagonal(self.C + self.Gamma, axis1=1, axis2=2)).all(axis=0)
+        done = len(complete) if complete.all() else int(np.argmin(complete))
         passes = done if passes is None else positive_int("passes", passes)
         if not 1 <= passes <= done:
             raise ValueError(f"passes={passes} must be between 1 and the number of completed passes, {done}")
@@ -313,6 +329,7 @@ def draw_weights(width, depth, d, *, decoupled=False, dtype="float64", rng=None)
     last, so that one seed gives the same U, W, v either way."""
     rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
     shapes = [(width, d), (depth, width, width), (width,)] + [(depth, width, width)] * decoupled
+    check_memory(dtype().itemsize * sum(map(prod, shapes)), f"draw_weights(width={width}, depth={depth})")
     return tuple(rng.standard_normal(shape, dtype=dtype) for shape in shapes)
 
 
@@ -436,6 +453,33 @@ def innovations(h, g, W, phi="tanh", *, rng=None):
     return xi, zeta
 
 
+def update_innovation(h, g, h1, W, phi="tanh", *, rng=None):
+    """The standard normal xi^1 (L, n) of Proposition 5.1, independent of xi and zeta, recovered from a network.
+
+    h, g : arrays, shape (L+1, n): first forward and backward passes through the initial W (L, n, n)
+    h1 : array, shape (L+1, n): features of the second forward pass, after the update
+    rng : fills the one direction of each xi^1_l that the network does not determine
+
+    With p0 = phi(h_{l-1}), p1 = phi(h1_{l-1}), rho = <p0, p1> / |p0|^2 and p_perp = p1 - rho p0, u^1 = W_l p1 / sqrt(n) is
+
+        u^1 = rho u^0 + g_l <z^0, p_perp> / |g_l|^2 + |p_perp| / sqrt(n) (I - g_l g_l^T / |g_l|^2) xi^1_l         [15]
+
+    p0 = 0: rho := 0. g_l = 0: no aligned term and no projection. p_perp = 0: xi^1_l is drawn afresh.
+    """
+    rng, phi, (L, n, _) = np.random.default_rng(rng), activation(phi), W.shape
+    xi1 = rng.standard_normal((L, n))
+    for l in range(1, L + 1):
+        p0, p1, g_l = phi.phi(h[l - 1]), phi.phi(h1[l - 1]), g[l]
+        u0, u1, z0 = W[l - 1] @ p0 / sqrt(n), W[l - 1] @ p1 / sqrt(n), W[l - 1].T @ g_l / sqrt(n)
+        rho = p0 @ p1 / (p0 @ p0) if p0.any() else 0.0
+        p_perp, g_hat = p1 - rho * p0, g_l / np.linalg.norm(g_l) if g_l.any() else g_l
+        if np.linalg.norm(p_perp) > SPANNED["float64"] * np.linalg.norm(p1):
+            aligned = g_l * (z0 @ p_perp) / (g_l @ g_l) if g_l.any() else 0.0
+            noise = (u1 - rho * u0 - aligned) * sqrt(n) / np.linalg.norm(p_perp)  # (I - g g^T / |g|^2) xi^1 [15]
+            xi1[l - 1] = noise + g_hat * (g_hat @ xi1[l - 1])
+    return xi1
+
+
 def decoupled_backward(h, v, zeta, phi="tanh"):
     """The auxiliary gradients g~ (..., L+1, n) with the innovations zeta (..., L, n) of the true pass: [8], depth-muP."""
     phi, (L, n) = activation(phi), zeta.shape[-2:]
@@ -446,6 +490,64 @@ def decoupled_backward(h, v, zeta, phi="tanh"):
         z = np.linalg.norm(g_l, axis=-1, keepdims=True) / sqrt(n) * zeta[..., l - 1, :]  # [8]
         g[..., l - 1, :] = g_l + phi.dphi(h[..., l - 1, :]) * z / sqrt(L)
     return g
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Gaussian matrices, revealed only where they are looked at
+
+SPANNED = {"float64": 1e-10, "float32": 1e-5}
+"""A vector whose distance to the span of the earlier ones is below this fraction of its length adds no new direction."""
+
+
+class LazyGaussian(LinearOperator):
+    """A matrix W of independent N(0,1) entries, exactly in law, of which only the answers given so far are drawn.
+
+    Kept are orthonormal vectors Q_X that W has multiplied, with their images M = W Q_X, and Q_P, N = W^T Q_P likewise.
+    A new vector x = Q_X a + r q, with q a unit vector orthogonal to Q_X, has the image [45]
+
+        W x = M a + r W q,   W q = Q_P N^T q + (I - Q_P Q_P^T) xi,   xi ~ N(0, I) fresh,
+
+    and W^T y is its mirror image. If r is rounding there is no new direction, and nothing random in the answer.
+    O(r (m + n)) time and memory for r answers about an m x n matrix, in place of O(m n).
+    """
+
+    def __init__(self, shape, rng=None):
+        super().__init__(np.dtype(float), shape)
+        self.rng = np.random.default_rng(rng)
+        self.Q_X, self.M, self.Q_P, self.N = [], [], [], []
+
+    def _reveal(self, x, xi, Q_X, M, Q_P, N):
+        answer, rest = np.zeros(len(xi)), x
+        for q, Wq in zip(Q_X, M):
+            a = q @ rest
+            answer, rest = answer + a * Wq, rest - a * q
+        r = np.linalg.norm(rest)
+        if r > SPANNED["float64"] * np.linalg.norm(x):
+            q, Wq = rest / r, xi
+            for u, Wtu in zip(Q_P, N):
+                Wq = Wq + u * (Wtu @ q - u @ Wq)
+            Q_X.append(q)
+            M.append(Wq)
+            answer = answer + r * Wq
+        return answer
+
+    def times(self, x, xi):
+        """W x, shape (m,), for x of shape (n,); xi, shape (m,), is the fresh noise a new direction takes."""
+        return self._reveal(x, xi, self.Q_X, self.M, self.Q_P, self.N)
+
+    def transpose_times(self, y, zeta):
+        """W^T y, shape (n,), for y of shape (m,); zeta, shape (n,), is the fresh noise a new direction takes."""
+        return self._reveal(y, zeta, self.Q_P, self.N, self.Q_X, self.M)
+
+    def _matvec(self, x):
+        return self.times(x.ravel(), self.rng.standard_normal(self.shape[0]))
+
+    def _rmatvec(self, y):
+        return self.transpose_times(y.ravel(), self.rng.standard_normal(self.shape[1]))
+
+    def complete(self):
+        """The whole matrix, shape (m, n): a dense W that gives, and from now on will give, the same answers."""
+        return self @ np.eye(self.shape[1])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -471,6 +573,7 @@ def draw_noise(samples, particles, steps, *, dtype="float64", rng=None):
     """A fresh Noise for S = samples passes of N = particles in L = steps."""
     rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
     S, N, L = (positive_int(*item) for item in dict(samples=samples, particles=particles, steps=steps).items())
+    check_memory(dtype().itemsize * (2 * L + 2) * S * N, f"draw_noise(samples={S}, particles={N}, steps={L})")
     return Noise(*(rng.standard_normal(shape, dtype=dtype) for shape in [(S, N), (N,), (S, L, N), (S, L, N)]))
 
 
@@ -483,74 +586,58 @@ def coarsen(noise, m):
     return noise._replace(xi=xi, zeta=zeta)
 
 
-SPANNED = {"float64": 1e-10, "float32": 1e-5}
-"""A vector whose distance to the span of the earlier ones is below this fraction of its length adds no new direction."""
-
-
-def factor(V, spanned=SPANNED["float64"]):
-    """Lower-triangular R (K, K) with R R^T = V V^T / n, by Gram-Schmidt on the rows of V (K, n).
-
-    A row in the span of those before it gets a zero on the diagonal, and the column below it is zero: no fresh
-    randomness for a repeated sample, no division by zero where phi(h) = 0.
-    """
-    (K, n), Q, R = V.shape, np.zeros(V.shape), np.zeros((len(V), len(V)))
-    for k in range(K):
-        rest = V[k]
-        for j in range(k):
-            R[k, j] = Q[j] @ rest / n
-            rest = rest - R[k, j] * Q[j]
-        if np.linalg.norm(rest) > spanned * np.linalg.norm(V[k]):
-            R[k, k] = np.linalg.norm(rest) / sqrt(n)
-            Q[k] = rest / R[k, k]
-    return R
-
-
-COUPLINGS = {"none": 0, "nearest": 1}
+COUPLINGS = {"none": 0, "nearest": 1, "full": 2}
 
 
 def nfd(stream, noise, phi="tanh", *, coupling="none"):
     """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps; twin of `sde.solve`.
 
-    coupling="nearest" adds the paper's closed form of the forward-backward coupling [17], [103], [104], which keeps
-    only the SGD drift of the neighbouring layer. Returns a Trajectory with everything.
+    coupling : "none"; "nearest" adds the paper's closed form of the forward-backward coupling [17], [103], [104], which
+        keeps only the SGD drift of the neighbouring layer; "full" uses the transpose of the matrices of the forward pass
+        in the backward pass, W~_l = W_l: the trained network [12] itself, of width N and depth L.
+    Returns a Trajectory with everything but A and B.
     """
     phi, u, v, xi, zeta = activation(phi), *noise
     S, L, N = xi.shape
-    near = choose("coupling", coupling, COUPLINGS)
-    K = stream.gram
+    if S != len(stream):
+        raise ValueError(f"the noise is for {S} passes, the stream has {len(stream)} samples")
+    kind = choose("coupling", coupling, COUPLINGS)
+    K, U = stream.gram, LazyGaussian((N, stream.d))
+    W = [LazyGaussian((N, N)) for _ in range(L)]
+    W_back = W if kind == 2 else [LazyGaussian((N, N)) for _ in range(L)]
     out = Trajectory(*(np.full(shape, np.nan) for shape in [(S,), (S,), (S, L + 1, N), (S, L + 1, N)]))
     h, g, f, chi = out.h, out.g, out.f, out.chi
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for k in range(S):
-            past, now = slice(0, stream.seen(k)), slice(0, k + 1)
+            past = slice(0, stream.seen(k))
             a = stream.rate * chi[past]  # eta chi_j, j < k
             P = []  # P[l][j] = E[phi'(h^j_l) phi'(h^k_l)]
             C_below = np.zeros_like(a)  # C_{-1} := 0
 
-            h[k, 0] = factor(stream.X)[k, now] @ u[now] - (a * K[past, k]) @ g[past, 0]  # [22], [24]
+            h[k, 0] = U.times(stream.X[k], u[k]) / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22], [24]
             for l in range(1, L + 1):
-                p = phi.phi(h[now, l - 1])
-                C = p @ p.T / N  # [23]
+                p = phi.phi(h[k, l - 1])
+                C = phi.phi(h[past, l - 1]) @ p / N  # [23]
                 P.append(np.mean(phi.dphi(h[past, l - 1]) * phi.dphi(h[k, l - 1]), axis=-1))
-                dB = factor(p)[k] @ xi[now, l - 1] / sqrt(L)  # [25]
-                drift = -(a * C[past, k]) @ g[past, l] / L
+                dB = W[l - 1].times(p, xi[k, l - 1]) / sqrt(N * L)  # [25]
+                drift = -(a * C) @ g[past, l] / L
                 c = -(a * C_below * P[l - 1]) @ g[past, l] / L**2  # [103]
-                h[k, l] = h[k, l - 1] + dB + drift + near * c  # [20]
-                C_below = C[past, k]
+                h[k, l] = h[k, l - 1] + dB + drift + (kind == 1) * c  # [20]
+                C_below = C
 
             g[k, L] = v - a @ h[past, L]  # [22]
             f[k] = np.mean(g[k, L] * h[k, L])  # [23]
             chi[k] = f[k] - stream.y[k]
-            Gamma_above = np.zeros_like(a)  # Gamma_{L+1} := 0
             P.append(np.zeros_like(a))
+            Gamma_above = np.zeros_like(a)  # Gamma_{L+1} := 0
             for l in range(L, 0, -1):
-                Gamma = g[now, l] @ g[now, l].T / N  # [23]
                 p = phi.phi(h[past, l - 1])
-                dB = factor(g[now, l])[k] @ zeta[now, l - 1] / sqrt(L)  # [25]
-                drift = -(a * Gamma[past, k]) @ p / L
+                Gamma = g[past, l] @ g[k, l] / N  # [23]
+                dB = W_back[l - 1].transpose_times(g[k, l], zeta[k, l - 1]) / sqrt(N * L)  # [25]
+                drift = -(a * Gamma) @ p / L
                 d = -(a * Gamma_above * P[l]) @ p / L**2  # [104]
-                g[k, l - 1] = g[k, l] + phi.dphi(h[k, l - 1]) * (dB + drift + near * d)  # [21]
-                Gamma_above = Gamma[past, k]
+                g[k, l - 1] = g[k, l] + phi.dphi(h[k, l - 1]) * (dB + drift + (kind == 1) * d)  # [21]
+                Gamma_above = Gamma
             if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k):
                 break
         fill_kernels(out, h, g, phi)
@@ -592,8 +679,7 @@ def fit_slope(sizes, errors, *, confidence=0.95):
     def slope(mean_error):
         return np.log(mean_error) @ x / (x @ x)
 
-    total = errors.sum(axis=0)
-    whole = slope(total / R)
-    pseudo = np.array([R * whole - (R - 1) * slope((total - row) / (R - 1)) for row in errors])
+    whole = slope(errors.mean(axis=0))
+    pseudo = np.array([R * whole - (R - 1) * slope(np.delete(errors, r, axis=0).mean(axis=0)) for r in range(R)])
     half = stats.t.ppf((1 + confidence) / 2, R - 1) * pseudo.std(ddof=1) / sqrt(R)
-    return Slope(whole, whole - half, whole + half, np.log(total / R).mean() - whole * np.log(sizes).mean())
+    return Slope(whole, whole - half, whole + half, np.log(errors.mean(axis=0)).mean() - whole * np.log(sizes).mean())

@@ -8,7 +8,8 @@ import pytest
 import nfd_audit
 from nfd_audit import Bound, Claim, Experiment, Rate, main
 
-IDS = ["gradients", "gia-width", "init-limit", "depth-rate", "nearest-coupling", "nondegeneracy"]
+IDS = ["gradients", "gia-width", "init-limit", "depth-rate", "nearest-coupling", "nondegeneracy", "gaussian-init", "gaussian-update",
+       "exact-law", "first-step-kernel", "full-coupling", "coupled-limit", "width-rate"]
 
 
 def test_table_json_and_plot(tmp_path, capsys):
@@ -21,7 +22,7 @@ def test_table_json_and_plot(tmp_path, capsys):
     assert set(written["versions"]) == {"python", "nfd-min", "numpy", "numba", "scipy"} and written["seed"] == 3
     near, gradients = written["claims"]
     assert {"id", "equation", "statement", "predicted", "slope", "low", "high", "verdict", "expected", "points"} <= set(near)
-    assert near["low"] < near["slope"] < near["high"] and near["verdict"] == near["expected"] == "holds"
+    assert near["predicted"] == -2 and near["low"] < near["slope"] < near["high"] and near["verdict"] == near["expected"] == "holds"
     assert [p["L"] for p in near["points"]] == [32, 64, 128, 256] and len(near["points"][0]["errors"]) == 12
     assert gradients["slope"] is None and gradients["rates"][0]["worst"] < 1e-6
     assert len(gradients["points"]) == 4 * 3 * 2 * 3  # activations, scalings, batches, parameters
@@ -68,9 +69,14 @@ def test_bounds():
     (["--seed", "-1"], "'-1' is not an integer >= 0"),
     (["--seed", "x"], "'x' is not an integer >= 0"),
     (["--quick", "--full"], "not allowed with"),
-    (["--data", "missing.npz"], "cannot use missing.npz as data"),
+    (["--data", "missing.npz"], "cannot use 'missing.npz' as data"),
     (["--json", "missing/a.json"], "existing, writable directory"),
-    (["--plot", "."], "existing, writable directory"),
+    (["--plot", "a.pdf"], "'a.pdf' must end in .png"),
+    (["--plot", "a.png", "--claims", "gradients"], "none of these claims has one"),
+    (["--plot", "a.png", "--json", "./a.png"], "name the same file"),
+    (["--json", "."], "existing, writable directory"),
+    (["--json", "/dev/null"], "existing, writable directory"),
+    (["--json", "x" * 300], "existing, writable directory"),
     (["--speed"], "unrecognized arguments"),
 ])
 def test_bad_arguments(arguments, message, capsys, monkeypatch, tmp_path):
@@ -101,3 +107,18 @@ def test_nothing_half_written(tmp_path):
 
 def test_the_claims():
     assert list(nfd_audit.CLAIMS) == IDS
+
+
+def test_one_bad_rate_is_the_claim_s_verdict():
+    rates = tuple(Rate(label, "n", -1) for label in "ab")
+    claim = Claim("two", "[0]", "-", (Experiment(lambda data, full, rng: {"a": {2: 2.0, 4: 1.0}, "b": {2: 1.0, 4: 1.0}}, (2, 2), rates),))
+    assert nfd_audit.audit(claim, None)["verdict"] == "fails"
+    noisy = claim._replace(experiments=(claim.experiments[0]._replace(
+        measure=lambda data, full, rng: {"a": {2: 2.0, 4: 1.0}, "b": {2: 1.0, 4: rng.uniform()}}),))
+    assert nfd_audit.audit(noisy, None)["verdict"] == "inconclusive"
+
+
+def test_experiments_of_a_claim_have_their_own_random_numbers():
+    experiment = Experiment(lambda data, full, rng: {"x": {1: rng.uniform()}}, (3, 3), (Bound("x", 2),))
+    first, second = nfd_audit.audit(Claim("twice", "[0]", "-", (experiment, experiment)), None)["rates"]
+    assert len(set(first["points"][0]["errors"] + second["points"][0]["errors"])) == 6

@@ -112,10 +112,9 @@ def test_gaussian_representation_at_initialisation():
             assert np.allclose(z, p * (g[l] @ u) / (p @ p) + np.linalg.norm(g[l]) / sqrt(n) * across)
         all_xi.append(xi)
         all_zeta.append(zeta)
-    all_xi, all_zeta = np.array(all_xi), np.array(all_zeta)
+    all_xi, all_zeta = np.array(all_xi), np.array(all_zeta)  # the audit tests single directions, on tiny networks
     for sample in (all_xi, all_zeta):
         assert stats.kstest(sample.ravel(), "norm").pvalue > 1e-3
-        assert abs(np.var(np.sum(sample, axis=2)) / n - 1) < 0.3  # a lost or doubled direction changes sums, not entries
     assert abs(np.mean(all_xi * all_zeta)) < 4 / sqrt(all_xi.size)
 
 
@@ -137,13 +136,71 @@ def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
     assert relative(nfd_min.decoupled_backward(h, v, zeta), g) < 1e-13
 
 
-def test_factor_is_a_cholesky_factor_and_drops_what_is_spanned():
+def test_update_innovation():
+    """Prop 5.1 [15] gives the second forward increments back; degenerate directions drop out."""
+    n, L, rng = 9, 3, np.random.default_rng(0)
+    U, W, v = nfd_min.draw_weights(n, L, 3, rng=rng)
+    run = nfd_min.sgd(Stream(rng.standard_normal((2, 3)), [1.0, 2.0], 0.5), (U, W, v))
+    (h, h1), g = run.h, run.g[0]
+    xi1 = nfd_min.update_innovation(h, g, h1, W, rng=rng)
+    for l in range(1, L + 1):
+        p0, p1 = np.tanh(h[l - 1]), np.tanh(h1[l - 1])
+        rho = p0 @ p1 / (p0 @ p0)
+        across = xi1[l - 1] - g[l] * (g[l] @ xi1[l - 1]) / (g[l] @ g[l])
+        u1 = rho * W[l - 1] @ p0 / sqrt(n) + g[l] * (W[l - 1].T @ g[l] / sqrt(n) @ (p1 - rho * p0)) / (g[l] @ g[l])
+        u1 += np.linalg.norm(p1 - rho * p0) / sqrt(n) * across
+        assert np.allclose(u1, W[l - 1] @ p1 / sqrt(n), atol=1e-13)
+        assert abs(g[l] @ xi1[l - 1]) > 1e-6  # the free direction is filled
+    for h_, g_, h1_ in ((0 * h, g, h1), (h, 0 * g, h1), (h, g, h), (h, g, 0 * h)):
+        assert np.isfinite(nfd_min.update_innovation(h_, g_, h1_, W, rng=0)).all()
+
+
+# Lazily revealed matrices --------------------------------------------------------------------------------------
+
+
+def test_lazy_gaussian_is_one_matrix():
     rng = np.random.default_rng(0)
-    V = rng.standard_normal((5, 30))
-    assert np.allclose(nfd_min.factor(V), np.linalg.cholesky(V @ V.T / 30))
-    V[1], V[2], V[4] = 0, 2 * V[0], V[0] - V[3]
-    R = nfd_min.factor(V)
-    assert np.allclose(R @ R.T, V @ V.T / 30) and not np.diag(R)[[1, 2, 4]].any() and not R[:, [1, 2, 4]].any()
+    W = nfd_min.LazyGaussian((9, 6), rng=1)
+    X, Y = rng.standard_normal((6, 6)), rng.standard_normal((6, 9))
+    answers = [(W @ x, W.T @ y) for x, y in zip(X[:4], Y[:4])] + [(W @ X[4], W.rmatvec(Y[4]))]
+    for x, (Wx, _) in zip(X, answers):
+        for y, (_, Wty) in zip(Y, answers):
+            assert np.isclose(y @ Wx, x @ Wty, rtol=1e-12, atol=1e-12)  # the dot test, for every pair
+        assert np.allclose(W @ x, Wx, atol=1e-13)  # the same question, the same answer
+    assert np.allclose(W @ (X[0] - 2 * X[3]), answers[0][0] - 2 * answers[3][0]) and not (W @ np.zeros(6)).any()
+    dense = W.complete()
+    assert dense.shape == (9, 6)
+    assert all(np.allclose(dense @ x, Wx) and np.allclose(dense.T @ y, Wty) for x, y, (Wx, Wty) in zip(X, Y, answers))
+    assert np.allclose(W @ X[5], dense @ X[5]) and np.allclose(W.T @ Y[5], dense.T @ Y[5])
+
+
+def test_lazy_gaussian_has_the_law_of_a_dense_matrix():
+    """The completed matrix is standard normal, entry by entry and in the directions that were asked about."""
+    rng, entries = np.random.default_rng(0), []
+    for _ in range(3000):
+        W = nfd_min.LazyGaussian((3, 2), rng=rng)
+        x = rng.standard_normal(2)
+        y = W @ x  # questions that depend on answers
+        W.T @ np.tanh(y)
+        dense = W.complete()
+        entries.append(dense)
+    entries = np.array(entries)
+    assert stats.kstest(entries.ravel(), "norm").pvalue > 1e-3
+    assert stats.kstest((entries**2).sum(axis=(1, 2)), stats.chi2(6).cdf).pvalue > 1e-3
+    covariance = np.cov(entries.reshape(3000, 6).T)
+    assert np.abs(covariance - np.eye(6)).max() < 5 * sqrt(2 / 3000)
+
+
+def test_lazy_gaussian_takes_a_new_direction_where_there_is_one():
+    W = nfd_min.LazyGaussian((300, 2), rng=0)
+    first, near, same = W @ np.array([1.0, 0.0]), W @ np.array([1.0, 1e-8]), W @ np.array([1.0, 1e-12])
+    assert np.isclose(np.std((near - first) / 1e-8), 1, atol=0.2) and np.allclose(same, first, atol=1e-15)
+
+
+def test_lazy_gaussian_checks_its_input():
+    W = nfd_min.LazyGaussian((3, 2), rng=0)
+    with pytest.raises(ValueError, match="dimension mismatch"):
+        W @ np.ones(3)
 
 
 def test_coarsen_sums_increments():
@@ -183,6 +240,7 @@ def test_digits():
 def test_digits_of_two_classes_over_several_epochs():
     a, b = (Stream.digits(800, 0.1, batch=8, classes=(3, 5), rng=1) for _ in range(2))
     assert np.array_equal(a.X, b.X)
+    assert not np.array_equal(a.X[:365], a.X[365:730])  # each epoch in its own order
     assert len(np.unique(a.X[:365], axis=0)) == 365 and sum(a.y[:365] == 1) == 183  # one epoch: 183 threes, 182 fives
 
 
@@ -194,6 +252,12 @@ def test_data_files(tmp_path):
     streams = [Stream.digits(6, 0.1, data=tmp_path / name, rng=0) for name in ("a.npz", "a.csv", "b.csv")]
     assert all(np.allclose(s.X, streams[0].X) and np.array_equal(s.y, streams[0].y) for s in streams)
     assert sum(streams[0].y == 1) == 3 and streams[0].d == 3
+    np.savez(tmp_path / "c.npz", X=X, y=[0, 1, 1, 1, 1, 1])  # two labels: the larger is +1
+    assert sum(Stream.digits(6, 0.1, data=tmp_path / "c.npz", rng=0).y == 1) == 5
+    np.savez(tmp_path / "d.npz", X=X * 1e300, y=y)
+    assert np.allclose(Stream.digits(6, 0.1, data=tmp_path / "d.npz", rng=0).X, streams[0].X)
+    (tmp_path / "e.csv").write_text((tmp_path / "a.csv").read_text(), encoding="utf-8-sig")
+    assert np.allclose(Stream.digits(6, 0.1, data=tmp_path / "e.csv", rng=0).X, streams[0].X)
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -207,6 +271,9 @@ def test_data_files(tmp_path):
     ("a.csv", "1\n2\n", "expected"),
     ("a.csv", "1,2,0\n2,3,0\n", "one label only"),
     ("a.csv", "0,1,0\n2,3,1\n1,2,1\n", "equals the mean"),
+    ("a.csv", "1,oops,1\n2,3,1\n", "cannot use"),
+    ("a.csv", "0,1,1\n2,3,3\n1,5,5\n", "all odd or all even"),
+    ("a.csv", "0,1,1\n2,3,1e19\n", "at most 2"),
 ])
 def test_bad_data_file(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
@@ -235,6 +302,9 @@ def test_more_bad_data_files(tmp_path):
     (dict(eta=float("nan")), "eta=nan"),
     (dict(eta=float("inf")), "eta=inf"),
     (dict(eta="1"), "eta='1'"),
+    (dict(eta=10**400), "eta=1000"),
+    (dict(X=[[10**400]] * 4), "X must be an array of real numbers"),
+    (dict(X=np.full((4, 2), 1e160)), "X is too large"),
     (dict(batch=0), "batch=0 must be an integer >= 1"),
     (dict(batch=1.5), "batch=1.5"),
     (dict(batch=3), "batch=3 does not divide the number of samples S=4"),
@@ -248,6 +318,8 @@ def test_bad_stream(change, message):
     (dict(samples=0), "samples=0"),
     (dict(classes=(3, 11)), r"classes=\(3, 11\) must be two different labels"),
     (dict(classes=(3, 3)), "two different labels"),
+    (dict(classes=3), "two different labels"),
+    (dict(samples=10**13), "needs .* GiB"),
     (dict(eta=-1), "eta=-1"),
 ])
 def test_bad_digits(change, message):
@@ -271,14 +343,19 @@ def test_fit_slope_of_a_power_law():
     assert np.allclose(fit[:3], -1.5) and np.isclose(np.exp(fit.intercept), 2.5)
 
 
-def test_fit_slope_interval_covers():
-    """95% of the intervals hold the true slope, also when levels share their noise and the noise differs by size."""
+@pytest.mark.parametrize("replicates, confidence", [(20, 0.95), (4, 0.95), (20, 0.5)])
+def test_fit_slope_interval_covers(replicates, confidence):
+    """The interval holds the true slope as often as it says, also when levels share their noise, which differs by size."""
     rng, sizes, hits = np.random.default_rng(0), np.array([4, 8, 16, 32]), 0
-    for _ in range(1000):
-        common, own = rng.gamma(2, 0.5, (20, 1)), rng.gamma(8 / sizes**0.3, sizes**0.3 / 8, (20, 4))
-        fit = fit_slope(sizes, common * own / sizes)
+    for _ in range(2000):
+        common, own = rng.gamma(9, 1 / 9, (replicates, 1)), np.exp(0.2 / sizes**0.15 * rng.standard_normal((replicates, 4)))
+        fit = fit_slope(sizes, common * own / np.exp(0.02 / sizes**0.3) / sizes, confidence=confidence)
         hits += fit.low <= -1 <= fit.high
-    assert 0.92 < hits / 1000 < 0.975
+    assert abs(hits / 2000 - confidence) < 3 * sqrt(confidence * (1 - confidence) / 2000)
+
+
+def test_fit_slope_with_one_replicate_far_above_the_rest():
+    assert np.isfinite(fit_slope([1, 2], [[1e20, 1], [1, 1], [1, 2]])).all()
 
 
 @pytest.mark.parametrize("sizes, errors", [

@@ -21,17 +21,59 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("eta", [0.2, 1e-3])  # at 1e-3 the readouts v^k, so Gamma near layer L, are almost collinear
-@pytest.mark.parametrize("coupling", ["none", "nearest"])
+@pytest.mark.parametrize("eta", [0.2, 0.01])  # at 0.01 the readouts v^k, so Gamma near layer L, are almost collinear
+@pytest.mark.parametrize("coupling", ["none", "nearest", "full"])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, coupling, eta, batch):
     stream, noise = stream_of(6, eta, batch), nfd_min.draw_noise(6, 5000, 5, rng=1)  # 3 chunks of particles
     fast, plain = sde.solve(stream, 5000, 5, phi, coupling=coupling, noise=noise), nfd_min.nfd(stream, noise, phi, coupling=coupling)
-    tolerance = 1e-12 if eta == 0.2 else 1e-11  # the directions' conditioning is 1 / (eta chi)
     for name in FIELDS:
         a, b = getattr(fast, name), getattr(plain, name)
-        assert a.shape == b.shape and np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b)), name
+        assert a.shape == b.shape and np.max(np.abs(a - b)) <= 1e-12 * np.max(np.abs(b)), name
     assert fast.diverged_at is plain.diverged_at is None
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("backward, coupling", [("decoupled", "none"), ("reused", "full")])
+@pytest.mark.parametrize("phi", ACTIVATIONS)
+def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling, batch):
+    """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to rounding."""
+    N, L, S, d = 20, 3, 6, 7
+    stream = stream_of(S, 0.3, batch, d)
+    weights = nfd_min.draw_weights(N, L, d, decoupled=backward == "decoupled", rng=1)
+    U, W, v, W_back = weights if backward == "decoupled" else (*weights, weights[1])
+    net = finite_net.train(stream, N, L, phi, backward=backward, weights=weights)
+
+    def directions(V):  # Gram-Schmidt; 0 for a row in the span of those before it (one mini-batch has one readout)
+        Q = np.zeros(V.shape)
+        for k, row in enumerate(V):
+            for q in Q[:k]:
+                row = row - (q @ row) * q
+            if np.linalg.norm(row) > 1e-10 * np.linalg.norm(V[k]):
+                Q[k] = row / np.linalg.norm(row)
+        return Q
+
+    p = ACTIVATIONS[phi].phi(net.h)
+    xi = np.stack([directions(p[:, l]) @ W[l].T for l in range(L)], axis=1)
+    zeta = np.stack([directions(net.g[:, l + 1]) @ W_back[l] for l in range(L)], axis=1)
+    noise = nfd_min.Noise(directions(stream.X) @ U.T, v, xi, zeta)
+    for run in sde.solve(stream, N, L, phi, coupling=coupling, noise=noise), nfd_min.nfd(stream, noise, phi, coupling=coupling):
+        for name in FIELDS:
+            a, b = getattr(run, name), getattr(net, name)
+            assert np.max(np.abs(a - b)) < 1e-11 * np.max(np.abs(b)), name
+
+
+def test_nearest_layer_correction_of_the_backward_pass():
+    """[104] at L = 2: the second backward pass first differs by d_1 phi'(h^1_0), from Gamma_2 and E[phi' phi'] of layer 1."""
+    stream = stream_of(2, 0.3)
+    noise = nfd_min.draw_noise(2, 4000, 2, rng=1)
+    for solve in (lambda c: sde.solve(stream, 4000, 2, noise=noise, coupling=c)), (lambda c: nfd_min.nfd(stream, noise, coupling=c)):
+        none, near = solve("none"), solve("nearest")
+        change = near.h[1, 2] - none.h[1, 2]  # reaches g^1 through chi only, so not at all
+        assert change.any() and np.array_equal(none.g[1, 1:], near.g[1, 1:])
+        dphi = 1 - np.tanh(none.h) ** 2
+        d = -0.3 * none.chi[0] / 4 * np.mean(none.g[0, 2] * none.g[1, 2]) * np.mean(dphi[0, 1] * dphi[1, 1])
+        assert np.allclose(near.g[1, 0] - none.g[1, 0], d * dphi[1, 0] * np.tanh(none.h[0, 0]), rtol=1e-9, atol=1e-13)
 
 
 def test_nearest_layer_correction_formula():
@@ -61,19 +103,40 @@ def test_linear_closed_form(L):
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("phi", ["tanh", "relu"])
-def test_same_law_as_the_decoupled_network(phi, batch):
-    """N particles in L steps are the decoupled network of width N and depth L, exactly in law, also for tiny N."""
-    stream, runs = stream_of(4, 0.5, batch), 2000
+def test_exactly_the_law_of_explicit_matrices(phi, batch):
+    """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N."""
+    rng, runs = np.random.default_rng(0), 2000
+    stream = Stream(1 + 0.5 * rng.standard_normal((4, 5)), rng.standard_normal(4), 0.5, batch)  # similar inputs: strong coupling
 
     def sample(run):
         h, g = run.h, run.g
         return np.r_[run.f, (h[:, -1] ** 2).sum(axis=1), (g[:, 0] ** 2).sum(axis=1), (h[:, 0] * g[:, 0]).sum(axis=1)]
 
-    particles = np.array([sample(sde.solve(stream, 10, 3, phi, rng=r)) for r in range(runs)])
-    networks = {backward: np.array([sample(finite_net.train(stream, 10, 3, phi, backward=backward, rng=[r, 1])) for r in range(runs)])
-                for backward in ("decoupled", "reused")}
-    p = {backward: min(stats.ks_2samp(a, b).pvalue for a, b in zip(particles.T, networks[backward].T)) for backward in networks}
-    assert p["decoupled"] > 1e-5 and p["reused"] < 1e-6  # the second shows that the first could have failed
+    particles = {c: np.array([sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1])) for r in range(runs)]) for c in ("none", "full")}
+    networks = {b: np.array([sample(finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2])) for r in range(runs)])
+                for b in ("decoupled", "reused")}
+    p = {(c, b): min(stats.ks_2samp(x, y).pvalue for x, y in zip(particles[c].T, networks[b].T)) for c in particles for b in networks}
+    assert p["none", "decoupled"] > 1e-4 and p["full", "reused"] > 1e-4
+    assert p["none", "reused"] < 1e-6 and p["full", "decoupled"] < 1e-6  # the test can tell them apart
+
+
+def test_response_functions():
+    """Linear phi, one step, same input: at depth L, A^{10}_l = -eta chi_0 r_{l-1}, r_l = r_{l-1} + (C_l + r_{l-1}) / L, r_0 = 1,
+    which tends to -eta chi_0 (1 + t) e^t; B^{00} = 0 at initialisation, and nothing responds to a later pass."""
+    L, runs = 16, []
+    for rng in range(8):
+        runs.append(sde.solve(Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), 20_000, L, "identity", coupling="full", rng=rng))
+    a = np.array([0.1 * run.chi[0] for run in runs])
+    A, B = np.array([run.A for run in runs]), np.array([run.B for run in runs])
+    r = [1.0]
+    for l in range(1, L + 1):
+        r.append(r[-1] + ((1 + 1 / L) ** l + r[-1]) / L)
+    assert A.shape == B.shape == (8, L, 2, 2) and not A[..., 0, :].any() and not A[..., 1, 1].any() and not B[..., 0, 1].any()
+    error = A[..., 1, 0] + a[:, None] * r[:-1]
+    assert (np.abs(error.mean(axis=0)) < 5 * error.std(axis=0) / sqrt(7)).all() and error.std(axis=0).max() < 0.1
+    assert (np.abs(B[..., 0, 0].mean(axis=0)) < 5 * B[..., 0, 0].std(axis=0) / sqrt(7)).all() and B[..., 0, 0].std(axis=0).max() < 0.1
+    # By the mirror symmetry of the linear network h_l <-> g_{L-l}, B^{10} is A^{10} turned round, and d g^1 / d u^0 at v's end is -a.
+    assert np.allclose(B[:, -1, 1, 0].mean(), -a.mean(), atol=0.03)
 
 
 def test_repeated_and_zero_samples_are_not_new_directions():
@@ -117,12 +180,15 @@ def test_divergence():
     (dict(steps=0), "steps=0"),
     (dict(steps=2.0), "steps=2.0"),
     (dict(phi="sin"), "phi='sin' is unknown"),
-    (dict(coupling="strong"), "coupling='strong' is unknown; allowed: none, nearest"),
+    (dict(coupling="strong"), "coupling='strong' is unknown; allowed: none, nearest, full"),
     (dict(dtype="int"), "dtype='int' is unknown"),
     (dict(keep=None), "keep=None is unknown"),
     (dict(particles=10**12), "solve.* needs .* GiB; this machine has"),
     (dict(noise=sde.draw_noise(2, 4, 3)), r"noise: xi has shape \(2, 3, 4\), expected \(2, 2, 4\)"),
-    (dict(noise=(1, 2)), "not 2 arrays"),
+    (dict(noise=5), "the 4 arrays u, v, xi, zeta"),
+    (dict(stream=3), "stream must be a Stream, not int"),
+    (dict(dtype=[]), "dtype=\\[\\] is unknown"),
+    (dict(noise=(1, 2)), "the 4 arrays u, v, xi, zeta"),
     (dict(noise=sde.draw_noise(2, 4, 2)._replace(v=np.full(4, np.nan))), "noise: v must be finite"),
 ])
 def test_bad_input(change, message):
@@ -188,6 +254,21 @@ def test_depth_converges_to_the_limit(phi):
         assert np.abs(2 * b - a - exact).max() < 0.02 * np.abs(b - exact).max()
 
 
+def test_depth_one():
+    """At L = 1 the only growth factor is taken at layer 0: Gamma_0 = 1 + E[phi'(h_0) phi'(h_0)]."""
+    kernels, (phi_phi, dphi_dphi) = sde.init_kernels(X, "tanh", 1), sde.gaussian_moments(X @ X.T / 4, nfd_min.TANH)
+    assert np.allclose(kernels.Gamma, [1 + dphi_dphi, np.ones((3, 3))]) and np.allclose(kernels.Q[1], X @ X.T / 4 + phi_phi)
+
+
+def test_large_inputs():
+    exact = sde.gaussian_moments(np.array([[900.0]]), nfd_min.TANH)[1]  # E tanh'^2 ~ (4/3) / (sigma sqrt(2 pi))
+    assert np.allclose(exact, 4 / 3 / 30 / sqrt(2 * np.pi), rtol=2e-3)
+    assert np.isfinite(sde.init_kernels([[1e9]], "erf", 2).Theta).all()
+    for bad, message in (([[100.0]], "beyond 1600"), ([[1e160]], "too large")):
+        with pytest.raises(ValueError, match=message):
+            sde.init_kernels(bad)
+
+
 def test_degenerate_inputs():
     for phi in ACTIVATIONS:
         for depth in (None, 3):
@@ -195,6 +276,8 @@ def test_degenerate_inputs():
             assert all(np.isfinite(a).all() for a in kernels)
             assert np.allclose(kernels.Q[:, 0], kernels.Q[:, 1]) and not kernels.Q[:, 3].any()
             assert np.allclose(kernels.Theta[0, 0], kernels.Theta[0, 1])
+            if phi == "relu":
+                assert np.allclose(kernels.Gamma[:, 3, 3], 1)  # phi'(0) = 0
     for bad in (dict(X=np.ones(3)), dict(X=[[np.nan]]), dict(X=X, depth=0), dict(X=X, phi="gelu")):
         with pytest.raises(ValueError):
             sde.init_kernels(**bad)
@@ -213,3 +296,59 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
     exact = sde.init_kernels(stream.X, depth=L).Theta
     assert (np.abs(np.mean(thetas, axis=0) - exact) < 5 * np.std(thetas, axis=0) / sqrt(11)).all()
     assert np.std(thetas, axis=0).max() < 0.2 * exact.max()
+
+
+# Closed forms --------------------------------------------------------------------------------------------------
+
+
+def test_linear_limit_one_step():
+    """MATH: f_1 and E h^2 after one step on the same input, at depth L and in the limit, for both couplings."""
+    same, a = Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), -0.1
+    for L in (1, 8, 64):
+        E = (1 + 1 / L) ** L
+        assert np.allclose(sde.linear_limit(same, "full", L).f, [0, -(2 * E + E / (1 + 1 / L)) * a], atol=1e-13)
+        assert np.allclose(sde.linear_limit(same, "none", L).f, [0, -2 * E * a], atol=1e-13)
+        assert np.allclose(sde.linear_limit(same, "none", L).h2[0], E) and np.allclose(sde.linear_limit(same, "none", L).g2[0], E)
+    full, none = sde.linear_limit(same, "full"), sde.linear_limit(same, "none")
+    assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(none.f[1], -2 * e * a, rtol=1e-8)
+    assert np.allclose(full.h2, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
+    assert np.allclose(none.h2, [e, e + 3 * a**2 * e**2], rtol=1e-8)
+    assert np.allclose(full.chi, full.f - 1)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("coupling", ["full", "none"])
+def test_linear_limit_is_the_limit_of_particles(coupling, batch):
+    """Several steps, different inputs; the same at depth 6 and, by the two depths' Richardson value, in the limit."""
+    stream, runs = stream_of(4, 0.15, batch), []
+    exact = sde.linear_limit(stream, coupling, 6)
+    for r in range(12):
+        run = sde.solve(stream, 20_000, 6, "identity", coupling=coupling, rng=r)
+        runs.append([run.f, np.mean(run.h[:, -1] ** 2, axis=1), np.mean(run.g[:, 0] ** 2, axis=1)])
+    error = np.array(runs) - [exact.f, exact.h2, exact.g2]
+    other = sde.linear_limit(stream, "none" if coupling == "full" else "full", 6)
+    worst = np.abs(error.mean(axis=0)) / (error.std(axis=0, ddof=1) / sqrt(12))
+    assert worst.max() < 6  # 12 numbers, t with 11 degrees of freedom
+    assert np.abs((np.array([other.f, other.h2, other.g2]) - np.mean(runs, axis=0)) / (error.std(axis=0, ddof=1) / sqrt(12))).max() > 20
+    coarse, fine = (np.array(sde.linear_limit(stream, coupling, L)) for L in (64, 128))
+    limit = np.array(sde.linear_limit(stream, coupling))
+    assert np.abs(2 * fine - coarse - limit).max() < 0.1 * np.abs(fine - limit).max()
+
+
+@pytest.mark.parametrize("bad", [dict(coupling="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7)])
+def test_linear_limit_rejects(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        sde.linear_limit(stream_of(2), **bad)
+
+
+@pytest.mark.parametrize("phi", ACTIVATIONS)
+def test_first_step_kernel(phi):
+    """Theta is the squared gradient and Theta_NFD is smaller; linear phi, |x|^2 = d: 3e and 2e."""
+    x = np.array([1.0, -1.0, 1.0, 1.0])
+    Theta, Theta_NFD = sde.first_step_kernel(x, phi)
+    kernels = sde.init_kernels(x[None], phi)
+    phi_2 = [sde.gaussian_moments(Q, ACTIVATIONS[phi])[0][0, 0] for Q in kernels.Q]
+    assert np.isclose(Theta, kernels.Theta[0, 0]) and Theta_NFD < Theta
+    assert np.isclose(Theta_NFD, kernels.Q[-1, 0, 0] + np.trapezoid(phi_2, kernels.t) + 1, rtol=1e-3)
+    if phi == "identity":
+        assert np.allclose((Theta, Theta_NFD), (3 * e, 2 * e))
