@@ -445,9 +445,9 @@ def innovations(h, g, W, phi="tanh", *, rng=None):
         p = phi.phi(h[..., l - 1, :])
         norm_p, norm_g = (np.linalg.norm(a, axis=-1, keepdims=True) for a in (p, g[..., l, :]))
         p_hat = p / np.where(norm_p, norm_p, 1)
-        z = np.einsum("...i,ij->...j", g[..., l, :], W[l - 1]) / sqrt(n)
+        z = g[..., l, :] @ W[l - 1] / sqrt(n)
         across = z - p_hat * np.sum(p_hat * z, axis=-1, keepdims=True)  # (I - p p^T / |p|^2) z
-        xi[..., l - 1, :] = np.where(norm_p, np.einsum("ij,...j->...i", W[l - 1], p_hat), fresh_xi)  # [7]
+        xi[..., l - 1, :] = np.where(norm_p, p_hat @ W[l - 1].T, fresh_xi)  # [7]
         zeta[..., l - 1, :] = np.where(  # [38]-[40]
             norm_g, across * sqrt(n) / np.where(norm_g, norm_g, 1) + p_hat * fresh_zeta[..., :1], fresh_zeta)
     return xi, zeta
