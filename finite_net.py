@@ -80,11 +80,12 @@ def _backward(g, h, p, W, W_back, reused, c, code, skip, s):
                     g[b, l - 1, m] += W_back[l - 1, i, m] * g_i  # W^T g
             for b in range(B):
                 step = c[b] * s * g[b, l, i]
-                for m in range(n):
-                    W[l - 1, i, m] -= step * p[b, l - 1, m]
-                if not reused:
+                if step != 0:
                     for m in range(n):
-                        W_back[l - 1, i, m] -= step * p[b, l - 1, m]
+                        W[l - 1, i, m] -= step * p[b, l - 1, m]
+                    if not reused:
+                        for m in range(n):
+                            W_back[l - 1, i, m] -= step * p[b, l - 1, m]
         for b in range(B):
             for m in range(n):
                 slope = _dphi(code, h[b, l - 1, m], p[b, l - 1, m])
