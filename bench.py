@@ -31,7 +31,8 @@ def main():
         times = [[run(size) for size in sizes] for _ in range(REPEAT)]
         fit = nfd_min.fit_slope(sizes, times)
         medians = ", ".join(f"{median(column):.3g}" for column in zip(*times))
-        print(row.format(name, ", ".join(map(str, sizes)), medians, expected, f"{fit.slope:.2f}", f"[{fit.low:.2f}, {fit.high:.2f}]"), flush=True)
+        measured = f"{fit.slope:.2f}", f"[{fit.low:.2f}, {fit.high:.2f}]"
+        print(row.format(name, ", ".join(map(str, sizes)), medians, expected, *measured), flush=True)
 
 
 if __name__ == "__main__":

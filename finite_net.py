@@ -11,8 +11,23 @@ from math import erf, exp, pi, sqrt, tanh
 import numba
 import numpy as np
 
-from nfd_min import (ACTIVATIONS, DTYPES, KEEP, Trajectory, activation, check_memory, choose, draw_weights,
-                     fill_kernels, finite_array, positive_int, progress, residual, stop_at_divergence, Stream)
+from nfd_min import (
+    ACTIVATIONS,
+    DTYPES,
+    KEEP,
+    Stream,
+    Trajectory,
+    activation,
+    check_memory,
+    choose,
+    draw_weights,
+    fill_kernels,
+    finite_array,
+    positive_int,
+    progress,
+    residual,
+    stop_at_divergence,
+)
 
 
 def kernel(function, parallel=False):
@@ -30,7 +45,7 @@ parallel_kernel = partial(kernel, parallel=True)
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # tanh 0, relu 1, erf 2, identity 3
 
 
-# Numba's cache does not notice a change of a function in another file, so `sde` has these two lines of its own.
+# Numba's cache does not notice a change of a function in another file, so `sde` has these two functions of its own.
 @kernel
 def _phi(code, x):
     return tanh(x) if code == 0 else max(x, 0.0) if code == 1 else erf(x) if code == 2 else x

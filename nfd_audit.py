@@ -280,7 +280,8 @@ def measure_first_step(data, full, rng):
 
 
 def measure_full_coupling(data, full, rng):
-    """Network minus NFD of infinite width (2000 or 20000 particles), on the same innovations, after all layers and 1, 2 updates."""
+    """Network minus NFD of infinite width (2000 or 20000 particles), on the same innovations, after the last layer and 1, 2
+    updates."""
     depths, N = (8, 16, 32, 64, 128, 256), 20000 if full else 2000
     stream = data(3, 0.3, rng)
     noise = nfd_min.draw_noise(3, N, depths[-1], rng=rng)
@@ -430,8 +431,8 @@ CLAIMS = {
         Claim("nondegeneracy", "Ass 5.4 [26]",
               "The feature and gradient covariances of the passes stay uniformly positive definite.",
               (Experiment(measure_nondegeneracy, (12, 24),
-                          tuple(part for name in ("C", "Gamma")
-                                for part in (Rate(f"min eig {name}", "L", 0), Bound(f"min eig {name}, any pass", 1e-10, above=True)))),)),
+                          tuple(part for name in ("C", "Gamma") for part in (
+                              Rate(f"min eig {name}", "L", 0), Bound(f"min eig {name}, any pass", 1e-10, above=True)))),)),
         Claim("gaussian-init", "Prop 4.1 [7]",
               "At initialisation the increments are standard normal innovations, apart from one aligned direction.",
               (Experiment(measure_gaussian_init, (1, 1), (Bound("residual of [7]", 1e-10), Bound("p-value", 1e-5, above=True))),)),
@@ -448,8 +449,8 @@ CLAIMS = {
               "The whole forward-backward coupling, accumulated over layers, is O(1/L^2) in mean square.",
               (Experiment(measure_full_coupling, (12, 12), tuple(Rate(label, "L", -2) for label in (
                   "|change of h_L|^2", "(change of f)^2", "(change of E h_L^2)^2"))),), "fails",
-              "It does not decay: [17] counts the SGD drift of layer l-1 only, but that of every layer below, and of U, has met W_l^T too;\n"
-              "W_l returns all of it as a drift of order 1/L per layer. See README, \"Why the coupling stays\"."),
+              "It does not decay: [17] counts the SGD drift of layer l-1 only, but that of every layer below, and of U, has\n"
+              "met W_l^T too; W_l returns all of it as a drift of order 1/L per layer. See README, \"Why the coupling stays\"."),
         Claim("coupled-limit", "Thm 5.6",
               "With the response drifts kept, training converges in depth at O(1/L) and wide networks reach that limit.",
               (Experiment(measure_coupled_depth, (24, 64), (Rate("|g - g_ref|^2, k = 0, 1", "L", -1, 0.15),
@@ -457,7 +458,8 @@ CLAIMS = {
                Experiment(measure_coupled_width, (24, 48), (Mean("(f_1 - NFD) / (limit - NFD)", 1, 0.3),)))),
         Claim("width-rate", "Prop E.1",
               "Outputs and kernels of width-n networks after training approach the infinite-width limit at 1/n in mean square.",
-              (Experiment(measure_width, (100, 100), tuple(Rate(f"({name} - limit)^2", "n", -1, 0.2) for name in ("f", "C", "Gamma"))),)),
+              (Experiment(measure_width, (200, 200), tuple(
+                  Rate(f"({name} - limit)^2", "n", -1, 0.2) for name in ("f", "C", "Gamma"))),)),
     )
 }
 
@@ -495,8 +497,8 @@ def audit(claim, data, *, full=False, seed=0):
     first = rates[0]
     return dict(id=claim.id, equation=claim.equation, statement=claim.statement, predicted=first["predicted"],
                 slope=first["slope"], low=first["low"], high=first["high"],
-                verdict=next(v for v in ("fails", "inconclusive", "holds") if v in verdicts), expected=claim.expected, note=claim.note,
-                points=first["points"], rates=rates)
+                verdict=next(v for v in ("fails", "inconclusive", "holds") if v in verdicts), expected=claim.expected,
+                note=claim.note, points=first["points"], rates=rates)
 
 
 ROW = "{:17} {:20} {:29} {:>9} {:>9} {:>18}  {}"
@@ -530,7 +532,8 @@ def plot(results, file):
         axes.errorbar(sizes, mean, 2 * spread, fmt="o", color="black", markersize=4, label="measured, 2 std. errors")
         axes.loglog(sizes, centre * (sizes / middle) ** rate["slope"], color="#0072B2",
                     label=f"fit {rate['slope']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]")
-        axes.loglog(sizes, centre * (sizes / middle) ** rate["predicted"], "--", color="#D55E00", label=f"predicted {rate['predicted']:g}")
+        axes.loglog(sizes, centre * (sizes / middle) ** rate["predicted"], "--", color="#D55E00",
+                    label=f"predicted {rate['predicted']:g}")
         if rate["predicted"] == 0:
             axes.set_ylim(mean.min() / 3, mean.max() * 3)
         axes.set_xticks(sizes, sizes)
@@ -589,9 +592,10 @@ def seed(text):
 
 def main(arguments=None):
     """The command `nfd-audit`. Returns 0 if every verdict is the expected one, else 1; exits with 2 for bad arguments."""
-    parser = argparse.ArgumentParser("nfd-audit", description="Measure the claims of arXiv 2512.21075 and give a verdict on each.",
-                                     epilog="claims: " + ", ".join(CLAIMS))
-    parser.add_argument("--claims", type=claim_list, default=list(CLAIMS.values()), metavar="A,B", help="only these (default: all)")
+    parser = argparse.ArgumentParser("nfd-audit", epilog="claims: " + ", ".join(CLAIMS),
+                                     description="Measure the claims of arXiv 2512.21075 and give a verdict on each.")
+    parser.add_argument("--claims", type=claim_list, default=list(CLAIMS.values()), metavar="A,B",
+                        help="only these (default: all)")
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--quick", action="store_true", help="small sizes, under a minute (default)")
     sizes.add_argument("--full", action="store_true", help="larger sizes and more repetitions, some minutes")

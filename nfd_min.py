@@ -16,7 +16,7 @@ arXiv 2512.21075). Nothing here is fast; `finite_net` and `sde` compute the same
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from math import ceil, prod, sqrt
 from numbers import Integral, Real
@@ -61,7 +61,8 @@ def finite_array(name, value, shape, dtype=float):
     if array.ndim != len(shape) or any(a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)):
         raise ValueError(f"{name} has shape {array.shape}, expected {_show(shape)}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite in {np.dtype(dtype)}; it holds {np.sum(~np.isfinite(array))} NaN or infinite entries")
+        bad = np.sum(~np.isfinite(array))
+        raise ValueError(f"{name} must be finite in {np.dtype(dtype)}; it holds {bad} NaN or infinite entries")
     return array
 
 

@@ -15,10 +15,28 @@ from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
 from finite_net import CODES, kernel, parallel_kernel
-from nfd_min import (COUPLINGS, DTYPES, KEEP, SPANNED, LazyGaussian, Noise, Trajectory, activation, check_memory, choose, coarsen,
-                     draw_noise, finite_array, positive_int, progress, stop_at_divergence, Stream)
+from nfd_min import (
+    COUPLINGS,
+    DTYPES,
+    KEEP,
+    SPANNED,
+    LazyGaussian,
+    Noise,
+    Stream,
+    Trajectory,
+    activation,
+    check_memory,
+    choose,
+    coarsen,
+    draw_noise,
+    finite_array,
+    positive_int,
+    progress,
+    stop_at_divergence,
+)
 
-__all__ = ["Noise", "coarsen", "draw_noise", "init_kernels", "InitKernels", "linear_limit", "LinearLimit", "first_step_kernel", "solve"]
+__all__ = ["InitKernels", "LinearLimit", "Noise", "coarsen", "draw_noise", "first_step_kernel", "init_kernels", "linear_limit",
+           "solve"]
 
 CHUNK = 2048
 """Particles are summed in chunks of this size, whatever the number of threads, and the chunks in their order."""
@@ -35,7 +53,7 @@ def threads(chunks):
         numba.set_num_threads(before)
 
 
-# Numba's cache does not notice a change of a function in another file, so these two lines stand in `finite_net` too.
+# Numba's cache does not notice a change of a function in another file, so these two functions stand in `finite_net` too.
 @kernel
 def _phi(code, x):
     return tanh(x) if code == 0 else max(x, 0.0) if code == 1 else erf(x) if code == 2 else x
@@ -268,7 +286,8 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     dtype : "float64" or "float32", of the particles; kernels are summed in float64
     noise : Noise of these S, N, L (nfd_min.draw_noise, nfd_min.coarsen); by default drawn from `rng`
     rng : seed or numpy.random.Generator of the noise
-    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and with coupling="full" A, B; "outputs" for f, chi
+    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and with coupling="full" A, B; "outputs" for
+        f, chi
 
     Returns a Trajectory with h, g of shape (S, L+1, N). If the mean square of h or g stops being a finite number the run
     ends there, with `diverged_at` set. Raises ValueError for bad input, or if the run needs more memory than the
@@ -285,7 +304,8 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     near, full = coupling == 1, coupling == 2
     dtype_name, dtype = dtype, choose("dtype", dtype, DTYPES)
     spanned = SPANNED[dtype_name]
-    check_memory(dtype().itemsize * (5 + near) * S * (L + 1) * N + 32 * (L + 1) * S * S, f"solve(particles={N}, steps={L}, S={S})")
+    needed = dtype().itemsize * (5 + near) * S * (L + 1) * N + 32 * (L + 1) * S * S
+    check_memory(needed, f"solve(particles={N}, steps={L}, S={S})")
     if noise is None:
         noise = draw_noise(S, N, L, dtype=dtype_name, rng=rng)
     else:

@@ -6,6 +6,7 @@ from math import e, sqrt
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.integrate import trapezoid
 
 import finite_net
 import nfd_min
@@ -112,7 +113,8 @@ def test_exactly_the_law_of_explicit_matrices(phi, batch):
         h, g = run.h, run.g
         return np.r_[run.f, (h[:, -1] ** 2).sum(axis=1), (g[:, 0] ** 2).sum(axis=1), (h[:, 0] * g[:, 0]).sum(axis=1)]
 
-    particles = {c: np.array([sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1])) for r in range(runs)]) for c in ("none", "full")}
+    particles = {c: np.array([sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1])) for r in range(runs)])
+                 for c in ("none", "full")}
     networks = {b: np.array([sample(finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2])) for r in range(runs)])
                 for b in ("decoupled", "reused")}
     p = {(c, b): min(stats.ks_2samp(x, y).pvalue for x, y in zip(particles[c].T, networks[b].T)) for c in particles for b in networks}
@@ -167,8 +169,8 @@ def test_divergence():
     stream = stream_of(6, eta=1e6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run, plain = (solve(rng) for solve, rng in ((lambda r: sde.solve(stream, 50, 40, "identity", noise=r), sde.draw_noise(6, 50, 40, rng=0)),
-                                                    (lambda r: nfd_min.nfd(stream, r, "identity"), sde.draw_noise(6, 50, 40, rng=0))))
+        noise = sde.draw_noise(6, 50, 40, rng=0)
+        run, plain = sde.solve(stream, 50, 40, "identity", noise=noise), nfd_min.nfd(stream, noise, "identity")
     k, _ = run.diverged_at
     assert run.diverged_at == plain.diverged_at and 1 < k < 6
     assert np.isfinite(run.f[:k]).all() and np.isfinite(run.h[:k]).all() and np.isnan(run.h[k + 1 :]).all()
@@ -349,6 +351,6 @@ def test_first_step_kernel(phi):
     kernels = sde.init_kernels(x[None], phi)
     phi_2 = [sde.gaussian_moments(Q, ACTIVATIONS[phi])[0][0, 0] for Q in kernels.Q]
     assert np.isclose(Theta, kernels.Theta[0, 0]) and Theta_NFD < Theta
-    assert np.isclose(Theta_NFD, kernels.Q[-1, 0, 0] + np.trapezoid(phi_2, kernels.t) + 1, rtol=1e-3)
+    assert np.isclose(Theta_NFD, kernels.Q[-1, 0, 0] + trapezoid(phi_2, kernels.t) + 1, rtol=1e-3)
     if phi == "identity":
         assert np.allclose((Theta, Theta_NFD), (3 * e, 2 * e))
