@@ -273,7 +273,8 @@ class Trajectory:
     C, Gamma : arrays, shape (L, S, S): C[l] and Gamma[l] of layers l = 0..L-1 (keep="all" or "kernels").
         Gamma_L is not among them: it is the Gram matrix of the readouts v^k, the same for one mini-batch.
     A, B : arrays, shape (L, S, S): A[l-1, k, j] and B[l-1, k, j] are the response functions A^{kj}_l and B^{kj}_l of W_l,
-        l = 1..L (sde.solve with coupling="full")
+        l = 1..L (sde.solve with coupling="full"). Of passes that share their g (or phi(h)) at a layer, as those of one
+        mini-batch do at layer L, the first has the responses of all: only sum_j A^{kj} g^j is determined.
     diverged_at : None, or (sample, layer) where the mean square of h or g first was not a finite number
     """
 
@@ -518,13 +519,13 @@ class LazyGaussian(LinearOperator):
         self.Q_X, self.M, self.Q_P, self.N = [], [], [], []
 
     def _reveal(self, x, xi, Q_X, M, Q_P, N):
-        answer, rest = np.zeros(len(xi)), x
-        for q, Wq in zip(Q_X, M):
+        answer, rest = np.zeros(len(xi)), np.asarray(x, float)
+        for q, Wq in 2 * list(zip(Q_X, M)):  # twice, or the rest of a nearly spanned x is not orthogonal to Q_X
             a = q @ rest
             answer, rest = answer + a * Wq, rest - a * q
         r = np.linalg.norm(rest)
-        if r > SPANNED["float64"] * np.linalg.norm(x):
-            q, Wq = rest / r, xi
+        if not r <= SPANNED["float64"] * np.linalg.norm(x):  # also where x is not finite: then nor is the answer
+            q, Wq = rest / r, np.array(xi, float)
             for u, Wtu in zip(Q_P, N):
                 Wq = Wq + u * (Wtu @ q - u @ Wq)
             Q_X.append(q)

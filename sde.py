@@ -119,7 +119,10 @@ def _factor_row(R, gram, part, a, k, l, spanned):
                 t -= lost[i] * R[j, i]
             lost[j] = t / R[j, j] if R[j, j] else 0.0
             R[k, j] += lost[j]
-        if r2 <= spanned * spanned * gram[k, k]:
+        floor = sqrt(gram[k, k])  # where rounding begins
+        for j in range(k):
+            floor += 0.1 * abs(c[j]) * sqrt(gram[j, j])
+        if r2 <= (spanned * floor) ** 2:
             r2 = 0.0
     R[k, k] = sqrt(r2)
 
@@ -293,8 +296,9 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     ends there, with `diverged_at` set. Raises ValueError for bad input, or if the run needs more memory than the
     machine has: 8 or 4 bytes for each of 5 S (L+1) N numbers (6 with "nearest"), whatever is kept.
 
-    float64 agrees with nfd_min.nfd to rounding, times the condition number of the passes: 1 / (eta chi) for readouts that
-    hardly moved.
+    float64 agrees with nfd_min.nfd to rounding, times the condition number of the passes: 1 / (eta chi) for a readout that
+    hardly moved, the product of several such where many passes are nearly dependent. With more passes than particles that
+    happens at once; directions lost in rounding then count as spanned.
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
@@ -337,7 +341,11 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     if "C" in keep:
         out.C, out.Gamma = C[:L], Gamma[:L]
         if full:
-            out.A, out.B = (sqrt(L) * np.array(a) for a in zip(*map(responses, R, R_back[1:], D)))
+            done = S if out.diverged_at is None else out.diverged_at[0]
+            out.A, out.B = np.full((2, L, S, S), np.nan)
+            for l in range(L):
+                A, B = responses(*(a[:done, :done] for a in (R[l], R_back[l + 1], D[l])))
+                out.A[l, :done, :done], out.B[l, :done, :done] = sqrt(L) * A, sqrt(L) * B
     if "h" in keep:
         out.h, out.g = h, g
     return out
@@ -494,27 +502,34 @@ class LinearLimit(NamedTuple):
     g2: np.ndarray
 
 
-def linear_limit(stream, coupling="full", depth=None):
+def linear_limit(stream, coupling="none", depth=None):
     """Train a linear network of infinite width, without sampling, at a finite depth L or (depth=None) at L -> infinity.
 
-    coupling : "full", the network, or "none", NFD (at depth L: the network with decoupled backward weights)
+    coupling : "none", NFD (at depth L: the network with decoupled backward weights), or "full", the network
 
     Every coordinate of h^k_l and g^k_l is a linear form in independent Gaussian families: U x_k / sqrt(d) of covariance K, v,
     u^k_l (the fresh part of W_l h^k_{l-1} / sqrt(n)) of covariance C_{l-1}, and z^k_l (of W_l^T g^k_l / sqrt(n)) of covariance
     Gamma_l. By Stein's lemma the rest of W_l h^k_{l-1} / sqrt(n) is sum_j (d h^k_{l-1} / d z^j_l) g^j_l, a coefficient of the
     form, and the mirror image for W_l^T; so the recursion of [12] closes on the forms. Cost O(L^2 S^4).
 
-    L -> infinity: every quantity is a power series in 1/L, extrapolated from eight depths, 12 to 128; the error is 1e-9 to 1e-6 of the
-    largest value, growing with the number of passes and eta. Returns a LinearLimit. ValueError for bad input.
+    L -> infinity: every quantity is a power series in 1/L, extrapolated from eight depths, 12 to 128. Returns a LinearLimit.
+    ValueError for bad input, and if leaving one depth out changes the limit by more than 1e-4 of its largest value: training
+    with that eta is then too unstable to extrapolate.
     """
+    if not isinstance(stream, Stream):
+        raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
     full, S = choose("coupling", coupling, {"none": False, "full": True}), len(stream)
     deepest = 128 if depth is None else positive_int("depth", depth)
     check_memory(32 * S * (deepest + 1) * (2 * deepest + 1) * (S + 1), f"linear_limit(depth={depth}, S={S})")
     if depth is not None:
         return _linear_network(stream, deepest, full)
     depths = (12, 16, 24, 32, 48, 64, 96, 128)
-    rows = [np.array(_linear_network(stream, L, full)) for L in depths]
-    return LinearLimit(*BarycentricInterpolator(1 / np.array(depths), rows)(0.0))
+    with np.errstate(all="ignore"):
+        rows = np.array([_linear_network(stream, L, full) for L in depths])
+        limit, other = (BarycentricInterpolator(1 / np.array(depths[i:]), rows[i:])(0.0) for i in (0, 1))
+        if not np.abs(limit - other).max() <= 1e-4 * np.abs(limit).max():
+            raise ValueError(f"the limit of infinite depth cannot be extrapolated at eta={stream.eta}; give a depth or a smaller eta")
+    return LinearLimit(*limit)
 
 
 def _linear_network(stream, L, full):

@@ -136,6 +136,24 @@ def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
     assert relative(nfd_min.decoupled_backward(h, v, zeta), g) < 1e-13
 
 
+def test_innovations_are_projected():
+    """Without (I - p p^T / |p|^2) in [7], or (I - g g^T / |g|^2) and the aligned term in [15], a direction would not be fresh."""
+    n, rng, pairs = 5, np.random.default_rng(0), []
+    for _ in range(400):
+        U, W, v = nfd_min.draw_weights(n, 2, 3, rng=rng)
+        run = nfd_min.sgd(Stream(rng.standard_normal((2, 3)), [1.0, 2.0], 0.5), (U, W, v))
+        (h, h1), g, p = run.h, run.g[0], np.tanh(run.h)
+        xi, zeta = nfd_min.innovations(h, g, W, rng=rng)
+        xi1 = nfd_min.update_innovation(h, g, h1, W, rng=rng)
+        p_perp = p[1, 1] - p[0, 1] * (p[0, 1] @ p[1, 1]) / (p[0, 1] @ p[0, 1])
+        g2, z0 = g[2] / np.linalg.norm(g[2]), W[1].T @ g[2] / np.linalg.norm(g[2])
+        pairs.append((zeta[0] @ p[0, 0] / np.linalg.norm(p[0, 0]), xi[0] @ g[1] / np.linalg.norm(g[1]),
+                      xi1[1] @ g2, z0 @ p_perp / np.linalg.norm(p_perp)))
+    zeta_p, xi_g, xi1_g, z0_p = np.array(pairs).T
+    assert stats.spearmanr(zeta_p, xi_g).pvalue > 1e-3 and stats.spearmanr(xi1_g, z0_p).pvalue > 1e-3
+    assert stats.kstest(zeta_p, "norm").pvalue > 1e-3 and stats.kstest(xi1_g, "norm").pvalue > 1e-3
+
+
 def test_update_innovation():
     """Prop 5.1 [15] gives the second forward increments back; degenerate directions drop out."""
     n, L, rng = 9, 3, np.random.default_rng(0)
@@ -195,6 +213,31 @@ def test_lazy_gaussian_takes_a_new_direction_where_there_is_one():
     W = nfd_min.LazyGaussian((300, 2), rng=0)
     first, near, same = W @ np.array([1.0, 0.0]), W @ np.array([1.0, 1e-8]), W @ np.array([1.0, 1e-12])
     assert np.isclose(np.std((near - first) / 1e-8), 1, atol=0.2) and np.allclose(same, first, atol=1e-15)
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-6, 1e-8])
+def test_lazy_gaussian_stays_one_matrix_for_nearly_spanned_vectors(epsilon):
+    rng = np.random.default_rng(0)
+    W, x, e, y = nfd_min.LazyGaussian((50, 50), rng=1), *rng.standard_normal((3, 50))
+    asked = [x, x + epsilon * e, e]
+    answers, back = [W @ a for a in asked], W.T @ y
+    dense = W.complete()
+    for a, Wa in zip(asked, answers):
+        assert abs(y @ Wa - a @ back) < 1e-13 / epsilon * 50 and np.abs(dense @ a - Wa).max() < 1e-13 / epsilon
+    assert np.abs(dense.T @ y - back).max() < 1e-13 / epsilon
+
+
+def test_lazy_gaussian_knows_a_rounded_vector_again():
+    W, x, y = nfd_min.LazyGaussian((40, 30), rng=1), np.random.default_rng(0).standard_normal(30).astype(np.float32), np.ones(40)
+    answer, again, back = W @ x, W @ x, W.T @ y
+    assert np.array_equal(answer, again) or np.allclose(answer, again, rtol=1e-13)
+    assert np.isclose(y @ answer, x.astype(float) @ back) and np.allclose(W.complete().T @ y, back)
+    noise = np.ones(40)
+    fresh = nfd_min.LazyGaussian((40, 30))
+    first = fresh.times(x, noise)
+    noise[:] = 7  # the caller's array is not kept
+    assert np.allclose(fresh @ x, first)
+    assert not np.isfinite(nfd_min.LazyGaussian((3, 2), rng=0) @ np.array([np.nan, 1.0])).any()
 
 
 def test_lazy_gaussian_checks_its_input():

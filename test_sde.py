@@ -141,6 +141,23 @@ def test_response_functions():
     assert np.allclose(B[:, -1, 1, 0].mean(), -a.mean(), atol=0.03)
 
 
+@pytest.mark.parametrize("phi", ["tanh", "identity"])
+def test_response_functions_of_several_passes(phi):
+    """By Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}), i < k, is the derivative of phi(h^k_{l-1}) in it,
+    and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A R)_{ki}. For g^k and xi_i, i <= k, likewise."""
+    N, L, S = 200_000, 3, 4
+    stream, noise = stream_of(S, 0.3), sde.draw_noise(S, N, L, rng=3)
+    run = sde.solve(stream, N, L, phi, coupling="full", noise=noise)
+    p = ACTIVATIONS[phi].phi(run.h)
+    for l in range(1, L + 1):
+        R, R_back = (np.linalg.cholesky(a @ a.T / N) for a in (p[:, l - 1], run.g[:, l]))
+        A = sqrt(L) * np.tril(p[:, l - 1] @ noise.zeta[:, l - 1].T / N, -1)
+        B = sqrt(L) * np.tril(run.g[:, l] @ noise.xi[:, l - 1].T / N)
+        size = 6 * sqrt(L / N) * np.sqrt(max(np.mean(p[:, l - 1] ** 2, axis=1).max(), np.mean(run.g[:, l] ** 2, axis=1).max()))
+        assert np.abs(run.A[l - 1] @ R_back - A).max() < size and np.abs(run.B[l - 1] @ R - B).max() < size
+        assert np.abs(A[2:]).max() > 3 * size or l == 1
+
+
 def test_repeated_and_zero_samples_are_not_new_directions():
     X = np.array([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0], [2.0, 4.0]])
     for dtype in ("float64", "float32"):
@@ -148,8 +165,10 @@ def test_repeated_and_zero_samples_are_not_new_directions():
         assert np.allclose(run.h[0], run.h[1], atol=1e-5) and np.allclose(run.g[0], run.g[1], atol=1e-5)
         assert not run.h[2].any() and np.isclose(run.f[2], 0)
         assert np.isfinite(run.h).all() and np.isfinite(run.g).all() and run.diverged_at is None
-    small = sde.solve(stream_of(6), 2, 3, rng=0)  # more passes than particles
-    assert np.isfinite(small.h).all() and np.isfinite(small.g).all()
+    for coupling in ("none", "full"):
+        for eta, seed in ((0.2, 0), (0.01, 1), (0.01, 2)):  # more passes than particles
+            small = sde.solve(stream_of(48, eta, seed=seed), 20, 3, coupling=coupling, rng=seed)
+            assert small.diverged_at is None and np.abs(small.g).max() < 30
 
 
 def test_noise_keep_and_dtype():
@@ -175,6 +194,9 @@ def test_divergence():
     assert run.diverged_at == plain.diverged_at and 1 < k < 6
     assert np.isfinite(run.f[:k]).all() and np.isfinite(run.h[:k]).all() and np.isnan(run.h[k + 1 :]).all()
     assert np.isfinite(run.C[:, :k, :k]).all() and np.isnan(run.C[:, k]).all() and np.isfinite(run.min_eig()[0]).all()
+    full = sde.solve(stream, 50, 40, "identity", noise=noise, coupling="full")
+    k, _ = full.diverged_at
+    assert np.isfinite(full.A[:, :k, :k]).all() and np.isfinite(full.B[:, :k, :k]).all() and np.isnan(full.A[:, k]).all()
 
 
 @pytest.mark.parametrize("change, message", [
@@ -337,10 +359,16 @@ def test_linear_limit_is_the_limit_of_particles(coupling, batch):
     assert np.abs(2 * fine - coarse - limit).max() < 0.1 * np.abs(fine - limit).max()
 
 
-@pytest.mark.parametrize("bad", [dict(coupling="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7)])
+@pytest.mark.parametrize("bad", [dict(coupling="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7), dict(stream=3)])
 def test_linear_limit_rejects(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        sde.linear_limit(stream_of(2), **bad)
+        sde.linear_limit(**(dict(stream=stream_of(2)) | bad))
+
+
+@pytest.mark.parametrize("eta", [1.0, 50.0])
+def test_linear_limit_says_when_it_cannot_extrapolate(eta):
+    with pytest.raises(ValueError, match="cannot be extrapolated at eta="):
+        sde.linear_limit(stream_of(6, eta), "full")
 
 
 @pytest.mark.parametrize("phi", ACTIVATIONS)
@@ -353,4 +381,6 @@ def test_first_step_kernel(phi):
     assert np.isclose(Theta, kernels.Theta[0, 0]) and Theta_NFD < Theta
     assert np.isclose(Theta_NFD, kernels.Q[-1, 0, 0] + trapezoid(phi_2, kernels.t) + 1, rtol=1e-3)
     if phi == "identity":
+        E = (1 + 1 / 4) ** 4
         assert np.allclose((Theta, Theta_NFD), (3 * e, 2 * e))
+        assert np.allclose(sde.first_step_kernel(x, phi, 4), (2 * E + E / (1 + 1 / 4), 2 * E))
