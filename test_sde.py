@@ -145,7 +145,7 @@ def test_response_functions():
 def test_response_functions_of_several_passes(phi):
     """By Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}), i < k, is the derivative of phi(h^k_{l-1}) in it,
     and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A R)_{ki}. For g^k and xi_i, i <= k, likewise."""
-    N, L, S = 200_000, 3, 4
+    N, L, S = 400_000, 3, 4
     X = 1 + 0.5 * np.random.default_rng(0).standard_normal((S, 5))  # similar inputs: strong responses
     stream, noise = Stream(X, [2, 2, -2, 2], 0.2), sde.draw_noise(S, N, L, rng=3)
     run = sde.solve(stream, N, L, phi, coupling="full", noise=noise)
@@ -156,7 +156,7 @@ def test_response_functions_of_several_passes(phi):
         B = sqrt(L) * np.tril(run.g[:, l] @ noise.xi[:, l - 1].T / N)
         size = 6 * sqrt(L / N) * np.sqrt(max(np.mean(p[:, l - 1] ** 2, axis=1).max(), np.mean(run.g[:, l] ** 2, axis=1).max()))
         assert np.abs(run.A[l - 1] @ R_back - A).max() < size and np.abs(run.B[l - 1] @ R - B).max() < size
-        assert np.abs(A[2:]).max() > 10 * size or l == 1
+        assert np.abs(A[2:]).max() > 4 * size or l == 1
 
 
 def test_repeated_and_zero_samples_are_not_new_directions():
