@@ -10,8 +10,7 @@ RATES = {  # claim -> quantity -> expected exponent
     "depth-rate": {"|g - g_ref|^2, k = 0..2": -1, "|h - h_ref|^2, k = 1..2": -1, "|h - h_ref|^2, k = 0": -2},
     "nearest-coupling": {"|change of h|^2, k = 1..2": -2, "|change of g|^2, k = 1..2": -2},
     "nondegeneracy": {"min eig C": 0, "min eig Gamma": 0},
-    "full-coupling": {"|change of h_L|^2": 0, "(change of f)^2": 0, "(change of E h_L^2)^2": 0,  # the paper: -2
-                      "|its share of one layer|^2": -2},
+    "full-coupling": {"|change of h_L|^2": 0, "(change of f)^2": 0, "(change of E h_L^2)^2": 0},  # the paper: -2
     "coupled-limit": {"|g - g_ref|^2, k = 0, 1": -1, "|h - h_ref|^2, k = 1": -1},
     "width-rate": {"(f - limit)^2": -1, "(C - limit)^2": -1, "(Gamma - limit)^2": -1},
 }
