@@ -1,8 +1,11 @@
-"""Neural Feature Dynamics by particles, and what the limit at initialisation is exactly. Fast twin of `nfd_min.nfd`.
+"""Neural Feature Dynamics and the network itself by particles, without matrices (fast twin of `nfd_min.nfd`), and limits
+known without sampling.
 
 N particles in L Euler-Maruyama steps [112] are also the decoupled network of width N and depth L, exactly in law:
-given the past, W_l phi(h^k_{l-1}) / sqrt(N) is the last row of the Cholesky factor of the Gram matrix C_{l-1} applied
-to independent N(0,1) vectors, and W~_l^T g_l / sqrt(N) that of Gamma_l.
+given the past, W_l phi(h^k_{l-1}) / sqrt(N) is the last row of the Cholesky factor R of the Gram matrix C_{l-1} applied
+to independent N(0,1) vectors, and W~_l^T g_l / sqrt(N) that of Gamma_l. Where W_l^T is used in place of W~_l^T, those
+vectors are not independent but the images M = W_l q and N = W_l^T u of the orthonormal directions q of phi(h) and u of g
+(nfd_min.LazyGaussian). Directions are kept as coefficients, q = R^-1 phi(h), not as vectors; both scaled by sqrt(N).
 """
 
 from contextlib import contextmanager
@@ -277,7 +280,7 @@ def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, s
 
 
 def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float64", rng=None, noise=None, keep="all"):
-    """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps. [20]-[25], [112]
+    """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps [20]-[25], [112]; or the network [12].
 
     stream : nfd_min.Stream
     particles, steps : N and L; with coupling="none" the result has exactly the law of
@@ -308,7 +311,7 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     near, full = coupling == 1, coupling == 2
     dtype_name, dtype = dtype, choose("dtype", dtype, DTYPES)
     spanned = SPANNED[dtype_name]
-    needed = dtype().itemsize * (5 + near) * S * (L + 1) * N + 32 * (L + 1) * S * S
+    needed = dtype().itemsize * (5 + near) * S * (L + 1) * N + 56 * (L + 1) * S * S
     check_memory(needed, f"solve(particles={N}, steps={L}, S={S})")
     if noise is None:
         noise = draw_noise(S, N, L, dtype=dtype_name, rng=rng)
@@ -335,8 +338,8 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
             out.chi[k] = out.f[k] - stream.y[k]
             _backward(k, a, h, p, g, M, N_, Gamma, R_back, R, P, D, CODES[phi.name], coupling, spanned)
             if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k):
-                for kernel in C, Gamma, R, R_back:
-                    kernel[:, k:] = kernel[:, :, k:] = np.nan
+                for gram in C, Gamma:
+                    gram[:, k:] = gram[:, :, k:] = np.nan
                 break
     if "C" in keep:
         out.C, out.Gamma = C[:L], Gamma[:L]
