@@ -100,6 +100,15 @@ def test_same_bits_on_any_number_of_threads():
     assert len(outputs) == 1
 
 
+def test_without_a_directory_to_cache_in():
+    program = """from numba.core import caching
+caching.CacheImpl._locator_classes = []  # what a read-only installation without a home directory leaves
+import sde, finite_net
+print(finite_net._phi(0, 0.5))"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0 and np.isclose(float(run.stdout), np.tanh(0.5)), run.stderr
+
+
 @pytest.mark.parametrize("phi", ["identity", "relu"])
 def test_divergence_is_reported_and_what_came_before_is_kept(phi):
     stream = stream_of(6, eta=50.0, d=3)
