@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from importlib import util
+from itertools import product
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -121,35 +122,36 @@ class Claim(NamedTuple):
 def measure_gradients(data, full, rng):
     """Backpropagation against central differences of the mean loss of one mini-batch, entry by entry."""
     n, L, step, errors = 6, 3, 1e-5, {}
-    for phi in ACTIVATIONS.values():
-        for scaling in ("depth-mup", "mup", "vanilla"):
-            for batch in (1, 4):
-                stream = data(batch, 0.1, rng, batch)
-                weights = nfd_min.draw_weights(n, L, stream.d, rng=rng)
-                net = finite_net.train(stream, n, L, phi, scaling=scaling, weights=weights)
-                skip, s = nfd_min.residual(scaling, L)
+    architectures = [("pre", "depth-mup"), ("pre", "mup"), ("pre", "vanilla"), ("post", "depth-mup"), ("two-layer", "depth-mup")]
+    for phi, (block, scaling), batch in product(ACTIVATIONS.values(), architectures, (1, 4)):
+        stream = data(batch, 0.1, rng, batch)
+        weights = nfd_min.draw_weights(n, L, stream.d, block=block, rng=rng)
+        net = finite_net.train(stream, n, L, phi, block=block, scaling=scaling, weights=weights)
+        skip, s = nfd_min.residual(scaling, L)
 
-                def loss():
-                    h = np.array([nfd_min.forward(weights[0] @ x / np.sqrt(stream.d), weights[1], phi, skip, s) for x in stream.X])
-                    return np.mean((h[:, L] @ weights[2] / n - stream.y) ** 2) / 2, h > 0
+        def loss():
+            inputs = weights[0] @ stream.X.T / np.sqrt(stream.d)
+            h, x = zip(*(nfd_min.forward(h_0, weights[1], phi, skip, s, block) for h_0 in inputs.T))
+            f = np.array(h)[:, L] @ weights[2] / n
+            return np.mean((f - stream.y) ** 2) / 2, np.concatenate([np.ravel(h), np.ravel(x)]) > 0
 
-                each = [nfd_min.gradients(h, g, x, phi, s) for h, g, x in zip(net.h, net.g, stream.X)]
-                for name, w, per_sample in zip(("U", "W", "v"), weights, zip(*each)):
-                    exact = np.tensordot(net.chi, per_sample, 1) / batch
-                    pairs = []
-                    for i in rng.permutation(w.size)[:40]:
-                        index = np.unravel_index(i, w.shape)
-                        keep = w[index]
-                        w[index] = keep + step
-                        up, signs_up = loss()
-                        w[index] = keep - step
-                        down, signs_down = loss()
-                        w[index] = keep
-                        if phi.name != "relu" or (signs_up == signs_down).all():  # no kink between the two
-                            pairs.append((exact[index], (up - down) / (2 * step)))
-                    a, b = np.transpose(pairs)
-                    size = max(np.linalg.norm(a), np.linalg.norm(b))  # 0 if every relu is off
-                    errors[f"{name} {phi.name} {scaling} batch {batch}"] = np.linalg.norm(a - b) / size if size else 0.0
+        each = [nfd_min.gradients(*passes, phi, s, block) for passes in zip(stream.X, net.h, net.g, net.x, net.gx)]
+        for name, w, per_sample in zip(("U", "W", "v"), weights, zip(*each)):
+            exact = np.tensordot(net.chi, per_sample, 1) / batch
+            pairs = []
+            for i in rng.permutation(w.size)[:40]:
+                index = np.unravel_index(i, w.shape)
+                keep = w[index]
+                w[index] = keep + step
+                up, signs_up = loss()
+                w[index] = keep - step
+                down, signs_down = loss()
+                w[index] = keep
+                if phi.name != "relu" or (signs_up == signs_down).all():  # no kink between the two
+                    pairs.append((exact[index], (up - down) / (2 * step)))
+            a, b = np.transpose(pairs)
+            size = max(np.linalg.norm(a), np.linalg.norm(b))  # 0 if every relu is off
+            errors[f"{name} {phi.name} {block} {scaling} batch {batch}"] = np.linalg.norm(a - b) / size if size else 0.0
     return {"relative error": errors}
 
 

@@ -13,6 +13,14 @@ arXiv 2512.21075). Nothing here is fast; `finite_net` and `sde` compute the same
     C^{jk}_l              <phi(h^j_l), phi(h^k_l)> / n, feature kernel                          C[l, j, k]
     Gamma^{jk}_l          <g^j_l, g^k_l> / n, gradient kernel                                   Gamma[l, j, k]
     W_l, l = 1..L         maps layer l-1 to layer l                                             W[l-1]
+
+A block, the step from h_{l-1} to h_l, with skip and s as its scaling says (`residual`):
+
+    pre         h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n)                                             [1]
+    post        x_l = W_l h_{l-1} / sqrt(n),          h_l = skip h_{l-1} + s phi(x_l)                          [29]
+    two-layer   x_l = W1_l phi(h_{l-1}) / sqrt(n),    h_l = skip h_{l-1} + s W2_l phi(x_l) / sqrt(n)
+
+Two-layer blocks have W[l-1, 0] = W1_l and W[l-1, 1] = W2_l; x[k, l-1] is x_l and gx[k, l-1] is gx_l = n df_k / dx^k_l.
 """
 
 import os
@@ -118,6 +126,29 @@ def activation(name):
 def residual(scaling, depth):
     """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).  ValueError for an unknown scaling."""
     return choose("scaling", scaling, {"depth-mup": (1.0, 1 / sqrt(depth)), "mup": (1.0, 1.0), "vanilla": (0.0, 1.0)})
+
+
+def per_block(block):
+    """Layers in a block: 1, or 2 where there is an x_l. ValueError for an unknown block."""
+    return choose("block", block, {"pre": 1, "post": 2, "two-layer": 2})
+
+
+def split(a, block):
+    """h (S, L+1, n) and x (S, L, n), or x (S, 0, n) for "pre": views into a, which holds h_0, (x_1,) h_1, (x_2,) .. h_L."""
+    return (a[:, ::2], a[:, 1::2]) if per_block(block) == 2 else (a, a[:, :0])
+
+
+def inner_rate(block, exponent, depth):
+    """L^a, by which the rate of W1_l in a two-layer block is multiplied; a = -inf keeps W1_l fixed.
+
+    ValueError for an unknown block, for a that is NaN or +inf, and for a != 0 where there is no W1_l.
+    """
+    per_block(block)
+    if isinstance(exponent, bool) or not isinstance(exponent, Real) or not exponent < np.inf:
+        raise ValueError(f"internal_lr_exponent={exponent!r} must be a number, or -inf to keep W1 fixed")
+    if exponent != 0 and block != "two-layer":
+        raise ValueError(f'internal_lr_exponent={exponent!r} is for block="two-layer", not block={block!r}')
+    return 0.0 if exponent == -np.inf else float(depth) ** exponent
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,12 +301,14 @@ class Trajectory:
 
     f, chi : arrays, shape (S,): output and loss derivative of each pass
     h, g : arrays, shape (S, L+1, n): features and width-normalised gradients (keep="all")
+    x, gx : arrays, shape (S, L, n): the same inside post and two-layer blocks, of size 0 for "pre" (keep="all")
     C, Gamma : arrays, shape (L, S, S): C[l] and Gamma[l] of layers l = 0..L-1 (keep="all" or "kernels").
         Gamma_L is not among them: it is the Gram matrix of the readouts v^k, the same for one mini-batch.
     A, B : arrays, shape (L, S, S): A[l-1, k, j] and B[l-1, k, j] are the response functions A^{kj}_l and B^{kj}_l of W_l,
         l = 1..L (sde.solve with coupling="full"). Of passes that share their g (or phi(h)) at a layer, as those of one
         mini-batch do at layer L, the first has the responses of all: only sum_j A^{kj} g^j is determined.
-    diverged_at : None, or (sample, layer) where the mean square of h or g first was not a finite number
+    test_f : array, shape (E, T): outputs on T inputs that are not trained on, E times in the run (finite_net.train)
+    diverged_at : None, or (sample, layer) where the mean square of h or g (or x, gx) first was not a finite number
     """
 
     f: np.ndarray
@@ -286,6 +319,9 @@ class Trajectory:
     Gamma: np.ndarray | None = None
     A: np.ndarray | None = None
     B: np.ndarray | None = None
+    x: np.ndarray | None = None
+    gx: np.ndarray | None = None
+    test_f: np.ndarray | None = None
     diverged_at: tuple | None = None
 
     def min_eig(self, passes=None):
@@ -326,77 +362,111 @@ def first_divergence(a, layers):
 # The network with explicit matrices [1]-[3], [8]
 
 
-def draw_weights(width, depth, d, *, decoupled=False, dtype="float64", rng=None):
-    """U (n, d), W (L, n, n), v (n,) with independent N(0,1) entries; with decoupled=True also W~ (L, n, n), drawn
+def weight_shape(width, depth, block="pre"):
+    """(L, n, n), or (L, 2, n, n) for two-layer blocks."""
+    return (depth, 2, width, width) if block == "two-layer" else (depth, width, width)
+
+
+def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None):
+    """U (n, d), W (weight_shape), v (n,) with independent N(0,1) entries; with decoupled=True also W~ of W's shape, drawn
     last, so that one seed gives the same U, W, v either way."""
     rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
-    shapes = [(width, d), (depth, width, width), (width,)] + [(depth, width, width)] * decoupled
+    shape = weight_shape(width, depth, block)
+    shapes = [(width, d), shape, (width,)] + [shape] * decoupled
     check_memory(dtype().itemsize * sum(map(prod, shapes)), f"draw_weights(width={width}, depth={depth})")
     return tuple(rng.standard_normal(shape, dtype=dtype) for shape in shapes)
 
 
-def forward(h0, W, phi, skip, s):
-    """Features h (L+1, n) of one input, from h0 (n,) and W (L, n, n). [1]"""
-    n, h = len(h0), [h0]
+def forward(h0, W, phi, skip, s, block="pre"):
+    """Features h (L+1, n) and x (L, n; empty for "pre") of one input, from h0 (n,) and W. [1], [29]"""
+    n, h, x = len(h0), [h0], []
     for W_l in W:
-        h.append(skip * h[-1] + s * W_l @ phi.phi(h[-1]) / sqrt(n))  # [1]
-    return np.array(h)
+        if block == "pre":
+            h.append(skip * h[-1] + s * W_l @ phi.phi(h[-1]) / sqrt(n))  # [1]
+        elif block == "post":
+            x.append(W_l @ h[-1] / sqrt(n))
+            h.append(skip * h[-1] + s * phi.phi(x[-1]))  # [29]
+        else:
+            x.append(W_l[0] @ phi.phi(h[-1]) / sqrt(n))
+            h.append(skip * h[-1] + s * W_l[1] @ phi.phi(x[-1]) / sqrt(n))
+    return np.array(h), np.reshape(x, (-1, n))
 
 
-def backward(h, v, W, phi, skip, s):
-    """Gradients g (L+1, n) from the features h (L+1, n), the readout v (n,) and W (L, n, n). [3]; with W~: [8]"""
-    n, g = len(v), [v]
+def backward(h, x, v, W, phi, skip, s, block="pre"):
+    """Gradients g (L+1, n) and gx (L, n; empty for "pre") from the features h (L+1, n) and x, the readout v (n,) and W.
+    [3]; with W~ in place of W: [8]"""
+    n, g, gx = len(v), [v], []
     for l in range(len(W), 0, -1):
-        g.append(skip * g[-1] + s * phi.dphi(h[l - 1]) * (W[l - 1].T @ g[-1]) / sqrt(n))  # [3]
-    return np.array(g[::-1])
+        if block == "pre":
+            g.append(skip * g[-1] + s * phi.dphi(h[l - 1]) * (W[l - 1].T @ g[-1]) / sqrt(n))  # [3]
+        elif block == "post":
+            gx.append(s * phi.dphi(x[l - 1]) * g[-1])
+            g.append(skip * g[-1] + W[l - 1].T @ gx[-1] / sqrt(n))
+        else:
+            gx.append(s * phi.dphi(x[l - 1]) * (W[l - 1, 1].T @ g[-1]) / sqrt(n))
+            g.append(skip * g[-1] + phi.dphi(h[l - 1]) * (W[l - 1, 0].T @ gx[-1]) / sqrt(n))
+    return np.array(g[::-1]), np.reshape(gx[::-1], (-1, n))
 
 
-def gradients(h, g, x, phi, s):
-    """df/dU (n, d), df/dW (L, n, n) and df/dv (n,) of one input x (d,), from its passes h and g (L+1, n). [2]"""
-    n, d = h.shape[1], len(x)
-    dU = np.outer(g[0], x) / (n * sqrt(d))
-    dW = s * np.array([np.outer(g_l, p) for g_l, p in zip(g[1:], phi.phi(h[:-1]))]) / (n * sqrt(n))
-    return dU, dW, h[-1] / n
+def gradients(x_k, h, g, x, gx, phi, s, block="pre"):
+    """df/dU (n, d), df/dW (shape of W) and df/dv (n,) of one input x_k (d,), from its passes h, g, x and gx. [2]"""
+    n, d = h.shape[1], len(x_k)
+
+    def outer(a, b):
+        return np.einsum("li,lm->lim", a, b) / (n * sqrt(n))
+
+    if block == "pre":
+        dW = outer(s * g[1:], phi.phi(h[:-1]))
+    elif block == "post":
+        dW = outer(gx, h[:-1])
+    else:
+        dW = np.stack([outer(gx, phi.phi(h[:-1])), outer(s * g[1:], phi.phi(x))], axis=1)
+    return np.outer(g[0], x_k) / (n * sqrt(d)), dW, h[-1] / n
 
 
-def sgd(stream, weights, phi="tanh", *, scaling="depth-mup"):
+def sgd(stream, weights, phi="tanh", *, block="pre", internal_lr_exponent=0.0, scaling="depth-mup"):
     """Train by mini-batch SGD, moving the weights themselves; the readable twin of `finite_net.train`.
 
-    weights : U (n, d), W (L, n, n), v (n,); with a fourth array W~ (L, n, n) the backward pass is decoupled: it uses
-        W~ in place of W, and both receive the same updates [8].
+    weights : U (n, d), W (L, n, n) or (L, 2, n, n), v (n,); with a fourth array W~ of W's shape the backward pass is
+        decoupled: it uses W~ in place of W, and both receive the same updates [8].
+    block : "pre", "post" or "two-layer"; the rate of W1_l of a two-layer block is L^internal_lr_exponent times the others'
     Returns a Trajectory with everything.
     """
     U, W, v, *copy = (np.array(w, dtype=float) for w in weights)
     W_back = copy[0] if copy else W
-    phi, (L, n, _), S, d = activation(phi), W.shape, len(stream), stream.d
+    phi, L, n, S, d = activation(phi), len(W), len(v), len(stream), stream.d
     skip, s = residual(scaling, L)
-    out = Trajectory(*(np.full(shape, np.nan) for shape in [(S,), (S,), (S, L + 1, n), (S, L + 1, n)]))
-    h, g, f, chi = out.h, out.g, out.f, out.chi
+    inner = inner_rate(block, internal_lr_exponent, L)
+    rates = np.reshape([inner, 1], (2, 1, 1)) if block == "two-layer" else 1  # of W1_l and W2_l, in units of eta n
+    f, chi = np.full((2, S), np.nan)
+    places, g_places = np.full((2, S, per_block(block) * L + 1, n), np.nan)
+    (h, x), (g, gx) = split(places, block), split(g_places, block)
+    out = Trajectory(f, chi, h, g, x=x, gx=gx)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for b in range(0, S, stream.batch):
             batch = range(b, b + stream.batch)
             for k in batch:
-                h[k] = forward(U @ stream.X[k] / sqrt(d), W, phi, skip, s)
+                h[k], x[k] = forward(U @ stream.X[k] / sqrt(d), W, phi, skip, s, block)
                 f[k] = v @ h[k, L] / n
                 chi[k] = f[k] - stream.y[k]
-                g[k] = backward(h[k], v, W_back, phi, skip, s)
+                g[k], gx[k] = backward(h[k], x[k], v, W_back, phi, skip, s, block)
             rows = slice(b, b + stream.batch)
-            if stop_at_divergence(out, h[rows], g[rows], b):
+            if stop_at_divergence(out, places[rows], g_places[rows], b, per_block(block)):
                 break
             for k in batch:
-                dU, dW, dv = gradients(h[k], g[k], stream.X[k], phi, s)
+                dU, dW, dv = gradients(stream.X[k], h[k], g[k], x[k], gx[k], phi, s, block)
                 step = stream.rate * n * chi[k]  # theta <- theta - eta n dloss/dtheta [2]
-                U, v, W = U - step * dU, v - step * dv, W - step * dW
-                W_back = W_back - step * dW if copy else W
+                U, v, W = U - step * dU, v - step * dv, W - step * rates * dW
+                W_back = W_back - step * rates * dW if copy else W
         fill_kernels(out, h, g, phi)
     return out
 
 
-def stop_at_divergence(out, h, g, b):
+def stop_at_divergence(out, h, g, b, per_block=1):
     """If a pass of the batch that starts at sample b diverged, set out.diverged_at, blank with NaN all that follows
     it (that batch's backward passes too, if a forward pass diverged), and return True.
 
-    h, g : arrays, shape (batch, L+1, n): the batch's own passes, views into out.h and out.g where those are kept
+    h, g : arrays, shape (batch, T, n): the batch's own passes, h_0, (x_1,) h_1, .., views into what out keeps
     """
     batch, layers = len(h), np.arange(h.shape[1])
     f, chi = out.f[b : b + batch], out.chi[b : b + batch]
@@ -412,7 +482,7 @@ def stop_at_divergence(out, h, g, b):
         g[k, : l + 1] = g[k + 1 :] = np.nan
     else:
         return False
-    out.diverged_at = b + k, l
+    out.diverged_at = b + k, -(-l // per_block)
     return True
 
 
@@ -591,59 +661,77 @@ def coarsen(noise, m):
 COUPLINGS = {"none": 0, "nearest": 1, "full": 2}
 
 
-def nfd(stream, noise, phi="tanh", *, coupling="none"):
+def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_exponent=0.0):
     """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps; twin of `sde.solve`.
 
     coupling : "none"; "nearest" adds the paper's closed form of the forward-backward coupling [17], [103], [104], which
         keeps only the SGD drift of the neighbouring layer; "full" uses the transpose of the matrices of the forward pass
         in the backward pass, W~_l = W_l: the trained network [12] itself, of width N and depth L.
+    block : "pre", or "two-layer" with noise of 2 L steps: h below holds h_0, x_1, h_1, .. and matrix t maps h[t-1] to h[t]
     Returns a Trajectory with everything but A and B.
     """
     phi, u, v, xi, zeta = activation(phi), *noise
-    S, L, N = xi.shape
+    S, T, N = xi.shape
     if S != len(stream):
         raise ValueError(f"the noise is for {S} passes, the stream has {len(stream)} samples")
-    kind = choose("coupling", coupling, COUPLINGS)
+    kind, two = choose("coupling", coupling, COUPLINGS), particle_block(block, coupling)
+    L, odd = divmod(T, two)
+    if odd:
+        raise ValueError(f"the noise has {T} steps; two-layer blocks need two for each block")
+    inner = inner_rate(block, internal_lr_exponent, L)
     K, U = stream.gram, LazyGaussian((N, stream.d))
-    W = [LazyGaussian((N, N)) for _ in range(L)]
-    W_back = W if kind == 2 else [LazyGaussian((N, N)) for _ in range(L)]
-    out = Trajectory(*(np.full(shape, np.nan) for shape in [(S,), (S,), (S, L + 1, N), (S, L + 1, N)]))
-    h, g, f, chi = out.h, out.g, out.f, out.chi
+    W = [LazyGaussian((N, N)) for _ in range(T)]
+    W_back = W if kind == 2 else [LazyGaussian((N, N)) for _ in range(T)]
+    f, chi = np.full((2, S), np.nan)
+    h, g = np.full((2, S, T + 1, N), np.nan)
+    out = Trajectory(f, chi)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for k in range(S):
             past = slice(0, stream.seen(k))
             a = stream.rate * chi[past]  # eta chi_j, j < k
-            P = []  # P[l][j] = E[phi'(h^j_l) phi'(h^k_l)]
+            P = []  # P[t][j] = E[phi'(h^j_t) phi'(h^k_t)]
             C_below = np.zeros_like(a)  # C_{-1} := 0
 
             h[k, 0] = U.times(stream.X[k], u[k]) / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22], [24]
-            for l in range(1, L + 1):
-                p = phi.phi(h[k, l - 1])
-                C = phi.phi(h[past, l - 1]) @ p / N  # [23]
-                P.append(np.mean(phi.dphi(h[past, l - 1]) * phi.dphi(h[k, l - 1]), axis=-1))
-                dB = W[l - 1].times(p, xi[k, l - 1]) / sqrt(N * L)  # [25]
-                drift = -(a * C) @ g[past, l] / L
-                c = -(a * C_below * P[l - 1]) @ g[past, l] / L**2  # [103]
-                h[k, l] = h[k, l - 1] + dB + drift + (kind == 1) * c  # [20]
+            for t in range(1, T + 1):
+                below, s, rate = (h[k, t - two], 1 / sqrt(L), 1) if t % two == 0 else (0, 1, inner)  # the latter for x_l
+                p = phi.phi(h[k, t - 1])
+                C = phi.phi(h[past, t - 1]) @ p / N  # [23]
+                P.append(np.mean(phi.dphi(h[past, t - 1]) * phi.dphi(h[k, t - 1]), axis=-1))
+                dB = s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25]
+                drift = -(rate * s**2) * (a * C) @ g[past, t]
+                c = -(a * C_below * P[t - 1]) @ g[past, t] / L**2  # [103]
+                h[k, t] = below + dB + drift + (kind == 1) * c  # [20]
                 C_below = C
 
-            g[k, L] = v - a @ h[past, L]  # [22]
-            f[k] = np.mean(g[k, L] * h[k, L])  # [23]
+            g[k, T] = v - a @ h[past, T]  # [22]
+            f[k] = np.mean(g[k, T] * h[k, T])  # [23]
             chi[k] = f[k] - stream.y[k]
             P.append(np.zeros_like(a))
             Gamma_above = np.zeros_like(a)  # Gamma_{L+1} := 0
-            for l in range(L, 0, -1):
-                p = phi.phi(h[past, l - 1])
-                Gamma = g[past, l] @ g[k, l] / N  # [23]
-                dB = W_back[l - 1].transpose_times(g[k, l], zeta[k, l - 1]) / sqrt(N * L)  # [25]
-                drift = -(a * Gamma) @ p / L
-                d = -(a * Gamma_above * P[l]) @ p / L**2  # [104]
-                g[k, l - 1] = g[k, l] + phi.dphi(h[k, l - 1]) * (dB + drift + (kind == 1) * d)  # [21]
+            for t in range(T, 0, -1):
+                above = g[k, t - 1 + two] if (t - 1) % two == 0 else 0  # the skip connection is to h_l, not to x_l
+                s, rate = (1 / sqrt(L), 1) if t % two == 0 else (1, inner)
+                p = phi.phi(h[past, t - 1])
+                Gamma = g[past, t] @ g[k, t] / N  # [23]
+                dB = s * W_back[t - 1].transpose_times(g[k, t], zeta[k, t - 1]) / sqrt(N)  # [25]
+                drift = -(rate * s**2) * (a * Gamma) @ p
+                d = -(a * Gamma_above * P[t]) @ p / L**2  # [104]
+                g[k, t - 1] = above + phi.dphi(h[k, t - 1]) * (dB + drift + (kind == 1) * d)  # [21]
                 Gamma_above = Gamma
-            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k):
+            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, two):
                 break
-        fill_kernels(out, h, g, phi)
+        (out.h, out.x), (out.g, out.gx) = split(h, block), split(g, block)
+        fill_kernels(out, out.h, out.g, phi)
     return out
+
+
+def particle_block(block, coupling):
+    """Layers in a block of `nfd` and `sde.solve`: 1 or 2. ValueError for a block they do not have with that coupling."""
+    two = choose("block", block, {"pre": 1, "two-layer": 2})
+    if two == 2 and coupling == "nearest":
+        raise ValueError('coupling="nearest" is a formula for block="pre" only')
+    return two
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ vectors are not independent but the images M = W_l q and N = W_l^T u of the orth
 """
 
 from contextlib import contextmanager
-from math import erf, exp, pi, sqrt, tanh
+from math import erf, exp, pi, sqrt
 from typing import NamedTuple
 
 import numba
@@ -33,8 +33,11 @@ from nfd_min import (
     coarsen,
     draw_noise,
     finite_array,
+    inner_rate,
+    particle_block,
     positive_int,
     progress,
+    split,
     stop_at_divergence,
 )
 
@@ -58,17 +61,55 @@ def threads(chunks):
 
 # Numba's cache does not notice a change of a function in another file, so these two functions stand in `finite_net` too.
 @kernel
-def _phi(code, x):
-    return tanh(x) if code == 0 else max(x, 0.0) if code == 1 else erf(x) if code == 2 else x
+def _phi(code, x, out):
+    """out = phi(x), elementwise; vectors of the same length.
+
+    tanh without a library call, so that it runs in vector registers: sinh(y) / cosh(y) is p / q for y = x / 32 by the
+    continued fraction y / (1 + y^2 / (3 + y^2 / (5 + ..))), and p, q <- 2 p q, p^2 + q^2 doubles the argument, five times.
+    """
+    T = x.dtype.type  # a float64 constant would promote float32 vectors
+    if code == 0:
+        big, shrink, two, one = T(20), T(1 / 32), T(2), T(1)
+        p1, p2, p3 = T(270270 / 2027025), T(6930 / 2027025), T(36 / 2027025)
+        q1, q2, q3, q4 = T(945945 / 2027025), T(51975 / 2027025), T(630 / 2027025), T(1 / 2027025)
+        for m in range(len(x)):
+            y = (big if x[m] > big else -big if x[m] < -big else x[m]) * shrink
+            z = y * y
+            p, q = y * (one + z * (p1 + z * (p2 + z * p3))), one + z * (q1 + z * (q2 + z * (q3 + z * q4)))
+            p, q = two * p * q, p * p + q * q
+            p, q = two * p * q, p * p + q * q
+            p, q = two * p * q, p * p + q * q
+            p, q = two * p * q, p * p + q * q
+            p, q = two * p * q, p * p + q * q
+            out[m] = p / q
+    elif code == 1:
+        for m in range(len(x)):
+            out[m] = x[m] if x[m] > 0 or x[m] != x[m] else T(0)
+    elif code == 2:
+        for m in range(len(x)):
+            out[m] = erf(x[m])
+    else:
+        for m in range(len(x)):
+            out[m] = x[m]
 
 
 @kernel
-def _dphi(code, x, phi_x):
+def _times_dphi(code, x, phi_x, c, out):
+    """out *= c phi'(x), elementwise."""
+    T = x.dtype.type
+    zero, one, front = T(0), T(1), T(2 / sqrt(pi))
     if code == 0:
-        return 1.0 - phi_x * phi_x
-    if code == 1:
-        return 1.0 if x > 0 else 0.0
-    return 2 / sqrt(pi) * exp(-x * x) if code == 2 else 1.0
+        for m in range(len(x)):
+            out[m] *= c * (one - phi_x[m] * phi_x[m])
+    elif code == 1:
+        for m in range(len(x)):
+            out[m] *= c if x[m] > 0 else zero
+    elif code == 2:
+        for m in range(len(x)):
+            out[m] *= c * front * exp(-x[m] * x[m])
+    else:
+        for m in range(len(x)):
+            out[m] *= c
 
 
 @kernel
@@ -177,127 +218,139 @@ def _add(c, a, b, lo, hi):
 
 
 @parallel_kernel
-def _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, spanned):
-    """Pass k of [20] from h[k, 0]: fills h[k], p[k] = phi(h[k]), row k of C[l] and of its factor R[l].
+def _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, two, rate, spanned):
+    """Pass k of [20] from h[k, 0]: fills h[k], p[k] = phi(h[k]), row k of C[t] and of its factor R[t].
 
-    a : array, shape (J,): eta chi_j / batch of the J passes that this one sees
-    q, P : phi'(h) and P[l, j] = E[phi'(h^j_l) phi'(h^k_l)], used (and of size > 0) if coupling = 1
-    M, N_ : arrays, shape (S, L, N): the images W_l q_k and W_l^T u_k, [k, l-1]. M[k] comes in as the noise xi[k], N_ beyond the
-        earlier passes is not read. Only coupling = 2 changes M.
-    D : array, shape (L, S, S): <u_i, M_j> / N of W_l, [l-1, i, j], used (and of size > 0) if coupling = 2
+    Matrix t maps h[:, t-1] to h[:, t]: t = l for one-layer blocks (two = 1); two-layer blocks have x_l at t = 2 l - 1 and h_l at 2 l.
+
+    a : array, shape (J,): eta chi_j / batch of the J passes that this one sees; rate : L^a, of W1_l
+    q, P : phi'(h) and P[t, j] = E[phi'(h^j_t) phi'(h^k_t)], used (and of size > 0) if coupling = 1
+    M, N_ : arrays, shape (S, T, N): the images W q_k and W^T u_k of matrix t, [k, t-1]. M[k] comes in as the noise xi[k], N_ beyond
+        the earlier passes is not read. Only coupling = 2 changes M.
+    D : array, shape (T, S, S): <u_i, M_j> / N of matrix t, [t-1, i, j], used (and of size > 0) if coupling = 2
     """
-    S, L, N = M.shape
-    J, chunks, near, full = len(a), (N + CHUNK - 1) // CHUNK, coupling == 1, coupling == 2
+    S, T, N = M.shape
+    L, J, chunks, near, full = T // two, len(a), (N + CHUNK - 1) // CHUNK, coupling == 1, coupling == 2
     part, part_P = np.zeros((chunks, k + 1)), np.zeros((chunks, J))
     part_dots, part_fresh = np.zeros((chunks, k)), np.zeros((chunks, k))
-    noise, drift = np.zeros(k + 1, h.dtype), np.zeros(J, h.dtype)  # coefficients of M_j and of g^j_l
-    owed = np.zeros(k, h.dtype)  # M_k = xi_k + sum_j owed_j g^j_l
-    for l in range(L + 1):
-        if l > 0:
+    noise, drift = np.zeros(k + 1, h.dtype), np.zeros(J, h.dtype)  # coefficients of M_j and of g^j_t
+    owed = np.zeros(k, h.dtype)  # M_k = xi_k + sum_j owed_j g^j_t
+    for t in range(T + 1):
+        top = t % two == 0  # of its block: h_l, which has a skip connection
+        if t > 0:
             for j in range(k + 1):
-                noise[j] = R[l - 1, k, j] / sqrt(L)  # [25]
+                noise[j] = R[t - 1, k, j] / (sqrt(L) if top else 1.0)  # [25]
             for j in range(J):
-                drift[j] = -a[j] * C[l - 1, k, j] / L  # [20]
-                if near and l > 1:
-                    drift[j] -= a[j] * C[l - 2, k, j] * P[l - 1, j] / L**2  # [103]
+                drift[j] = -a[j] * C[t - 1, k, j] * (1 / L if top else rate)  # [20]
+                if near and t > 1:
+                    drift[j] -= a[j] * C[t - 2, k, j] * P[t - 1, j] / L**2  # [103]
             if full:
-                owed[:] = _reveal(D[l - 1], _total(part_dots, N), _total(part_fresh, N), R[l - 1], R_back[l], k, k)
+                owed[:] = _reveal(D[t - 1], _total(part_dots, N), _total(part_fresh, N), R[t - 1], R_back[t], k, k)
         for i in numba.prange(chunks):
             lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
-            if l > 0:
+            if t > 0:
                 for j in range(k):
                     if owed[j] != 0:
-                        _add(owed[j], g[j, l], M[k, l - 1], lo, hi)
-                for m in range(lo, hi):
-                    h[k, l, m] = h[k, l - 1, m] + noise[k] * M[k, l - 1, m]
+                        _add(owed[j], g[j, t], M[k, t - 1], lo, hi)
+                if top:
+                    for m in range(lo, hi):
+                        h[k, t, m] = h[k, t - two, m] + noise[k] * M[k, t - 1, m]
+                else:
+                    for m in range(lo, hi):
+                        h[k, t, m] = noise[k] * M[k, t - 1, m]
                 for j in range(k):
                     if noise[j] != 0:
-                        _add(noise[j], M[j, l - 1], h[k, l], lo, hi)
+                        _add(noise[j], M[j, t - 1], h[k, t], lo, hi)
                 for j in range(J):
-                    _add(drift[j], g[j, l], h[k, l], lo, hi)
-            for m in range(lo, hi):
-                p[k, l, m] = _phi(code, h[k, l, m])
+                    _add(drift[j], g[j, t], h[k, t], lo, hi)
+            _phi(code, h[k, t][lo:hi], p[k, t][lo:hi])
             for j in range(k + 1):
-                part[i, j] = _dot(p[j, l], p[k, l], lo, hi)
+                part[i, j] = _dot(p[j, t], p[k, t], lo, hi)
             if near:
-                for m in range(lo, hi):
-                    q[k, l, m] = _dphi(code, h[k, l, m], p[k, l, m])
+                q[k, t, lo:hi] = 1
+                _times_dphi(code, h[k, t][lo:hi], p[k, t][lo:hi], h.dtype.type(1), q[k, t][lo:hi])
                 for j in range(J):
-                    part_P[i, j] = _dot(q[j, l], q[k, l], lo, hi)
-            if full and l < L:
+                    part_P[i, j] = _dot(q[j, t], q[k, t], lo, hi)
+            if full and t < T:
                 for j in range(k):
-                    part_dots[i, j] = _dot(N_[j, l], p[k, l], lo, hi)
-                    part_fresh[i, j] = _dot(g[j, l + 1], M[k, l], lo, hi)
-        _factor_row(R[l], C[l], part, p, k, l, spanned)  # [23]
+                    part_dots[i, j] = _dot(N_[j, t], p[k, t], lo, hi)
+                    part_fresh[i, j] = _dot(g[j, t + 1], M[k, t], lo, hi)
+        _factor_row(R[t], C[t], part, p, k, t, spanned)  # [23]
         if near:
-            P[l, :J] = _total(part_P, N)
+            P[t, :J] = _total(part_P, N)
 
 
 @parallel_kernel
-def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, spanned):
-    """Pass k of [21] from g[k, L] down: fills g[k] and row k of Gamma[l] and of its factor R[l].
+def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, two, rate, spanned):
+    """Pass k of [21] from g[k, T] down: fills g[k] and row k of Gamma[t] and of its factor R[t].
 
     N_[k] comes in as the noise zeta[k]; the rest as in _forward.
     """
-    S, L, N = M.shape
-    J, chunks, near, full = len(a), (N + CHUNK - 1) // CHUNK, coupling == 1, coupling == 2
+    S, T, N = M.shape
+    L, J, chunks, near, full = T // two, len(a), (N + CHUNK - 1) // CHUNK, coupling == 1, coupling == 2
     part = np.zeros((chunks, k + 1))
     part_dots, part_fresh = np.zeros((chunks, k + 1)), np.zeros((chunks, k + 1))
-    noise, drift = np.zeros(k + 1, g.dtype), np.zeros(J, g.dtype)  # coefficients of N_j and of phi(h^j_{l-1})
-    owed = np.zeros(k + 1, g.dtype)  # N_k = zeta_k + sum_j owed_j phi(h^j_{l-1})
-    for l in range(L, -1, -1):
-        if l < L:
+    noise, drift = np.zeros(k + 1, g.dtype), np.zeros(J, g.dtype)  # coefficients of N_j and of phi(h^j_t)
+    owed = np.zeros(k + 1, g.dtype)  # N_k = zeta_k + sum_j owed_j phi(h^j_t)
+    for t in range(T, -1, -1):  # by matrix t + 1
+        if t < T:
+            top = (t + 1) % two == 0
             for j in range(k + 1):
-                noise[j] = R[l + 1, k, j] / sqrt(L)  # [25]
+                noise[j] = R[t + 1, k, j] / (sqrt(L) if top else 1.0)  # [25]
             for j in range(J):
-                drift[j] = -a[j] * Gamma[l + 1, k, j] / L  # [21]
-                if near and l + 1 < L:
-                    drift[j] -= a[j] * Gamma[l + 2, k, j] * P[l + 1, j] / L**2  # [104]
+                drift[j] = -a[j] * Gamma[t + 1, k, j] * (1 / L if top else rate)  # [21]
+                if near and t + 1 < T:
+                    drift[j] -= a[j] * Gamma[t + 2, k, j] * P[t + 1, j] / L**2  # [104]
             if full:
-                owed[:] = _reveal(D[l].T, _total(part_dots, N), _total(part_fresh, N), R[l + 1], R_forward[l], k, k + 1)
+                owed[:] = _reveal(D[t].T, _total(part_dots, N), _total(part_fresh, N), R[t + 1], R_forward[t], k, k + 1)
         for i in numba.prange(chunks):
             lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
-            if l < L:
+            if t < T:
                 for j in range(k + 1):
                     if owed[j] != 0:
-                        _add(owed[j], p[j, l], N_[k, l], lo, hi)
+                        _add(owed[j], p[j, t], N_[k, t], lo, hi)
                 for m in range(lo, hi):
-                    g[k, l, m] = noise[k] * N_[k, l, m]
+                    g[k, t, m] = noise[k] * N_[k, t, m]
                 for j in range(k):
                     if noise[j] != 0:
-                        _add(noise[j], N_[j, l], g[k, l], lo, hi)
+                        _add(noise[j], N_[j, t], g[k, t], lo, hi)
                 for j in range(J):
-                    _add(drift[j], p[j, l], g[k, l], lo, hi)
-                for m in range(lo, hi):
-                    g[k, l, m] = g[k, l + 1, m] + _dphi(code, h[k, l, m], p[k, l, m]) * g[k, l, m]
+                    _add(drift[j], p[j, t], g[k, t], lo, hi)
+                _times_dphi(code, h[k, t][lo:hi], p[k, t][lo:hi], g.dtype.type(1), g[k, t][lo:hi])
+                if t % two == 0:
+                    for m in range(lo, hi):
+                        g[k, t, m] += g[k, t + two, m]
             for j in range(k + 1):
-                part[i, j] = _dot(g[j, l], g[k, l], lo, hi)
-            if full and l > 0:
+                part[i, j] = _dot(g[j, t], g[k, t], lo, hi)
+            if full and t > 0:
                 for j in range(k + 1):
-                    part_dots[i, j] = _dot(M[j, l - 1], g[k, l], lo, hi)
-                    part_fresh[i, j] = _dot(p[j, l - 1], N_[k, l - 1], lo, hi)
-        _factor_row(R[l], Gamma[l], part, g, k, l, spanned)  # [23]
+                    part_dots[i, j] = _dot(M[j, t - 1], g[k, t], lo, hi)
+                    part_fresh[i, j] = _dot(p[j, t - 1], N_[k, t - 1], lo, hi)
+        _factor_row(R[t], Gamma[t], part, g, k, t, spanned)  # [23]
 
 
-def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float64", rng=None, noise=None, keep="all"):
+def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_exponent=0.0, coupling="none", dtype="float64",
+          rng=None, noise=None, keep="all"):
     """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps [20]-[25], [112]; or the network [12].
 
     stream : nfd_min.Stream
     particles, steps : N and L; with coupling="none" the result has exactly the law of
         finite_net.train(stream, width=N, depth=L, backward="decoupled")
     phi : "tanh", "relu", "erf" or "identity"
+    block : "pre" or "two-layer" (nfd_min's docstring), with internal_lr_exponent as in finite_net.train
     coupling : "none"; "nearest" adds the paper's closed form of the forward-backward coupling, which keeps only the SGD
-        drift of the neighbouring layer [17], [103], [104]; "full" reuses the weights: exactly the law of
+        drift of the neighbouring layer [17], [103], [104] (block="pre" only); "full" reuses the weights: exactly the law of
         finite_net.train(stream, width=N, depth=L, backward="reused"), without a matrix (nfd_min.LazyGaussian)
     dtype : "float64" or "float32", of the particles; kernels are summed in float64
-    noise : Noise of these S, N, L (nfd_min.draw_noise, nfd_min.coarsen); by default drawn from `rng`
+    noise : Noise of these S, N, L (nfd_min.draw_noise, nfd_min.coarsen), of 2 L steps for two-layer blocks: those of W1_1, W2_1,
+        W1_2, ..; by default drawn from `rng`
     rng : seed or numpy.random.Generator of the noise
-    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and with coupling="full" A, B; "outputs" for
-        f, chi
+    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and with coupling="full" and block="pre" A, B;
+        "outputs" for f, chi
 
-    Returns a Trajectory with h, g of shape (S, L+1, N). If the mean square of h or g stops being a finite number the run
+    Returns a Trajectory with h, g of shape (S, L+1, N), x, gx of shape (S, L, N). If the mean square of h or g stops being a finite number the run
     ends there, with `diverged_at` set. Raises ValueError for bad input, or if the run needs more memory than the
-    machine has: 8 or 4 bytes for each of 5 S (L+1) N numbers (6 with "nearest"), whatever is kept.
+    machine has: 8 or 4 bytes for each of 5 S (L+1) N numbers (6 with "nearest"; twice that for two-layer blocks), whatever is kept.
 
     float64 agrees with nfd_min.nfd to rounding, times the condition number of the passes: 1 / (eta chi) for a readout that
     hardly moved, the product of several such where many passes are nearly dependent. With more passes than particles that
@@ -307,50 +360,53 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
     N, L, S = positive_int("particles", particles), positive_int("steps", steps), len(stream)
     phi, keep = activation(phi), choose("keep", keep, KEEP)
-    coupling = choose("coupling", coupling, COUPLINGS)
-    near, full = coupling == 1, coupling == 2
+    kind = choose("coupling", coupling, COUPLINGS)
+    two, near, full = particle_block(block, coupling), kind == 1, kind == 2
+    rate, T = inner_rate(block, internal_lr_exponent, L), two * L
     dtype_name, dtype = dtype, choose("dtype", dtype, DTYPES)
     spanned = SPANNED[dtype_name]
-    needed = dtype().itemsize * (5 + near) * S * (L + 1) * N + 56 * (L + 1) * S * S
+    needed = dtype().itemsize * (5 + near) * S * (T + 1) * N + 56 * (T + 1) * S * S
     check_memory(needed, f"solve(particles={N}, steps={L}, S={S})")
     if noise is None:
-        noise = draw_noise(S, N, L, dtype=dtype_name, rng=rng)
+        noise = draw_noise(S, N, T, dtype=dtype_name, rng=rng)
     else:
-        shapes = dict(u=(S, N), v=(N,), xi=(S, L, N), zeta=(S, L, N))
+        shapes = dict(u=(S, N), v=(N,), xi=(S, T, N), zeta=(S, T, N))
         if not isinstance(noise, (tuple, list)) or len(noise) != 4:
             raise ValueError("noise must be a Noise: the 4 arrays u, v, xi, zeta")
         noise = Noise(*(finite_array(f"noise: {name}", a, shape, dtype) for (name, shape), a in zip(shapes.items(), noise)))
-    u, v, M, N_ = noise  # the fresh noise of W_l's and of W_l^T's directions, turned into their images
+    u, v, M, N_ = noise  # the fresh noise of the matrices' and of their transposes' directions, turned into their images
 
-    out = Trajectory(np.full(S, np.nan), np.full(S, np.nan))
-    h, g = (np.full((S, L + 1, N), np.nan, dtype) for _ in range(2))
-    p = np.empty((S, L + 1, N), dtype)
-    q, P = np.empty((S * near, L + 1, N), dtype), np.empty(((L + 1) * near, S))
-    C, Gamma, R, R_back = (np.full((L + 1, S, S), np.nan) for _ in range(4))
-    K, U, D = stream.gram, LazyGaussian((N, stream.d)), np.zeros((L * full, S, S))
+    f, chi = np.full((2, S), np.nan)
+    out = Trajectory(f, chi)
+    h, g = (np.full((S, T + 1, N), np.nan, dtype) for _ in range(2))
+    p = np.empty((S, T + 1, N), dtype)
+    q, P = np.empty((S * near, T + 1, N), dtype), np.empty(((T + 1) * near, S))
+    C, Gamma, R, R_back = (np.full((T + 1, S, S), np.nan) for _ in range(4))
+    K, U, D = stream.gram, LazyGaussian((N, stream.d)), np.zeros((T * full, S, S))
+    how = CODES[phi.name], kind, two, rate, spanned
     with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
         for k in progress(range(S), "solving"):
-            a = stream.rate * out.chi[: stream.seen(k)]  # eta chi_j, j < k
+            a = stream.rate * chi[: stream.seen(k)]  # eta chi_j, j < k
             h[k, 0] = U.times(stream.X[k], u[k]) / sqrt(stream.d) - _combine(a * K[k, : len(a)], g[:, 0])  # [22], [24]
-            g[k, L] = v - _combine(a, h[:, L])  # [22]
-            _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, CODES[phi.name], coupling, spanned)
-            out.f[k] = np.einsum("n,n->", g[k, L], h[k, L], dtype=float) / N  # [23]
-            out.chi[k] = out.f[k] - stream.y[k]
-            _backward(k, a, h, p, g, M, N_, Gamma, R_back, R, P, D, CODES[phi.name], coupling, spanned)
-            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k):
+            g[k, T] = v - _combine(a, h[:, T])  # [22]
+            _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, *how)
+            f[k] = np.einsum("n,n->", g[k, T], h[k, T], dtype=float) / N  # [23]
+            chi[k] = f[k] - stream.y[k]
+            _backward(k, a, h, p, g, M, N_, Gamma, R_back, R, P, D, *how)
+            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, two):
                 for gram in C, Gamma:
                     gram[:, k:] = gram[:, :, k:] = np.nan
                 break
     if "C" in keep:
-        out.C, out.Gamma = C[:L], Gamma[:L]
-        if full:
+        out.C, out.Gamma = C[:T:two], Gamma[:T:two]
+        if full and two == 1:
             done = S if out.diverged_at is None else out.diverged_at[0]
             out.A, out.B = np.full((2, L, S, S), np.nan)
             for l in range(L):
                 A, B = responses(*(a[:done, :done] for a in (R[l], R_back[l + 1], D[l])))
                 out.A[l, :done, :done], out.B[l, :done, :done] = sqrt(L) * A, sqrt(L) * B
     if "h" in keep:
-        out.h, out.g = h, g
+        (out.h, out.x), (out.g, out.gx) = split(h, block), split(g, block)
     return out
 
 

@@ -25,26 +25,29 @@ def test_dphi_is_the_derivative_of_phi(phi):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("block, a", [("pre", 0), ("post", 0), ("two-layer", 0.5), ("two-layer", -np.inf)])
 @pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=ACTIVATIONS)
-def test_every_gradient_is_the_central_difference_of_the_loss(phi, scaling, batch):
-    """Equations [1]-[3], and the step [2]: it is -eta n times the gradient of the mean loss of the mini-batch."""
-    n, L, d, eta, eps = 5, 3, 4, 0.3, 1e-5
-    rng = np.random.default_rng([batch, *map(ord, phi.name + scaling)])
+def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, scaling, batch):
+    """[1]-[3], [29], MATH 8, and the step [2]: it is -eta n times the gradient of the mean loss of the mini-batch."""
+    n, L, d, eta, eps = 9, 3, 4, 0.3, 1e-5
+    rng = np.random.default_rng([batch, *map(ord, phi.name + block + scaling)])
     X, y = rng.standard_normal((2 * batch, d)), rng.standard_normal(2 * batch)
-    weights = nfd_min.draw_weights(n, L, d, rng=rng)
+    weights = nfd_min.draw_weights(n, L, d, block=block, rng=rng)
     skip, s = {"depth-mup": (1, 1 / sqrt(L)), "mup": (1, 1), "vanilla": (0, 1)}[scaling]
 
     def output(weights, x):  # written from MATH, not with the module's own forward pass
         U, W, v = weights
         h = U @ x / sqrt(d)
         for W_l in W:
-            h = skip * h + s * W_l @ phi.phi(h) / sqrt(n)
+            branch = {"pre": lambda: W_l @ phi.phi(h) / sqrt(n), "post": lambda: phi.phi(W_l @ h / sqrt(n)),
+                      "two-layer": lambda: W_l[1] @ phi.phi(W_l[0] @ phi.phi(h) / sqrt(n)) / sqrt(n)}[block]()
+            h = skip * h + s * branch
         return v @ h / n
 
     def loss():
         return np.mean([(output(weights, x) - t) ** 2 for x, t in zip(X[:batch], y)]) / 2
 
-    run = nfd_min.sgd(Stream(X, y, eta, batch), weights, phi, scaling=scaling)
+    run = nfd_min.sgd(Stream(X, y, eta, batch), weights, phi, scaling=scaling, block=block, internal_lr_exponent=a)
     stepped = []
     for i, w in enumerate(weights):
         difference = np.empty_like(w)
@@ -57,8 +60,11 @@ def test_every_gradient_is_the_central_difference_of_the_loss(phi, scaling, batc
             w[index] = keep
             difference[index] = (up - down) / (2 * eps)
         exact = sum(
-            run.chi[k] * nfd_min.gradients(run.h[k], run.g[k], X[k], phi, s)[i] for k in range(batch)) / batch
+            run.chi[k] * nfd_min.gradients(X[k], run.h[k], run.g[k], run.x[k], run.gx[k], phi, s, block)[i]
+            for k in range(batch)) / batch
         assert np.linalg.norm(exact - difference) < 1e-6 * np.linalg.norm(difference), "UWv"[i]
+        if w.ndim == 4:
+            exact[:, 0] *= 3**a if a > 0 else a == 0  # L^a for W1
         stepped.append(w - eta * n * exact)
     assert np.allclose(run.f[batch:], [output(stepped, x) for x in X[batch:]], rtol=1e-11)
 
@@ -130,8 +136,8 @@ def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
     n, L = 9, 4
     rng = np.random.default_rng(1)
     U, W, v, W_back = nfd_min.draw_weights(n, L, 3, decoupled=True, rng=rng)
-    h = nfd_min.forward(U @ rng.standard_normal(3), W, nfd_min.TANH, 1, 1 / sqrt(L))
-    g = nfd_min.backward(h, v, W_back, nfd_min.TANH, 1, 1 / sqrt(L))
+    h, x = nfd_min.forward(U @ rng.standard_normal(3), W, nfd_min.TANH, 1, 1 / sqrt(L))
+    g, _ = nfd_min.backward(h, x, v, W_back, nfd_min.TANH, 1, 1 / sqrt(L))
     zeta = np.array([W_back[l].T @ g[l + 1] / np.linalg.norm(g[l + 1]) for l in range(L)])
     assert relative(nfd_min.decoupled_backward(h, v, zeta), g) < 1e-13
 

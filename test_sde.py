@@ -23,27 +23,31 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("eta", [0.2, 0.01])  # at 0.01 the readouts v^k, so Gamma near layer L, are almost collinear
-@pytest.mark.parametrize("coupling", ["none", "nearest", "full"])
+@pytest.mark.parametrize("coupling, block, exponent", [
+    ("none", "pre", 0), ("nearest", "pre", 0), ("full", "pre", 0), ("none", "two-layer", 0.5), ("full", "two-layer", 0.5)])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
-def test_fast_equals_plain(phi, coupling, eta, batch):
-    stream, noise = stream_of(6, eta, batch), nfd_min.draw_noise(6, 5000, 5, rng=1)  # 3 chunks of particles
-    fast, plain = sde.solve(stream, 5000, 5, phi, coupling=coupling, noise=noise), nfd_min.nfd(stream, noise, phi, coupling=coupling)
-    for name in FIELDS:
+def test_fast_equals_plain(phi, coupling, block, exponent, eta, batch):
+    L, T = (5, 5) if block == "pre" else (3, 6)
+    stream, noise = stream_of(6, eta, batch), nfd_min.draw_noise(6, 5000, T, rng=1)  # 3 chunks of particles
+    how = dict(coupling=coupling, block=block, internal_lr_exponent=exponent, noise=noise)
+    fast, plain = sde.solve(stream, 5000, L, phi, **how), nfd_min.nfd(stream, phi=phi, **how)
+    for name in FIELDS + ("x", "gx") * (block != "pre"):
         a, b = getattr(fast, name), getattr(plain, name)
         assert a.shape == b.shape and np.max(np.abs(a - b)) <= 1e-12 * np.max(np.abs(b)), name
     assert fast.diverged_at is plain.diverged_at is None
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("block, exponent", [("pre", 0), ("two-layer", 0), ("two-layer", 0.5)])
 @pytest.mark.parametrize("backward, coupling", [("decoupled", "none"), ("reused", "full")])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
-def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling, batch):
+def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling, block, exponent, batch):
     """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to rounding."""
     N, L, S, d = 20, 3, 6, 7
     stream = stream_of(S, 0.3, batch, d)
-    weights = nfd_min.draw_weights(N, L, d, decoupled=backward == "decoupled", rng=1)
+    weights = nfd_min.draw_weights(N, L, d, block=block, decoupled=backward == "decoupled", rng=1)
     U, W, v, W_back = weights if backward == "decoupled" else (*weights, weights[1])
-    net = finite_net.train(stream, N, L, phi, backward=backward, weights=weights)
+    net = finite_net.train(stream, N, L, phi, block=block, internal_lr_exponent=exponent, backward=backward, weights=weights)
 
     def directions(V):  # Gram-Schmidt; 0 for a row in the span of those before it (one mini-batch has one readout)
         Q = np.zeros(V.shape)
@@ -54,12 +58,18 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling
                 Q[k] = row / np.linalg.norm(row)
         return Q
 
-    p = ACTIVATIONS[phi].phi(net.h)
-    xi = np.stack([directions(p[:, l]) @ W[l].T for l in range(L)], axis=1)
-    zeta = np.stack([directions(net.g[:, l + 1]) @ W_back[l] for l in range(L)], axis=1)
-    noise = nfd_min.Noise(directions(stream.X) @ U.T, v, xi, zeta)
-    for run in sde.solve(stream, N, L, phi, coupling=coupling, noise=noise), nfd_min.nfd(stream, noise, phi, coupling=coupling):
-        for name in FIELDS:
+    def interleave(h, x):  # h_0, x_1, h_1, ..
+        places = np.empty((S, h.shape[1] + x.shape[1], N))
+        places[:, :: 1 + (block == "two-layer")], places[:, 1 : 2 * L * (block == "two-layer") : 2] = h, x
+        return places
+
+    p, g, W, W_back = ACTIVATIONS[phi].phi(interleave(net.h, net.x)), interleave(net.g, net.gx), W.reshape(-1, N, N), W_back.reshape(-1, N, N)
+    xi = np.stack([directions(p[:, t]) @ W_t.T for t, W_t in enumerate(W)], axis=1)
+    zeta = np.stack([directions(g[:, t + 1]) @ W_t for t, W_t in enumerate(W_back)], axis=1)
+    how = dict(coupling=coupling, block=block, internal_lr_exponent=exponent,
+               noise=nfd_min.Noise(directions(stream.X) @ U.T, v, xi, zeta))
+    for run in sde.solve(stream, N, L, phi, **how), nfd_min.nfd(stream, phi=phi, **how):
+        for name in FIELDS + ("x", "gx") * (block != "pre"):
             a, b = getattr(run, name), getattr(net, name)
             assert np.max(np.abs(a - b)) < 1e-11 * np.max(np.abs(b)), name
 
