@@ -418,6 +418,100 @@ def measure_nondegeneracy(data, full, rng):
     return {f"min eig {name}": worst[name] for name in worst} | {f"min eig {name}, any pass": each[name] for name in each}
 
 
+def measure_post(data, full, rng):
+    """ReLU at initialisation, one input: E h_L^2 against the exact recursions, E h_L against Prop 3.1's bound."""
+    n, L, out = (256, 64, {}) if full else (128, 16, {})
+    stream = data(1, 0, rng)
+    for block in ("pre", "post"):
+        exact = sde.relu_moments(stream.gram[0, 0], L, block)
+        h = finite_net.train(stream, n, L, "relu", block=block, rng=rng).h[0, L]
+        out[f"E h_L^2 / exact, {block}"] = {f"L = {L}": np.mean(h**2) / exact.square[-1]}
+    return out | {"E h_L / bound, post": {f"L = {L}": h.mean() / exact.bound[-1]}}
+
+
+def epochs(data, eta, rng, steps):
+    """Full-batch gradient descent on 16 samples, as a Stream."""
+    once = data(16, 0, rng)
+    return Stream(np.tile(once.X, (steps, 1)), np.tile(once.y, steps), eta, 16)
+
+
+def mean_gap(a, b):
+    """Mean absolute difference of two loss curves, over the steps until one of them is above 10 or not finite."""
+    fine = (a < 10) & (b < 10)
+    stop = len(fine) if fine.all() else int(np.argmin(fine))
+    return np.mean(np.abs(a - b)[:stop]) if stop else np.nan
+
+
+def measure_alignment(data, full, rng):
+    """Training losses of standard and of decoupled training from the same weights: mean gap over 10 steps, against depth."""
+    n, gaps = 256 if full else 64, {}
+    stream = epochs(data, 0.3, rng, 10)
+    for L in (4, 8, 16, 32, 64) if full else (4, 8, 16, 32):
+        weights = nfd_min.draw_weights(n, L, stream.d, decoupled=True, dtype="float32", rng=rng)
+        runs = [finite_net.train(stream, n, L, backward=b, weights=weights, dtype="float32", keep="outputs")
+                for b in ("reused", "decoupled")]
+        gaps[L] = mean_gap(*(np.mean(run.chi.reshape(10, 16) ** 2, axis=1) / 2 for run in runs))
+    return {"|loss gap|": gaps}
+
+
+def two_layer_shares(stream, particles, depth, coupling, *, rng=None):
+    """What the updates of W1 do, for a = 0 and 1/2, after one step of two-layer blocks on a stream of one sample, twice.
+
+    Returns {"own update": mean square, over layers, of what W1_l's own update adds to x_l,
+             "part of f^1": |what the updates of all W1 add to f^1| / (eta chi)}, each as {a: value}.
+    """
+    noise = nfd_min.draw_noise(2, particles, 2 * depth, rng=rng)
+    own, output = {}, {}
+
+    def run(a):
+        return sde.solve(stream, particles, depth, block="two-layer", internal_lr_exponent=a, coupling=coupling, noise=noise)
+
+    fixed = run(-np.inf)
+    step = stream.eta * fixed.chi[0]
+    for a in (0.0, 0.5):
+        free = run(a)
+        own[a] = np.mean((step * depth**a * free.C[:, 0, 1, None] * free.gx[0]) ** 2)
+        output[a] = abs((free.f[1] - fixed.f[1]) / step)
+    return {"own update": own, "part of f^1": output}
+
+
+def measure_two_layer(data, full, rng):
+    """W1's own update of x_l, and its share of f^1 - f^0, against depth; infinite width."""
+    stream, out = same_input(data, 0.1, rng), {}
+    for L in (16, 32, 64, 128, 256) if full else (16, 32, 64, 128):
+        shares = two_layer_shares(stream, 4000 if full else 1000, L, "full", rng=rng)
+        for quantity, by_a in shares.items():
+            for a, value in by_a.items():
+                out.setdefault(f"W1's {quantity}, a = {'1/2' if a else '0'}", {})[L] = value
+    return out
+
+
+def best_eta(etas, losses):
+    """The eta of the lowest loss, by a parabola in log eta through it and its neighbours; at the edge of etas, the edge."""
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    i = int(np.argmin(losses))
+    if not 0 < i < len(etas) - 1 or not np.isfinite(losses[i - 1 : i + 2]).all():
+        return float(etas[i])
+    curvature, slope, _ = np.polyfit(np.log(etas[i - 1 : i + 2]) - np.log(etas[i]), losses[i - 1 : i + 2], 2)
+    return float(etas[i] * np.exp(-slope / (2 * curvature)))
+
+
+def measure_transfer(data, full, rng):
+    """The eta with the lowest loss after 10 steps, against depth."""
+    n, etas, out = 128 if full else 64, np.geomspace(0.25, 4, 7), {}
+    for label, how in {"one-layer": {}, "two-layer, a = 0": dict(block="two-layer"),
+                       "two-layer, a = 1/2": dict(block="two-layer", internal_lr_exponent=0.5)}.items():
+        for L in (4, 8, 16, 32):
+            seed = rng.integers(2**32)
+            losses = []
+            for eta in etas:
+                stream = epochs(data, eta, np.random.default_rng(seed), 11)
+                run = finite_net.train(stream, n, L, rng=seed, dtype="float32", keep="outputs", **how)
+                losses.append(np.mean(run.chi[-16:] ** 2))
+            out.setdefault(f"best eta, {label}", {})[L] = best_eta(etas, losses)
+    return out
+
+
 CHANCE = 1e-6
 """A p-value below this is no accident: one audit looks at about 25 of them, and many audits are run."""
 
@@ -476,6 +570,27 @@ CLAIMS = {
               "Outputs and kernels of width-n networks after training approach the infinite-width limit at 1/n in mean square.",
               (Experiment(measure_width, (120, 200), tuple(
                   Rate(f"({name} - limit)^2", "n", -1, 0.2) for name in ("f", "C", "Gamma"))),)),
+        Claim("post-activation", "Prop 3.1 [29]",
+              "With ReLU after the matrix features grow without bound in the depth, at least as Prop 3.1 says; before it they do not.",
+              (Experiment(measure_post, (80, 160), (Mean("E h_L^2 / exact, pre", 1, 0.1), Mean("E h_L^2 / exact, post", 1, 0.1),
+                                                    Bound("E h_L / bound, post", 1, above=True))),)),
+        Claim("alignment", "Thm 5.6 (Fig. 2)",
+              "Under depth-muP the losses of standard and of decoupled training draw together with depth.",
+              (Experiment(measure_alignment, (16, 32), (Rate("|loss gap|", "L", -1, 0.2),)),), "fails",
+              "The gap does not shrink with depth, for the reason given under full-coupling."),
+        Claim("two-layer-collapse", "first version",
+              "In two-layer blocks the first layer's own update vanishes like 1/L; the rate L^(1/2) eta for it (a = 1/2) prevents that.",
+              (Experiment(measure_two_layer, (12, 24), (
+                  Rate("W1's own update, a = 0", "L", -1), Rate("W1's own update, a = 1/2", "L", 0),
+                  Rate("W1's part of f^1, a = 0", "L", 0), Rate("W1's part of f^1, a = 1/2", "L", 0.5))),), "holds",
+              "The price: at a = 1/2 the updates of all W1 together change the output by a multiple of L^(1/2), because with\n"
+              "reused weights they add up. At a = 0 their part of the change does not vanish, although each one's own update does."),
+        Claim("transfer", "first version",
+              "The best learning rate does not depend on the depth; in two-layer blocks the correction a = 1/2 makes it so.",
+              (Experiment(measure_transfer, (10, 32), tuple(
+                  Rate(f"best eta, {label}", "L", 0, 0.12) for label in ("one-layer", "two-layer, a = 0", "two-layer, a = 1/2"))),), "fails",
+              "The best eta is the same at every depth for one-layer blocks and for two-layer blocks without the correction;\n"
+              "with it, it falls with depth."),
     )
 }
 

@@ -42,7 +42,7 @@ from nfd_min import (
 )
 
 __all__ = ["InitKernels", "LinearLimit", "Noise", "coarsen", "draw_noise", "first_step_kernel", "init_kernels", "linear_limit",
-           "solve"]
+           "relu_moments", "solve"]
 
 CHUNK = 2048
 """Particles are summed in chunks of this size, whatever the number of threads, and the chunks in their order."""
@@ -547,6 +547,38 @@ def first_step_kernel(x, phi="tanh", depth=None):
     x = finite_array("x", x, ("d",))
     kernels = init_kernels(x[None], phi, depth)
     return float(kernels.Theta[0, 0]), float(2 * kernels.Q[-1, 0, 0])
+
+
+class ReluMoments(NamedTuple):
+    """Layers l = 0..L of a ReLU network of infinite width at initialisation; arrays of shape (L+1,).
+
+    mean, square : E h_l and E h_l^2;  bound : the lower bound of Prop 3.1 on E h_l, from layer 1 on (E h_0 = 0)
+    """
+
+    mean: np.ndarray
+    square: np.ndarray
+    bound: np.ndarray
+
+
+def relu_moments(square, depth, block="pre"):
+    """ReluMoments of depth L from E h_0^2 = square, for block "pre" [1] or "post" [29]. With a = 1 / sqrt(2 pi):
+
+        post: E h_l = E h_{l-1} + a sqrt(E h_{l-1}^2 / L),
+              E h_l^2 = E h_{l-1}^2 + 2 a E h_{l-1} sqrt(E h_{l-1}^2 / L) + E h_{l-1}^2 / (2 L)
+        pre:  E h_l = 0,   E h_l^2 = E h_{l-1}^2 + E h_{l-1}^2 / (2 L)
+
+    Prop 3.1: E h_l >= (1 + a / sqrt(L)) E h_{l-1} for "post". ValueError for bad input.
+    """
+    L, post = positive_int("depth", depth), choose("block", block, dict(pre=False, post=True))
+    a, h, h2 = post / sqrt(2 * pi), [0.0], [float(finite_array("square", square, ()))]
+    if h2[0] < 0:
+        raise ValueError(f"square={square!r} must be a number >= 0")
+    for _ in range(L):
+        sigma = sqrt(h2[-1])
+        h2.append(h2[-1] + 2 * a * h[-1] * sigma / sqrt(L) + h2[-1] / (2 * L))
+        h.append(h[-1] + a * sigma / sqrt(L))
+    bound = np.r_[0, h[1] * (1 + a / sqrt(L)) ** np.arange(L)]
+    return ReluMoments(np.array(h), np.array(h2), bound)
 
 
 class LinearLimit(NamedTuple):
