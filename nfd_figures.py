@@ -65,7 +65,7 @@ def sweep(cases, *, executor=None, store=None, label="sweep"):
         results[keys[i]] = result = plain(result)
         if store is not None:
             with open(store, "a") as file:
-                file.write(json.dumps([keys[i], result]) + "\n")
+                file.write("\n" + json.dumps([keys[i], result]))  # on a new line, even after half a line
 
     if executor is None:
         for i in nfd_min.progress(todo, label):
@@ -99,15 +99,16 @@ def _read_store(store):
     return results
 
 
-def _start_worker(threads):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process, which then stops handing out cases
-    numba.set_num_threads(threads)
-
-
 def local_workers(workers):
-    """An executor of that many processes on this machine, which share its cores."""
+    """An executor of that many processes on this machine, which share its cores. Ctrl-C goes to the parent process alone, which
+    then stops handing out cases; call this from its main thread."""
     threads = max(1, numba.get_num_threads() // workers)
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (threads,))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), numba.set_num_threads, (threads,))
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the workers inherit; each of these starts one
+    for _ in range(workers):
+        pool.submit(int)
+    signal.signal(signal.SIGINT, handler)
+    return pool
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ def train_case(*, data, root, seed, width, depth, steps, batch, eta, phi="tanh",
 
 
 def network_case(*, data, root, seed, order, eta, width, depth):
-    """f, E h_L^2, E g_0^2 of each pass and mean kernels of one network."""
+    """f, E h_L^2, E g_0^2 of each pass and the kernels C_{L-1}, Gamma_0 of one network."""
     return moments(finite_net.train(sequence(data, root, order, eta), width, depth, rng=[root, seed]))
 
 
@@ -156,7 +157,7 @@ def limit_case(*, data, root, seed, order, eta, particles, depth, coupling):
 def moments(run):
     with np.errstate(all="ignore"):
         return dict(f=run.f, h2=np.mean(run.h[:, -1] ** 2, axis=1), g2=np.mean(run.g[:, 0] ** 2, axis=1),
-                    C=run.C[:, 0], Gamma=run.Gamma[:, 0], C_last=run.C[:, -1], Gamma_last=run.Gamma[:, -1])
+                    C_last=run.C[-1], Gamma=run.Gamma[0])
 
 
 def depth_case(*, data, root, seed, order, eta, particles, depths, reference):
@@ -268,11 +269,18 @@ def legend(figure, entries):
                   loc="outside right upper", fontsize=8, frameon=False)
 
 
+def log_y(*axes):
+    """A logarithmic scale, unless there is nothing to draw on it."""
+    for ax in axes:
+        if any(np.any(np.asarray(line.get_ydata(), float) > 0) for line in ax.lines):
+            ax.set_yscale("log")
+
+
 def log_sizes(axes, sizes, label, y="log"):
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.minorticks_off()
-    axes.set_yscale(y)
+    log_y(axes) if y == "log" else axes.set_yscale(y)
     axes.set_xlabel(label)
 
 
@@ -329,7 +337,7 @@ def convergence_draw(points, sizes):
     series = {"before training (first pass), to the coupled limit": ("first", "full", dict(color=BLACK, marker="o")),
               "after 2 updates, to the coupled limit": ("last", "full", dict(color=BLUE, marker="s")),
               "after 2 updates, to NFD (decoupled)": ("last", "none", dict(color=RED, marker="^"))}
-    limits = {c: {key: np.mean(array(pick(points, limit_case, coupling=c), key), axis=0) for key in ("f", "h2", "g2", "C", "Gamma")}
+    limits = {c: {key: np.mean(array(pick(points, limit_case, coupling=c), key), axis=0) for key in ("f", "h2", "g2", "C_last", "Gamma")}
               for c in ("none", "full")}
     fits, lines = {}, []
 
@@ -337,7 +345,7 @@ def convergence_draw(points, sizes):
         k, limit = (0 if when == "first" else -1), limits[c]
         def one(result):
             if name == "kernels":
-                return np.mean([(np.array(result[a], float)[k, k] - limit[a][k, k]) ** 2 for a in ("C", "Gamma")])
+                return np.mean([(result[a][k][k] - limit[a][k, k]) ** 2 for a in ("C_last", "Gamma")])
             key = dict(h="h2", g="g2", f="f")[name]
             return (result[key][k] - limit[key][k]) ** 2
         return np.transpose([[one(r) for r in pick(points, network_case, width=n)] for n in sizes["widths"]])
@@ -354,7 +362,7 @@ def convergence_draw(points, sizes):
             f"{name} against {against} {interval(fit)}" for against in "nL" for name in ("f", "h")
             if (fit := fits[f"{name}, {label}, against {against}"])) + ". ")
     caption = ("Squared distance of networks from the limits, against width (top: explicit matrices, depth 8; mean squares for h and g, "
-               "diagonal of layer 0 for the kernels) and against depth (bottom: infinite width, on the same Brownian paths, maximum over "
+               "diagonals of C_{L-1} and Gamma_0 for the kernels) and against depth (bottom: infinite width, on the same Brownian paths, maximum over "
                "layers). Lines: fitted power laws, slopes with 95% intervals. " + "".join(lines))
     figure, axes = canvas(2, 4, "Figure 1: convergence in width and in depth, before and after training", caption)
     for row, (against, size, error) in enumerate((("n", sizes["widths"], width_error), ("L", sizes["depths"], depth_error))):
@@ -431,7 +439,8 @@ def alignment_draw(points, sizes):
                     loss_curves(axes[1, column], test_steps, array(runs, "test"), style[L][0], linestyle=line)
             axes[0, column].set_title(title, fontsize=10)
             for row in (0, 1):
-                axes[row, column].set(yscale="log", xlabel="step")
+                log_y(axes[row, column])
+                axes[row, column].set_xlabel("step")
             for kind, mark in (("train", dict(color=BLUE, marker="o")), ("test", dict(color=RED, marker="s", linestyle="--"))):
                 gap = gaps[scaling, kind]
                 axes[2, column].errorbar(depths, gap.mean(axis=0), gap.std(axis=0), markersize=4, linewidth=1, **mark)
@@ -479,7 +488,7 @@ def eigenvalue_draw(points, sizes):
                 ax.plot(x, y.mean(axis=0), linewidth=1.2, **label_style)
                 if band:
                     ax.fill_between(x, y.min(axis=0), y.max(axis=0), color=label_style["color"], alpha=0.2, linewidth=0)
-                ax.set_yscale("log")
+                log_y(ax)
         for n in sizes["widths"]:
             draw(array(pick(points, eigenvalue_case, particles=n, seed=0, coupling="full")
                        + [r for s in range(1, sizes["seeds"])
@@ -543,7 +552,8 @@ def post_draw(points, sizes):
             loss_curves(axes[0, 2], steps, array(runs, "train"), style[L][0], linestyle=line)
             loss_curves(axes[0, 3], test_steps, array(runs, "test"), style[L][0], linestyle=line)
     for ax, title in zip(axes[0, 2:], ("train loss", "test loss")):
-        ax.set(yscale="log", xlabel="step")
+        log_y(ax)
+        ax.set_xlabel("step")
         ax.set_title(title, fontsize=10)
     legend(figure, {names[b]: dict(marks[b], linestyle="-", markersize=4) for b in names} | {
         "Prop 3.1's bound": dict(color=BLACK, linestyle=":")} | {f"loss, L = {L}": dict(color=style[L][0]) for L in style} | {
@@ -569,7 +579,10 @@ def transfer_panel(ax, points, sizes, **variant):
         best[L] = np.array([best_eta(sizes["etas"], row) for row in losses])
         ax.plot(np.exp(np.log(best[L]).mean()), np.nanmin(mean) if np.isfinite(mean).any() else np.nan, marker="v", color=color,
                 markersize=9, markeredgecolor=BLACK, zorder=3)
-    ax.set(xscale="log", yscale="log", xlabel="eta")
+    log_y(ax)
+    ax.set(xscale="log", xlabel="eta", xlim=(sizes["etas"][0] / 1.3, sizes["etas"][-1] * 1.3))
+    ax.set_xticks(sizes["etas"], [f"{eta:g}" for eta in sizes["etas"]])
+    ax.xaxis.minorticks_off()
     return best
 
 
@@ -764,11 +777,16 @@ def coupling_draw(points, sizes):
     for label, (c, _) in series.items():
         numbers[label] = {name: array(pick(points, coupling_case), c, name).mean(axis=0) for name in titles}
     last = {label: numbers[label]["f"][-1] for label in numbers}
+    apart = numbers["mean |f of networks - f|, for each depth"] = {
+        label: np.mean(np.abs(numbers["networks"]["f"] - numbers[label]["f"])[:, 1:], axis=1) for label in series}
+    nets = array(pick(points, network_case, depth=depths[-1]), "f")[:, 1:]
+    noise = 2 * np.mean(nets.std(axis=0, ddof=1)) / np.sqrt(len(nets))
     caption = (f"Training on two digits in turn, eta = {COUPLING['eta']}, passes 1 to 3 (pass k comes after k updates), against depth. Networks: "
                f"width {sizes['width']}, mean of {sizes['seeds']} seeds, 2 standard errors; the others: {sizes['particles']} particles on the same "
                f"noise. At L = {depths[-1]}: " + "; ".join(f"{label} f = " + ", ".join(f"{x:.3f}" for x in f[1:]) for label, f in last.items())
-               + ". The networks follow the coupled limit; their distance from NFD does not shrink with depth, and the nearest-layer "
-               "correction, which does, does not account for it.")
+               + ". Mean |difference| between the networks' f and that of " + "; ".join(
+                   f"{label} {apart[label][0]:.3f} at L = {depths[0]}, {apart[label][-1]:.3f} at L = {depths[-1]}" for label in apart)
+               + f" (2 standard errors of the networks: {noise:.3f}).")
     figure, axes = canvas(3, 3, "The forward-backward coupling against depth", caption)
     for row, (name, title) in enumerate(titles.items()):
         for column, k in enumerate(passes):
@@ -798,7 +816,7 @@ FIGURES = {
     "convergence": Plan(
         "Figure 1: errors of networks against width and depth", convergence_cases, convergence_draw,
         dict(widths=(8, 16), depths=(2, 4), seeds=2, particles=2000),
-        dict(widths=(16, 32, 64, 128, 256), depths=(8, 16, 32, 64, 128), seeds=60, particles=100_000),
+        dict(widths=(16, 32, 64, 128, 256, 512), depths=(8, 16, 32, 64, 128), seeds=120, particles=100_000),
         dict(widths=(64, 128, 256, 512, 1024), depths=(8, 16, 32, 64, 128, 256), seeds=100, particles=400_000)),
     "alignment": Plan(
         "Figures 2 and 5: standard against decoupled training", alignment_cases, alignment_draw,
@@ -813,7 +831,7 @@ FIGURES = {
     "post-activation": Plan(
         "Figure 4: pre- against post-activation blocks, ReLU", post_cases, post_draw,
         dict(width=16, depths=(2, 4), train_depths=(2, 4), seeds=2, steps=6, batch=16),
-        dict(width=256, depths=(4, 8, 16, 32, 64, 128), train_depths=(4, 16, 64), seeds=16, steps=44, batch=64),
+        dict(width=256, depths=(4, 8, 16, 32, 64, 128), train_depths=(4, 16, 32, 64), seeds=16, steps=44, batch=64),
         dict(width=256, depths=(4, 8, 16, 32, 64, 128, 256), train_depths=(4, 16, 64, 128), seeds=32, steps=220, batch=128)),
     "two-layer": Plan(
         "two-layer blocks: collapse, correction, price, transfer", two_layer_cases, two_layer_draw,
@@ -903,6 +921,7 @@ def main(arguments=None):
     parser.add_argument("--widths", type=sizes_list, metavar="N,N", help="where a figure varies the width")
     parser.add_argument("--depths", type=sizes_list, metavar="L,L", help="where a figure varies the depth")
     parser.add_argument("--seeds", type=count, metavar="R", help="repetitions, at least 2")
+    parser.add_argument("--worth", type=float, metavar="X", help="scaling: doubling is worth it while it changes the value by X of it (default 0.01)")
     parser.add_argument("--seed", type=seed_argument, default=0, metavar="N", help="seed of all randomness (default: 0)")
     parser.add_argument("--data", metavar="FILE", help=".npz (X, y) or .csv (last column y) instead of the digits")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="where to write (default: figures)")
@@ -912,7 +931,7 @@ def main(arguments=None):
     if not util.find_spec("matplotlib"):
         parser.error("pictures need matplotlib: pip install 'nfd-min[plot]'")
     names = list(FIGURES) if options.figure == "all" else [options.figure]
-    given = {key: value for key in ("widths", "depths", "seeds") if (value := getattr(options, key)) is not None}
+    given = {key: value for key in ("widths", "depths", "seeds", "worth") if (value := getattr(options, key)) is not None}
     plans = {}
     for name in names:
         sizes = getattr(FIGURES[name], "tiny" if options.tiny else "paper" if options.paper else "default")
@@ -953,6 +972,9 @@ def main(arguments=None):
 
 
 def check_sizes(name, sizes):
+    """ValueError for sizes that the figure cannot be drawn from."""
+    if not sizes.get("worth", 1) > 0:
+        raise ValueError(f"worth={sizes['worth']} must be positive")
     if sizes["seeds"] < 2:
         raise ValueError(f"{name} needs 2 seeds or more, for a spread")
     for key in ("widths", "depths"):

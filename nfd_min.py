@@ -141,11 +141,11 @@ def split(a, block):
 def inner_rate(block, exponent, depth):
     """L^a, by which the rate of W1_l in a two-layer block is multiplied; a = -inf keeps W1_l fixed.
 
-    ValueError for an unknown block, for a that is NaN or +inf, and for a != 0 where there is no W1_l.
+    ValueError for an unknown block, for a that is NaN or above 100, and for a != 0 where there is no W1_l.
     """
     per_block(block)
-    if isinstance(exponent, bool) or not isinstance(exponent, Real) or not exponent < np.inf:
-        raise ValueError(f"internal_lr_exponent={exponent!r} must be a number, or -inf to keep W1 fixed")
+    if isinstance(exponent, bool) or not isinstance(exponent, Real) or not exponent <= 100:
+        raise ValueError(f"internal_lr_exponent={exponent!r} must be a number up to 100, or -inf to keep W1 fixed")
     if exponent != 0 and block != "two-layer":
         raise ValueError(f'internal_lr_exponent={exponent!r} is for block="two-layer", not block={block!r}')
     return 0.0 if exponent == -np.inf else float(depth) ** exponent

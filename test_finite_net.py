@@ -59,6 +59,41 @@ def test_keep():
         outputs.min_eig()
 
 
+@pytest.mark.parametrize("block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0.5)])
+def test_outputs_on_test_inputs(block, exponent):
+    """They are what training on the same inputs with the same weights gives, before every second step and after the last one."""
+    stream, test = stream_of(10, batch=2), np.random.default_rng(1).standard_normal((200, 5))  # more than go at once
+    how = dict(block=block, internal_lr_exponent=exponent, rng=0)
+    run = finite_net.train(stream, 20, 3, test=test, test_every=2, **how)
+    assert run.test_f.shape == (4, 200)
+    for e, seen in enumerate((0, 4, 8, 10)):
+        X, y = np.vstack([stream.X[:seen], test[150:152]]), np.append(stream.y[:seen], [0, 0])
+        assert np.allclose(finite_net.train(Stream(X, y, stream.eta, 2), 20, 3, **how).f[seen:], run.test_f[e, 150:152], rtol=1e-12)
+    without = finite_net.train(stream, 20, 3, **how)
+    assert without.test_f is None and np.array_equal(without.h, run.h)
+
+
+def test_diverged_runs_have_no_later_test_outputs():
+    run = finite_net.train(stream_of(20, 50.0), 10, 3, "identity", rng=0, test=np.ones((1, 5)))
+    k = run.diverged_at[0]
+    assert 0 < k < 20 and np.isfinite(run.test_f[:k]).all() and np.isnan(run.test_f[k + 1 :]).all()
+
+
+@pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
+def test_only_w1_has_the_inner_rate(exponent):
+    """After one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^a times W1's own update make it."""
+    n, L, eta = 30, 4, 0.3
+    weights = nfd_min.draw_weights(n, L, 5, block="two-layer", rng=0)
+    run = finite_net.train(Stream(np.ones((2, 5)), [1.0, 1.0], eta), n, L, block="two-layer", internal_lr_exponent=exponent, weights=weights)
+    p0, p1 = np.tanh(run.h[:, :L])
+    own = -eta * (0 if exponent == -np.inf else L**exponent) * run.chi[0] * run.C[:, 0, 1, None] * run.gx[0]
+    through_h = np.einsum("lim,lm->li", weights[1][:, 0], p1 - p0) / np.sqrt(n)
+    assert np.allclose(run.x[1] - run.x[0], through_h + own, rtol=1e-10, atol=1e-13)
+    h = run.h[1, 3] + (weights[1][3, 1] @ np.tanh(run.x[1, 3])) / np.sqrt(n * L)
+    h = h - eta / L * run.chi[0] * np.mean(np.tanh(run.x[0, 3]) * np.tanh(run.x[1, 3])) * run.g[0, 4]
+    assert np.allclose(run.h[1, 4], h, rtol=1e-10)
+
+
 def test_weights_are_drawn_from_rng():
     stream = stream_of(3)
     U, W, v, W_back = nfd_min.draw_weights(20, 3, 5, decoupled=True, rng=7)
@@ -157,6 +192,14 @@ def test_divergence_inside_a_batch():
     (dict(keep="some"), "keep='some' is unknown; allowed: all, kernels, outputs"),
     (dict(width=10**7), "train.* needs .* GiB; this machine has"),
     (dict(weights=(np.ones((4, 5)),)), "a tuple of 3 or 4 arrays"),
+    (dict(block="three-layer"), "block='three-layer' is unknown; allowed: pre, post, two-layer"),
+    (dict(internal_lr_exponent=0.5), 'internal_lr_exponent=0.5 is for block="two-layer", not block=\'pre\''),
+    (dict(block="two-layer", internal_lr_exponent=np.nan), "internal_lr_exponent=nan must be a number"),
+    (dict(block="two-layer", internal_lr_exponent="a"), "internal_lr_exponent='a' must be a number"),
+    (dict(block="two-layer", weights=(np.ones((4, 5)), np.ones((2, 4, 4)), np.ones(4))), r"expected \(2, 2, 4, 4\)"),
+    (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \(T, 5\)"),
+    (dict(test=np.full((3, 5), np.inf)), "test must be finite"),
+    (dict(test=np.ones((3, 5)), test_every=0), "test_every=0 must be an integer >= 1"),
     (dict(weights=5), "a tuple of 3 or 4 arrays"),
     (dict(stream="abc"), "stream must be a Stream, not str"),
     (dict(phi=nfd_min.Activation("tanh", np.sin, np.cos)), "is unknown; allowed: tanh"),

@@ -112,24 +112,50 @@ def test_linear_closed_form(L):
         assert abs(error.mean()) < allowed < 0.2 * E * eta, error.mean()  # E eta: one term of the formula
 
 
+@pytest.mark.parametrize("block, exponent", [("pre", 0), ("two-layer", 0.5)])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("phi", ["tanh", "relu"])
-def test_exactly_the_law_of_explicit_matrices(phi, batch):
+def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
     """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N."""
-    rng, runs = np.random.default_rng(0), 2000
+    rng, runs, how = np.random.default_rng(0), 2000, dict(block=block, internal_lr_exponent=exponent)
     stream = Stream(1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch)  # similar inputs: strong coupling
 
     def sample(run):
         h, g = run.h, run.g
         return np.r_[run.f, (h[:, -1] ** 2).sum(axis=1), (g[:, 0] ** 2).sum(axis=1), (h[:, 0] * g[:, 0]).sum(axis=1)]
 
-    particles = {c: np.array([sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1])) for r in range(runs)])
+    particles = {c: np.array([sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1], **how)) for r in range(runs)])
                  for c in ("none", "full")}
-    networks = {b: np.array([sample(finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2])) for r in range(runs)])
+    networks = {b: np.array([sample(finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2], **how)) for r in range(runs)])
                 for b in ("decoupled", "reused")}
     p = {(c, b): min(stats.ks_2samp(x, y).pvalue for x, y in zip(particles[c].T, networks[b].T)) for c in particles for b in networks}
     assert p["none", "decoupled"] > 1e-4 and p["full", "reused"] > 1e-4
     assert p["none", "reused"] < 1e-6 and p["full", "decoupled"] < 1e-6  # the test can tell them apart
+
+
+@pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
+def test_two_layer_closed_form(exponent):
+    """Linear phi, two-layer blocks, one step, same input, |x|^2 = d: f_1 = -eta chi (2 E + (1 + L^a) E / (1 + 1/L)) for the
+    network and -2 E eta chi for decoupled weights, whatever a."""
+    L, eta = 16, 0.03
+    E, rate, stream = (1 + 1 / L) ** L, 0 if exponent == -np.inf else L**exponent, Stream(np.ones((2, 3)), [1.0, 1.0], eta)
+    for coupling, slope in ("none", 2 * E), ("full", 2 * E + (1 + rate) * E / (1 + 1 / L)):
+        runs = [sde.solve(stream, 40_000, L, "identity", block="two-layer", internal_lr_exponent=exponent, coupling=coupling, rng=r,
+                          keep="outputs") for r in range(8)]
+        error = np.array([(run.f[1] - run.f[0]) / (eta * run.chi[0]) + slope for run in runs])
+        allowed = 4 * error.std(ddof=1) / sqrt(len(runs))
+        assert abs(error.mean()) < allowed < 0.3 * E, (coupling, error)
+
+
+def test_noise_of_two_layer_blocks_comes_in_pairs():
+    with pytest.raises(ValueError, match="the noise has 3 steps; two-layer blocks need two for each block"):
+        nfd_min.nfd(stream_of(2), nfd_min.draw_noise(2, 4, 3, rng=0), block="two-layer")
+
+
+def test_a_two_layer_run_says_in_which_block_it_diverged():
+    run = sde.solve(stream_of(40, 5.0), 50, 3, "identity", block="two-layer", rng=0)
+    k, l = run.diverged_at
+    assert 0 <= l <= 3 and np.isfinite(run.h[:k]).all() and np.isfinite(run.x[:k]).all() and np.isnan(run.f[k + 1 :]).all()
 
 
 def test_response_functions():
@@ -222,6 +248,10 @@ def test_divergence():
     (dict(noise=sde.draw_noise(2, 4, 3)), r"noise: xi has shape \(2, 3, 4\), expected \(2, 2, 4\)"),
     (dict(noise=5), "the 4 arrays u, v, xi, zeta"),
     (dict(stream=3), "stream must be a Stream, not int"),
+    (dict(block="post"), "block='post' is unknown; allowed: pre, two-layer"),
+    (dict(block="two-layer", coupling="nearest"), 'coupling="nearest" is a formula for block="pre" only'),
+    (dict(internal_lr_exponent=1), 'internal_lr_exponent=1 is for block="two-layer"'),
+    (dict(block="two-layer", noise=sde.draw_noise(2, 4, 2)), r"noise: xi has shape \(2, 2, 4\), expected \(2, 4, 4\)"),
     (dict(dtype=[]), "dtype=\\[\\] is unknown"),
     (dict(noise=(1, 2)), "the 4 arrays u, v, xi, zeta"),
     (dict(noise=sde.draw_noise(2, 4, 2)._replace(v=np.full(4, np.nan))), "noise: v must be finite"),
@@ -302,6 +332,27 @@ def test_large_inputs():
     for bad, message in (([[100.0]], "beyond 1600"), ([[1e160]], "too large")):
         with pytest.raises(ValueError, match=message):
             sde.init_kernels(bad)
+
+
+def test_relu_moments():
+    """One layer for any variance, Prop 3.1's bound, the growth like exp(2 sqrt(L / 2 pi)), and every layer of networks."""
+    for var in (0.3, 5.0):
+        one = sde.relu_moments(var, 1, "post")  # E max(sigma Z, 0) = sigma / sqrt(2 pi), E max(sigma Z, 0)^2 = sigma^2 / 2
+        assert np.allclose(one.mean, [0, sqrt(var / 2 / np.pi)]) and np.allclose(one.square, [var, 1.5 * var])
+    post = sde.relu_moments(1, 4000, "post")
+    assert (post.mean[1:] >= post.bound[1:] * (1 - 1e-12)).all() and post.bound[1] == post.mean[1] and post.bound[-1] > 1e10 * post.bound[1]
+    growth = np.log(post.square[-1] / sde.relu_moments(1, 1000, "post").square[-1]) / (2 / sqrt(2 * np.pi) * (sqrt(4000) - sqrt(1000)))
+    assert 0.97 < growth < 1.03
+    stream, n, L = Stream(np.ones((1, 3)), [0.0], 0), 200, 6
+    for block in ("pre", "post"):
+        exact = sde.relu_moments(1, L, block)
+        h = np.array([finite_net.train(stream, n, L, "relu", block=block, rng=r).h[0] for r in range(60)])
+        for measured, value in ((h.mean(axis=2), exact.mean), ((h**2).mean(axis=2), exact.square)):
+            error = measured.mean(axis=0) - value
+            assert (np.abs(error) < 4 * measured.std(axis=0) / sqrt(60) + 1e-12).all(), (block, error)
+    for bad in (dict(depth=0), dict(block="two-layer"), dict(square=-1), dict(square=np.nan)):
+        with pytest.raises(ValueError):
+            sde.relu_moments(**(dict(square=1, depth=3) | bad))
 
 
 def test_degenerate_inputs():
