@@ -7,6 +7,7 @@ run in a fixed order, so the same seed gives the same bits on any number of thre
 
 from functools import partial
 from math import erf, exp, pi, prod, sqrt
+from types import FunctionType
 
 import numba
 import numpy as np
@@ -38,6 +39,9 @@ def kernel(function, parallel=False):
     """Compile with a cache on disk, or without one where the disk is read-only. Sums may be reordered (so that they
     run in vector registers), but NaN and infinity keep their meaning."""
     options = dict(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy", parallel=parallel)
+    if parallel:  # a name of its own in the cache, whose keys leave out the options
+        function = FunctionType(function.__code__, function.__globals__, function.__name__)
+        function.__qualname__ += "_parallel"
     try:
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # no directory to cache in
@@ -106,76 +110,82 @@ def _times_dphi(code, x, phi_x, c, out):
 
 
 @kernel
-def _dot4(a, b, c, d, x):
-    """<a, x>, <b, x>, <c, x>, <d, x>: each x[m] is loaded once for four sums."""
-    s = t = u = v = x.dtype.type(0)
-    for m in range(len(x)):
-        s += a[m] * x[m]
-        t += b[m] * x[m]
-        u += c[m] * x[m]
-        v += d[m] * x[m]
-    return s, t, u, v
-
-
-@kernel
-def _add4(y, s, a, t, b, u, c, v, d):
-    """y += s a + t b + u c + v d: each y[m] is loaded and stored once for four terms."""
-    for m in range(len(y)):
-        y[m] += s * a[m] + t * b[m] + u * c[m] + v * d[m]
-
-
-@kernel
 def _times(W, p, u, lo, hi):
-    """u[b] = W p[b], rows lo..hi-1. W (n, d), p (B, d), u (B, n). Four rows of W at a time, so that they stay in cache for all b."""
-    i = lo
-    while i + 4 <= hi:
-        for b in range(len(p)):
-            u[b, i], u[b, i + 1], u[b, i + 2], u[b, i + 3] = _dot4(W[i], W[i + 1], W[i + 2], W[i + 3], p[b])
-        i += 4
-    while i < hi:
-        for b in range(len(p)):
-            u[b, i] = _dot4(W[i], W[i], W[i], W[i], p[b])[0]
-        i += 1
+    """u[b, i] = sum_m W[i, m] p[b, m] for the rows i = lo..hi-1; W (n, d), p (B, d), u (B, n).
+
+    Two rows and four samples at a time, or four rows and one: every number loaded serves several sums.
+    """
+    d, zero, last, fours = W.shape[1], W.dtype.type(0), hi - 1, len(p) // 4 * 4
+    for i in range(lo, hi, 2):
+        j = min(i + 1, last)
+        for b in range(0, fours, 4):
+            s = t = q = r = s2 = t2 = q2 = r2 = zero
+            for m in range(d):
+                s += W[i, m] * p[b, m]
+                t += W[i, m] * p[b + 1, m]
+                q += W[i, m] * p[b + 2, m]
+                r += W[i, m] * p[b + 3, m]
+                s2 += W[j, m] * p[b, m]
+                t2 += W[j, m] * p[b + 1, m]
+                q2 += W[j, m] * p[b + 2, m]
+                r2 += W[j, m] * p[b + 3, m]
+            u[b, i], u[b + 1, i], u[b + 2, i], u[b + 3, i] = s, t, q, r
+            u[b, j], u[b + 1, j], u[b + 2, j], u[b + 3, j] = s2, t2, q2, r2
+    for i in range(lo, hi, 4):
+        j, k, l = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+        for b in range(fours, len(p)):
+            s = t = q = r = zero
+            for m in range(d):
+                s += W[i, m] * p[b, m]
+                t += W[j, m] * p[b, m]
+                q += W[k, m] * p[b, m]
+                r += W[l, m] * p[b, m]
+            u[b, i], u[b, j], u[b, k], u[b, l] = s, t, q, r
 
 
 @kernel
-def _transpose_times(W, g, z, lo, hi):
-    """z[b] += W^T g[b] from the rows lo..hi-1, which are a multiple of four or the last ones."""
-    i = lo
-    while i + 4 <= hi:
-        for b in range(len(g)):
-            _add4(z[b], g[b, i], W[i], g[b, i + 1], W[i + 1], g[b, i + 2], W[i + 2], g[b, i + 3], W[i + 3])
-        i += 4
-    while i < hi:
-        for b in range(len(g)):
-            for m in range(len(z[b])):
-                z[b, m] += g[b, i] * W[i, m]
-        i += 1
+def _add_times(A, at, X, Y):
+    """Y[r] += sum_q A[r, at + q] X[q]; A (R, ..), X (Q, d), Y (R, d).
+
+    Two rows of Y and four of X at a time; sixteen rows of Y stay in cache while all of X passes by.
+    """
+    R, (Q, d), zero = len(Y), X.shape, A.dtype.type(0)
+    for start in range(0, R, 16):
+        stop = min(start + 16, R)
+        for q in range(0, Q, 4):
+            i, j, k = min(q + 1, Q - 1), min(q + 2, Q - 1), min(q + 3, Q - 1)
+            more, still, full = q + 1 < Q, q + 2 < Q, q + 3 < Q
+            for r in range(start, stop - 1, 2):
+                a, a2 = A[r, at + q], A[r + 1, at + q]
+                b, b2 = (A[r, at + i], A[r + 1, at + i]) if more else (zero, zero)
+                c, c2 = (A[r, at + j], A[r + 1, at + j]) if still else (zero, zero)
+                e, e2 = (A[r, at + k], A[r + 1, at + k]) if full else (zero, zero)
+                for m in range(d):
+                    x, y, z, w = X[q, m], X[i, m], X[j, m], X[k, m]
+                    Y[r, m] += a * x + b * y + c * z + e * w
+                    Y[r + 1, m] += a2 * x + b2 * y + c2 * z + e2 * w
+            if (stop - start) % 2:
+                r, a = stop - 1, A[stop - 1, at + q]
+                b = A[r, at + i] if more else zero
+                c = A[r, at + j] if still else zero
+                e = A[r, at + k] if full else zero
+                for m in range(d):
+                    Y[r, m] += a * X[q, m] + b * X[i, m] + c * X[j, m] + e * X[k, m]
 
 
-@kernel
-def _update(W, c, g, p, lo, hi):
-    """W -= sum_b c[b] g[b] p[b]^T, rows lo..hi-1."""
-    for i in range(lo, hi):
-        b = 0
-        while b + 4 <= len(p):
-            _add4(W[i], -c[b] * g[b, i], p[b], -c[b + 1] * g[b + 1, i], p[b + 1],
-                  -c[b + 2] * g[b + 2, i], p[b + 2], -c[b + 3] * g[b + 3, i], p[b + 3])
-            b += 4
-        while b < len(p):
-            step = c[b] * g[b, i]
-            for m in range(W.shape[1]):
-                W[i, m] -= step * p[b, m]
-            b += 1
+CHUNK = 256
+"""Rows of a matrix that one thread takes at a time."""
 
 
-@kernel
-def _forward(h, p, W, code, post, two, skip, s, root):
-    """h (T+1, B, n) from h[0] and the vectors p (L or T, B, n) that the matrices multiply. [1], [29]; root = 1 / sqrt(n)
+def _forward(h, p, start, W, P, G, pending, c, rate, code, post, two, skip, s, root):
+    """h (T+1, B, n) from h[0]. [1], [29], [12]
 
-    h[t] is h_t, or for blocks of two layers x_l at t = 2 l - 1 and h_l at t = 2 l.
+    h[t] is h_t, or for blocks of two layers (two = 2) x_l at t = 2 l - 1 and h_l at t = 2 l. p (T, .., n): its rows start.. of p[t-1]
+    are set to the vectors that the matrix of h[t] multiplies. The matrices are W - sum_j step_j g^j_t phi^j_{t-1}^T, with
+    the updates j < pending that W (M, n, n) does not hold yet: g^j_t = G[t, j], phi^j_{t-1} = P[t-1, j]. root = 1 / sqrt(n).
     """
     T, B, n = h.shape[0] - 1, h.shape[1], h.shape[2]
+    chunks, seen = (n + CHUNK - 1) // CHUNK, np.empty((B, pending), h.dtype)
     for t in range(1, T + 1):
         top = t % two == 0  # of its block
         if post and top:
@@ -183,14 +193,21 @@ def _forward(h, p, W, code, post, two, skip, s, root):
                 _phi(code, h[t - 1, b], h[t, b])
             scale = s
         else:
-            j = (t - 1) // 2 if post else t - 1
+            now = p[t - 1][start : start + B]
             for b in range(B):
                 if post:
-                    p[j, b] = h[t - 1, b]
+                    now[b] = h[t - 1, b]
                 else:
-                    _phi(code, h[t - 1, b], p[j, b])
-            _times(W[j], p[j], h[t], 0, n)
+                    _phi(code, h[t - 1, b], now[b])
             scale = s * root if top else root
+            if pending:
+                _times(P[t - 1][:pending], now, seen, 0, pending)
+                _to_steps(seen, c, scale if top else rate * scale)
+            for i in numba.prange(chunks):
+                lo, hi = i * CHUNK, min((i + 1) * CHUNK, n)
+                _times(W[(t - 1) // 2 if post else t - 1], now, h[t], lo, hi)
+            if pending:
+                _add_times(seen, 0, G[t][:pending], h[t])
         for b in range(B):
             for m in range(n):
                 h[t, b, m] *= scale
@@ -200,41 +217,71 @@ def _forward(h, p, W, code, post, two, skip, s, root):
 
 
 @kernel
-def _backward(g, h, p, W, W_back, reused, c, rate, code, post, two, skip, s, root):
-    """g (T+1, B, n) from g[T] [3], and the update of W (and of W~, unless reused) [2].
+def _to_steps(seen, c, scale):
+    """seen[b, j] *= -c[j] scale: the coefficients of the updates j, in rows of inner products with them."""
+    for b in range(seen.shape[0]):
+        for j in range(seen.shape[1]):
+            seen[b, j] *= -c[j] * scale
 
-    c : array, shape (B,): eta chi / B; rate : L^a, of the first matrix of a two-layer block
-    The update of a row follows its share of W^T g while it is in cache.
-    """
-    T, B, n = g.shape[0] - 1, g.shape[1], g.shape[2]
-    moving, phi_x = np.any(c != 0), np.empty(n, h.dtype)
+
+def _backward(h, G, start, W_back, P, pending, c, rate, code, post, two, skip, s, root):
+    """The rows start.. of G (T+1, .., n) from those of G[T], for the features h (T+1, B, n). [3], [12]; the rest as in _forward."""
+    T, B, n = h.shape[0] - 1, h.shape[1], h.shape[2]
+    chunks, seen, phi_x = (n + CHUNK - 1) // CHUNK, np.empty((B, pending), h.dtype), np.empty(n, h.dtype)
+    part = np.empty((chunks, B, n), h.dtype)  # of W^T g, from each chunk of rows
     for t in range(T, 0, -1):
         top = t % two == 0
+        g, below = G[t][start : start + B], G[t - 1][start : start + B]
         if post and top:
             for b in range(B):
                 _phi(code, h[t - 1, b], phi_x)
-                g[t - 1, b] = g[t, b]
-                _times_dphi(code, h[t - 1, b], phi_x, s, g[t - 1, b])
+                below[b] = g[b]
+                _times_dphi(code, h[t - 1, b], phi_x, s, below[b])
             continue
-        j = (t - 1) // 2 if post else t - 1
         scale = s * root if top else root
-        step = c * scale if top else c * (rate * scale)
-        g[t - 1] = 0
-        for i in range(0, n, 4):
-            _transpose_times(W_back[j], g[t], g[t - 1], i, min(i + 4, n))
-            if moving:
-                _update(W[j], step, g[t], p[j], i, min(i + 4, n))
-                if not reused:
-                    _update(W_back[j], step, g[t], p[j], i, min(i + 4, n))
+        if pending:
+            _times(G[t][:pending], g, seen, 0, pending)
+            _to_steps(seen, c, scale if top else rate * scale)
+        for i in numba.prange(chunks):
+            lo, hi = i * CHUNK, min((i + 1) * CHUNK, n)
+            part[i] = 0
+            _add_times(g, lo, W_back[(t - 1) // 2 if post else t - 1][lo:hi], part[i])
+        for b in range(B):
+            for m in range(n):
+                below[b, m] = part[0, b, m]
+            for i in range(1, chunks):
+                for m in range(n):
+                    below[b, m] += part[i, b, m]
+        if pending:
+            _add_times(seen, 0, P[t - 1][:pending], below)
         for b in range(B):
             if post:
                 for m in range(n):
-                    g[t - 1, b, m] *= scale
+                    below[b, m] *= scale
             else:
-                _times_dphi(code, h[t - 1, b], p[j, b], scale, g[t - 1, b])
+                _times_dphi(code, h[t - 1, b], P[t - 1, start + b], scale, below[b])
             if (t - 1) % two == 0:
                 for m in range(n):
-                    g[t - 1, b, m] += skip * g[t - 1 + two, b, m]
+                    below[b, m] += skip * G[t - 1 + two, start + b, m]
+
+
+def _update(W, P, G, pending, c, rate, post, two, s, root):
+    """The pending updates of W (M, n, n): [2]."""
+    n = W.shape[1]
+    chunks, steps = (n + CHUNK - 1) // CHUNK, np.empty((n, pending), W.dtype)
+    for j in range(len(W)):
+        t = 2 * j + 1 if post else j + 1
+        scale = s * root if t % two == 0 else rate * root
+        for i in range(n):
+            for k in range(pending):
+                steps[i, k] = -c[k] * scale * G[t, k, i]
+        for i in numba.prange(chunks):
+            lo, hi = i * CHUNK, min((i + 1) * CHUNK, n)
+            _add_times(steps[lo:hi], 0, P[t - 1][:pending], W[j][lo:hi])
+
+
+KERNELS = {parallel: tuple(kernel(f, parallel) for f in (_forward, _backward, _update)) for parallel in (False, True)}
+"""One thread, or one for each chunk of a matrix: worth it from about 2^18 products a layer."""
 
 
 def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent=0.0, backward="reused", scaling="depth-mup",
@@ -276,32 +323,34 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     S, B, d, T = len(stream), stream.batch, stream.d, two * L
     rows, every = S if keep else 0, positive_int("test_every", test_every)
     test = np.zeros((0, d), dtype) if test is None else finite_array("test", test, ("T", d))
-    needed = prod(W_shape) * (2 - reused) + n * d + (2 * rows + 3 * B + 2 * min(len(test), TEST_ROWS)) * (T + 1) * n
+    most = min(S, B * max(1, min(n // 4, 64) // B))  # samples whose updates wait until they are added to W
+    needed = prod(W_shape) * (2 - reused) * (1 + (most < S)) + n * d + (2 * rows + 2 * most + B + 2 * min(len(test), TEST_ROWS)) * (T + 1) * n
     check_memory(dtype().itemsize * needed + 16 * L * S * S * bool(keep), f"train(width={n}, depth={L}, S={S})")
     shapes = dict(U=(n, d), W=W_shape, v=(n,), W_back=W_shape)
     rng = np.random.default_rng(rng)
     if weights is None:
         weights = draw_weights(n, L, d, block=block, decoupled=not reused, dtype=dtype_name, rng=rng)
     elif isinstance(weights, (tuple, list)) and len(weights) in (3, 4):
-        weights = [finite_array(f"weights: {name}", w, shape, dtype)
+        weights = [finite_array(f"weights: {name}", w, shape, dtype, copy=None)
                    for (name, shape), w in zip(shapes.items(), weights[: 4 - reused])]
         if not reused and len(weights) == 3:
             weights.append(rng.standard_normal(W_shape, dtype=dtype))
     else:
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
     U, W, v, *copy = weights
-    W = W.reshape(-1, n, n)
-    W_back = W if reused else copy[0].reshape(-1, n, n)
+    U, v, Ws = U.copy(), v.copy(), [w.reshape(-1, n, n) for w in (W, *copy)]  # W and, if decoupled, W~
 
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
     h, g = np.full((2, rows, T + 1, n), np.nan, dtype)
-    h_b, g_b, p = (np.empty((t, B, n), dtype) for t in (T + 1, T + 1, len(W)))  # one mini-batch
-    how = CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
+    h_b, P, G = (np.empty((t, k, n), dtype) for t, k in ((T + 1, B), (T, most), (T + 1, most)))  # this mini-batch; waiting updates
+    pending, c, written = 0, np.empty(most, dtype), False  # of which so many wait; their eta chi / B
+    how = rate, CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
+    forward, backward, update = KERNELS[n * n * B >= 2**18]
 
-    def outputs(X, h, p):  # f (B,) of the inputs X (B, d); fills h and p
+    def outputs(X, h, p, start):  # f (B,) of the inputs X (B, d); fills h and p
         _times(U, X, h[0], 0, n)
-        _forward(h, p, W, *how)
+        forward(h, p, start, Ws[0], P, G, pending, c, *how)
         return np.einsum("n,bn->b", v, h[-1], dtype=float) / n
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
@@ -314,24 +363,34 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
         def evaluate(seen):
             for i in range(0, len(test) if seen in tests else 0, TEST_ROWS):
                 x = X_test[i : i + TEST_ROWS]
-                out.test_f[tests[seen], i : i + len(x)] = outputs(x, *(np.empty((len(a), len(x), n), dtype) for a in (h_b, p)))
+                scratch = (np.empty((t, len(x), n), dtype) for t in (T + 1, T))
+                out.test_f[tests[seen], i : i + len(x)] = outputs(x, *scratch, 0)
 
         for b in progress(range(0, S, B), "training"):
+            if pending + B > most:
+                for i in range(len(Ws)):
+                    Ws[i] = Ws[i] if written else Ws[i].copy()  # the first is the caller's
+                    update(Ws[i], P, G, pending, c, rate, *how[2:4], *how[5:])
+                pending, written = 0, True
             evaluate(b)
-            batch = slice(b, b + B)
-            f[batch] = outputs(X[batch], h_b, p)
+            batch, now = slice(b, b + B), slice(pending, pending + B)
+            f[batch] = outputs(X[batch], h_b, P, pending)
             chi[batch] = f[batch] - stream.y[batch]
-            step = (stream.rate * chi[batch]).astype(dtype)
-            g_b[T] = v
-            _backward(g_b, h_b, p, W, W_back, reused, step, rate, *how)
-            h_k, g_k = h_b.transpose(1, 0, 2), g_b.transpose(1, 0, 2)
-            diverged = stop_at_divergence(out, h_k, g_k, b, two)
+            c[now] = stream.rate * chi[batch]
+            G[T, now] = v
+            backward(h_b, G, pending, Ws[-1], P, pending, c, *how)
+            h_k, g_k = h_b.transpose(1, 0, 2), G[:, now].transpose(1, 0, 2)
+            finite = np.isfinite(sum(np.einsum("bln,bln->", a, a) for a in (h_k, g_k)))
+            diverged = not finite and stop_at_divergence(out, h_k, g_k, b, two)
             if keep:
                 h[batch], g[batch] = h_k, g_k
             if diverged:
                 break
-            _update(U, step, g_b[0], X[batch], 0, n)
-            v -= np.einsum("b,bn->n", step, h_b[T])
+            if not c[now].any():
+                continue
+            pending += B
+            _add_times(-c[now] * G[0, now].T, 0, X[batch], U)
+            v -= np.einsum("b,bn->n", c[now], h_b[T])
         else:
             evaluate(S)
         if "C" in keep:

@@ -54,8 +54,8 @@ def positive_int(name, value):
     return int(value)
 
 
-def finite_array(name, value, shape, dtype=float):
-    """Return value as a new array of that dtype; raise ValueError unless it is finite and has that shape.
+def finite_array(name, value, shape, dtype=float, copy=True):
+    """Return value as a new C-contiguous array of that dtype (copy=None: as it is if it is one); raise ValueError unless it is finite and has that shape.
 
     shape : tuple of int or str; a string stands for any size >= 1 and is what the message prints.
     """
@@ -63,7 +63,7 @@ def finite_array(name, value, shape, dtype=float):
         if np.iscomplexobj(value):
             raise TypeError("it is complex")
         with np.errstate(over="ignore"):
-            array = np.array(value, dtype=dtype, order="C")
+            array = np.array(value, dtype=dtype, order="C") if copy else np.ascontiguousarray(value, dtype=dtype)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} must be an array of real numbers of shape {_show(shape)}: {error}") from None
     if array.ndim != len(shape) or any(a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)):
