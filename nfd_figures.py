@@ -821,7 +821,7 @@ FIGURES = {
     "alignment": Plan(
         "Figures 2 and 5: standard against decoupled training", alignment_cases, alignment_draw,
         dict(widths=(16,), depths=(2, 4), seeds=2, steps=6, batch=16),
-        dict(widths=(128, 256), depths=(2, 4, 8, 16, 32), seeds=3, steps=44, batch=128),
+        dict(widths=(128, 256), depths=(2, 4, 8, 16, 32), seeds=4, steps=44, batch=128),
         dict(widths=(128, 256), depths=(2, 4, 8, 16, 32, 64), seeds=5, steps=220, batch=128)),
     "eigenvalues": Plan(
         "Figure 3: smallest eigenvalues of the kernels", eigenvalue_cases, eigenvalue_draw,
@@ -836,19 +836,19 @@ FIGURES = {
     "two-layer": Plan(
         "two-layer blocks: collapse, correction, price, transfer", two_layer_cases, two_layer_draw,
         dict(width=16, depths=(2, 4), etas=(0.1, 0.4, 1.6), seeds=2, steps=4, batch=8, particles=500, share_depths=(4, 8), share_seeds=2),
-        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=2, steps=40, batch=16, particles=4000,
+        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=4, steps=40, batch=16, particles=4000,
              share_depths=(8, 16, 32, 64, 128), share_seeds=6),
         dict(width=256, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=5, steps=100, batch=64, particles=20_000,
              share_depths=(8, 16, 32, 64, 128, 256), share_seeds=12)),
     "transfer": Plan(
         "best learning rate against depth for the three scalings", transfer_cases, transfer_draw,
         dict(width=16, depths=(2, 4), etas=(0.1, 0.4, 1.6), seeds=2, steps=4, batch=8),
-        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=2, steps=40, batch=16),
+        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=4, steps=40, batch=16),
         dict(width=256, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=5, steps=100, batch=64)),
     "scaling": Plan(
         "loss and kernels as f_inf + a/n + b/L", scaling_cases, scaling_draw,
         dict(widths=(8, 16), depths=(2, 4), seeds=3, particles=500, floor_depths=(4, 8), worth=0.01),
-        dict(widths=(32, 64, 128, 256), depths=(4, 8, 16, 32, 64), seeds=40, particles=10_000, floor_depths=(32, 64), worth=0.01),
+        dict(widths=(32, 64, 128, 256), depths=(4, 8, 16, 32, 64), seeds=80, particles=10_000, floor_depths=(32, 64), worth=0.01),
         dict(widths=(64, 128, 256, 512), depths=(4, 8, 16, 32, 64, 128), seeds=100, particles=100_000, floor_depths=(64, 128), worth=0.01)),
     "coupling": Plan(
         "f_k and kernels against depth: networks, NFD, nearest layer, coupled limit", coupling_cases, coupling_draw,
