@@ -447,9 +447,9 @@ def alignment_draw(points, sizes):
             log_sizes(axes[2, column], depths, "depth L")
         for row, label in enumerate(("train loss", "test loss", "mean |loss difference|")):
             axes[row, 0].set_ylabel(label)
-            low, high = zip(*(ax.get_ylim() for ax in axes[row]))
-            for ax in axes[row]:
-                ax.set_ylim(min(low), max(high))
+            drawn = [ax for ax in axes[row] if ax.get_yscale() == "log"]
+            for ax in drawn:
+                ax.set_ylim(min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn))
         legend(figure, {f"L = {L}": dict(color=style[L][0]) for L in depths} | {
             "W reused": dict(color=BLACK), "decoupled": dict(color=BLACK, linestyle="--"),
             "diverged": dict(color=BLACK, marker="x", linestyle="none"),

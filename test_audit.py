@@ -9,7 +9,8 @@ import nfd_audit
 from nfd_audit import Bound, Claim, Experiment, Rate, main
 
 IDS = ["gradients", "gia-width", "init-limit", "depth-rate", "nearest-coupling", "nondegeneracy", "gaussian-init", "gaussian-update",
-       "exact-law", "first-step-kernel", "full-coupling", "coupled-limit", "width-rate"]
+       "exact-law", "first-step-kernel", "full-coupling", "coupled-limit", "width-rate", "post-activation", "alignment", "two-layer-collapse",
+       "transfer"]
 
 
 def test_table_json_and_plot(tmp_path, capsys):
@@ -25,7 +26,7 @@ def test_table_json_and_plot(tmp_path, capsys):
     assert near["predicted"] == -2 and near["low"] < near["slope"] < near["high"] and near["verdict"] == near["expected"] == "holds"
     assert [p["L"] for p in near["points"]] == [32, 64, 128, 256] and len(near["points"][0]["errors"]) == 12
     assert gradients["slope"] is None and gradients["rates"][0]["worst"] < 1e-6
-    assert len(gradients["points"]) == 4 * 3 * 2 * 3  # activations, scalings, batches, parameters
+    assert len(gradients["points"]) == 4 * 5 * 2 * 3  # activations, architectures, batches, parameters
     assert picture.read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 2
     again = [nfd_audit.audit(nfd_audit.CLAIMS["nearest-coupling"], nfd_audit.data_source(), seed=s) for s in (3, 4)]
     assert again[0] == near and again[1]["slope"] != near["slope"]

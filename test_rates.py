@@ -13,10 +13,14 @@ RATES = {  # claim -> quantity -> expected exponent
     "full-coupling": {"|change of h_L|^2": 0, "(change of f)^2": 0, "(change of E h_L^2)^2": 0},  # the paper: -2
     "coupled-limit": {"|g - g_ref|^2, k = 0, 1": -1, "|h - h_ref|^2, k = 1": -1},
     "width-rate": {"(f - limit)^2": -1, "(C - limit)^2": -1, "(Gamma - limit)^2": -1},
+    "alignment": {"|loss gap|": 0},  # the paper: it shrinks
+    "two-layer-collapse": {"W1's own update, a = 0": -1, "W1's own update, a = 1/2": 0, "W1's part of f^1, a = 0": 0,
+                           "W1's part of f^1, a = 1/2": 0.5},
+    "transfer": {"best eta, one-layer": 0, "best eta, two-layer, a = 0": 0, "best eta, two-layer, a = 1/2": -0.2},  # the paper: 0
 }
 
 
-@pytest.mark.parametrize("claim", ["gaussian-init", "gaussian-update", "exact-law", "first-step-kernel"])
+@pytest.mark.parametrize("claim", ["gaussian-init", "gaussian-update", "exact-law", "first-step-kernel", "post-activation"])
 def test_claim_without_a_rate(claim):
     result = audit(CLAIMS[claim], data_source(), seed=20)
     assert result["verdict"] == result["expected"] == "holds", result["rates"]
