@@ -1,38 +1,492 @@
-"""How the cost of training without matrices grows: `python bench.py`. Times are whole runs, coupling="full", noise included."""
+"""How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the machine allows: `python bench.py`.
 
+Every row alternates ours and the peers (A B A B ..) in this process and compares medians; peers that are not installed are left
+out (`pip install -e ".[bench]"`). Peers get the same weights or the same noise, already converted; what they return is compared.
+"""
+
+import argparse
+import json
+import time
+from functools import partial
+from math import sqrt
+from pathlib import Path
 from statistics import median
-from time import perf_counter
 
+import numba
+import numpy as np
+
+import finite_net
 import nfd_min
 import sde
+from nfd_audit import output_path, replace_file
+from nfd_min import Stream
 
-REPEAT = 5
+# ---------------------------------------------------------------------------------------------------------------
+# The same work elsewhere. Each returns a function without arguments that trains and gives f, shape (S,).
 
 
-def seconds(particles, steps, passes):
-    stream = nfd_min.Stream.digits(passes, 0.01, rng=0)
-    start = perf_counter()
-    sde.solve(stream, particles, steps, coupling="full", dtype="float32", rng=0, keep="outputs")
-    return perf_counter() - start
+def blocks(xp, numpy_arrays):
+    """The arrays for NumPy or torch."""
+    return [xp.from_numpy(a.copy()) if hasattr(xp, "from_numpy") else a for a in numpy_arrays]
+
+
+def network_loop(xp, stream, weights):
+    """[1]-[3] with matrices, in place, for NumPy or torch; single samples or mini-batches, one matrix product each."""
+    X, U0, W0, v0 = blocks(xp, [(stream.X / sqrt(stream.d)).astype(weights[0].dtype), *weights])
+    L, n, B, f = len(W0), len(v0), stream.batch, np.empty(len(stream))
+    s = 1 / sqrt(n * L)
+    copy = (lambda a: a.clone()) if hasattr(U0, "clone") else (lambda a: a.copy())
+
+    def run():
+        U, W, v = map(copy, (U0, W0, v0))
+        for b in range(0, len(stream), B):
+            x = X[b : b + B]
+            h, p = x @ U.T, []
+            for l in range(L):
+                p.append(xp.tanh(h))
+                h = h + s * (p[l] @ W[l].T)
+            f[b : b + B] = h @ v / n
+            step = xp.asarray((stream.rate * (f[b : b + B] - stream.y[b : b + B]))[:, None].astype(weights[0].dtype))
+            g = xp.ones_like(h) * v
+            for l in range(L - 1, -1, -1):
+                z = g @ W[l]
+                W[l] -= (s * step * g).T @ p[l]
+                g = g + s * (1 - p[l] * p[l]) * z
+            U -= (step * g).T @ x
+            v -= (step * h).sum(0)
+        return f.copy()
+
+    return run
+
+
+def network_torch(stream, weights):
+    import torch
+
+    W = [torch.from_numpy(w.copy()) for w in weights[1]]
+    X, U, v = (torch.from_numpy(a.copy()) for a in ((stream.X / sqrt(stream.d)).astype(weights[0].dtype), weights[0], weights[2]))
+    if stream.batch > 1:
+        return network_loop(torch, stream, weights)
+    L, n, f, s = len(W), len(v), np.empty(len(stream)), 1 / sqrt(len(v) * len(W))
+    now_W, now_U, now_v = [torch.empty_like(w) for w in W], U.clone(), v.clone()
+
+    def run():
+        for a, b in zip([*now_W, now_U, now_v], [*W, U, v]):
+            a.copy_(b)
+        for k in range(len(stream)):
+            h, p = torch.mv(now_U, X[k]), []
+            for l in range(L):
+                p.append(torch.tanh(h))
+                h = torch.addmv(h, now_W[l], p[l], alpha=s)
+            f[k] = float(torch.dot(h, now_v)) / n
+            step, g = float(stream.rate * (f[k] - stream.y[k])), now_v.clone()
+            for l in range(L - 1, -1, -1):
+                z = torch.mv(now_W[l].T, g)
+                now_W[l].addr_(g, p[l], alpha=-step * s)
+                g.addcmul_(1 - p[l] * p[l], z, value=s)
+            now_U.addr_(g, X[k], alpha=-step)
+            now_v.sub_(h, alpha=step)
+        return f.copy()
+
+    return run
+
+
+def network_jax(stream, weights):
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    U, W, v = (jnp.asarray(w) for w in weights)
+    X = jnp.asarray((stream.X / sqrt(stream.d)).astype(weights[0].dtype).reshape(-1, stream.batch, stream.d))
+    y, L, n = jnp.asarray(stream.y.astype(weights[0].dtype).reshape(-1, stream.batch)), len(W), len(v)
+    s, rate = weights[0].dtype.type(1 / sqrt(n * L)), weights[0].dtype.type(stream.rate)
+
+    def step(state, sample):
+        U, W, v = state
+        x, y = sample
+
+        def up(h, W_l):
+            p = jnp.tanh(h)
+            return h + s * (p @ W_l.T), p
+
+        h, p = jax.lax.scan(up, x @ U.T, W)
+        f = h @ v / n
+        c = rate * (f - y)[:, None]
+
+        def down(g, layer):
+            W_l, p_l = layer
+            return g + s * (1 - p_l * p_l) * (g @ W_l), W_l - (s * c * g).T @ p_l
+
+        g, W = jax.lax.scan(down, jnp.broadcast_to(v, h.shape), (W, p), reverse=True)
+        return (U - (c * g).T @ x, W, v - (c * h).sum(0)), f
+
+    train = jax.jit(lambda U, W, v: jax.lax.scan(step, (U, W, v), (X, y))[1].reshape(-1))
+    return lambda: np.asarray(train(U, W, v))
+
+
+def particles_loop(xp, compile, stream, noise):
+    """[20]-[25] for NumPy or torch."""
+    K, dtype = stream.gram, noise.u.dtype
+    u, v, xi, zeta = blocks(xp, noise)
+    S, L, N = xi.shape
+    Q = np.linalg.cholesky(K)
+
+    def row(R, C, k):  # of the Cholesky factor of C
+        for j in range(k):
+            R[k, j] = (C[k, j] - R[k, :j] @ R[j, :j]) / R[j, j]
+        R[k, k] = sqrt(C[k, k] - R[k, :k] @ R[k, :k])
+        return R[k, : k + 1]
+
+    def small(a):
+        return xp.asarray(np.asarray(a, dtype))
+
+    def up(h, noise, xi, drift, g):
+        h = h + noise @ xi - drift @ g
+        return h, xp.tanh(h)
+
+    def down(g_above, noise, zeta, drift, p, p_now):
+        return g_above + (1 - p_now * p_now) * (noise @ zeta - drift @ p)
+
+    if compile:
+        up, down = compile(up), compile(down)
+
+    def run():
+        f, chi = np.empty((2, S))
+        p, g = (xp.empty((L + 1, S, N), dtype=u.dtype) for _ in range(2))
+        C, Gamma, R, R_back = np.zeros((4, L + 1, S, S))
+        tops = []
+        for k in range(S):
+            a = stream.eta * chi[:k]
+            h = small(Q[k, : k + 1]) @ u[: k + 1] - small(a * K[k, :k]) @ g[0, :k]
+            p[0, k] = xp.tanh(h)
+            for l in range(1, L + 1):
+                C[l - 1, k, : k + 1] = p[l - 1, : k + 1] @ p[l - 1, k] / N
+                noise_row = small(row(R[l - 1], C[l - 1], k) / sqrt(L))
+                h, p[l, k] = up(h, noise_row, xi[: k + 1, l - 1], small(a * C[l - 1, k, :k] / L), g[l, :k])
+            tops.append(h)
+            g[L, k] = v - sum(float(a_j) * h_j for a_j, h_j in zip(a, tops))
+            f[k] = float(g[L, k] @ h) / N
+            chi[k] = f[k] - stream.y[k]
+            for l in range(L, 0, -1):
+                Gamma[l, k, : k + 1] = g[l, : k + 1] @ g[l, k] / N
+                noise_row = small(row(R_back[l], Gamma[l], k) / sqrt(L))
+                g[l - 1, k] = down(g[l, k], noise_row, zeta[: k + 1, l - 1], small(a * Gamma[l, k, :k] / L), p[l - 1, :k], p[l - 1, k])
+        return f
+
+    return run
+
+
+def particles_jax(stream, noise):
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)
+    dtype = noise.u.dtype
+    K, Q = (a.astype(dtype) for a in (stream.gram, np.linalg.cholesky(stream.gram)))
+    u, v, xi, zeta = (jnp.asarray(a) for a in noise)
+    S, L, N = xi.shape
+    xi, zeta = xi.transpose(1, 0, 2), zeta.transpose(1, 0, 2)
+    root = dtype.type(1 / sqrt(L))
+
+    @jax.jit
+    def train(u, v, xi, zeta):
+        f, chi, p, g, tops = [], [], [], [], []  # p[j], g[j]: (L, N) of pass j, below and above each matrix
+
+        def factor(vectors):
+            V = jnp.stack(vectors)
+            C = V @ V.T / N
+            return C[-1], jnp.linalg.cholesky(C)[-1]
+
+        for k in range(S):
+            a = jnp.stack(chi) * dtype.type(stream.eta) if k else jnp.zeros(0, dtype)
+            h = Q[k, : k + 1] @ u[: k + 1] - sum(a[j] * K[k, j] * g[j][0] for j in range(k))
+
+            def up(h, layer):
+                xi_l, p_l, g_l = layer
+                now = jnp.tanh(h)
+                C, R = factor([*p_l, now])
+                h = h + root * (R @ xi_l) - sum(a[j] * C[j] / L * g_l[j] for j in range(k))
+                return h, now
+
+            layers = (xi[:, : k + 1], [q for q in p], [q[1:] for q in g])
+            h, p_k = jax.lax.scan(lambda h, x: up(h, x), h, layers)
+            top = v - sum(a[j] * tops[j] for j in range(k))
+            tops.append(h)
+            f.append(top @ h / N)
+            chi.append(f[k] - stream.y[k].astype(dtype))
+
+            def down(g_l, layer):
+                zeta_l, g_past, p_past, p_now = layer
+                C, R = factor([*g_past, g_l])
+                z = root * (R @ zeta_l) - sum(a[j] * C[j] / L * p_past[j] for j in range(k))
+                below = g_l + (1 - p_now * p_now) * z
+                return below, below
+
+            layers = (zeta[:, : k + 1], [q[1:] for q in g], [q for q in p], p_k)
+            _, g_k = jax.lax.scan(down, top, layers, reverse=True)
+            p.append(p_k)
+            g.append(jnp.concatenate([g_k, top[None]]))
+        return jnp.stack(f)
+
+    return lambda: np.asarray(train(u, v, xi, zeta))
+
+
+def installed():
+    """{name: module} of the peers that can be imported."""
+    found = {"numpy": np}
+    for name in ("torch", "jax"):
+        try:
+            found[name] = __import__(name)
+        except ImportError:
+            pass
+    return found
+
+
+def network_peers(stream, weights):
+    found = installed()
+    make = {"numpy": lambda: network_loop(np, stream, weights), "torch": lambda: network_torch(stream, weights),
+            "jax": lambda: network_jax(stream, weights)}
+    return {name: make[name]() for name in found}
+
+
+def particle_peers(stream, noise):
+    found = installed()
+    peers = {"numpy": particles_loop(np, None, stream, noise)}
+    if "torch" in found:
+        peers["torch"] = particles_loop(found["torch"], None, stream, noise)
+        peers["torch.compile"] = particles_loop(found["torch"], found["torch"].compile, stream, noise)
+    if "jax" in found:
+        peers["jax"] = particles_jax(stream, noise)
+    return peers
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def alternate(runs, repeat):
+    """Median seconds of each of {name: function}, taken in turns after a warm-up; and what each returned."""
+    results = {name: run() for name, run in runs.items()}
+    times = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: median(t) for name, t in times.items()}, results
+
+
+def compare(work, size, runs, unit, scale, limit, repeat):
+    """One row of the table: ours against the best peer; `limit` in the row's unit is the least the machine allows."""
+    seconds, results = alternate(runs, repeat)
+    ours = results.pop("ours")
+    wrong = [name for name, f in results.items() if f is not None and not np.allclose(f, ours, rtol=2e-2, atol=2e-2)]
+    assert not wrong, f"{work}, {size}: {', '.join(wrong)} disagrees: {ours}, {results}"
+    mine = scale * seconds.pop("ours")
+    best = min(seconds, key=seconds.get) if seconds else None
+    row = dict(work=work, size=size, unit=unit, ours=mine, peers={name: scale * t for name, t in seconds.items()}, best=best,
+               ratio=scale * seconds[best] / mine if best else None, limit=limit, fraction=limit / mine if limit else None)
+    print(line(row), flush=True)
+    return row
+
+
+ROW = "{:34} {:28} {:>10} {:>12} {:>14} {:>7} {:>10} {:>9}"
+
+
+def line(row):
+    def show(x):
+        return "" if x is None else f"{x:.3g}"
+
+    return ROW.format(row["work"], row["size"], show(row["ours"]) + " " + row["unit"], show(row["peers"].get(row["best"])),
+                      row["best"] or "", show(row["ratio"]), show(row["limit"]), show(row["fraction"]))
+
+
+@finite_net.parallel_kernel
+def _read(a):
+    total = 0.0
+    for i in numba.prange(64):
+        part = a[i * (len(a) // 64) : (i + 1) * (len(a) // 64)]
+        s = 0.0
+        for m in range(len(part)):
+            s += part[m]
+        total += s
+    return total
+
+
+@finite_net.parallel_kernel
+def _in_place(a):
+    for i in numba.prange(64):
+        part = a[i * (len(a) // 64) : (i + 1) * (len(a) // 64)]
+        for m in range(len(part)):
+            part[m] *= 1.0000001
+
+
+@finite_net.parallel_kernel
+def _tanh(a, out):
+    for i in numba.prange(64):
+        lo, hi = i * (len(a) // 64), (i + 1) * (len(a) // 64)
+        finite_net._phi(0, a[lo:hi], out[lo:hi])
+
+
+def machine(repeat):
+    """What this machine does at most, both cores: GB/s, 1e9 normals/s (one thread), 1e9 tanh/s, GFlop/s of a matrix product."""
+    out, rng = {}, np.random.default_rng(0)
+
+    def rate(amount, run):
+        return amount / alternate({"it": lambda: run()}, repeat)[0]["it"] / 1e9
+
+    for place, numbers in (("L3", 1 << 20), ("DRAM", 1 << 25)):
+        a = np.ones(numbers)
+        out[f"read GB/s, {place}"] = rate(8 * numbers, lambda: _read(a))
+        out[f"in-place GB/s, {place}"] = rate(16 * numbers, lambda: _in_place(a))
+    for name, dtype in nfd_min.DTYPES.items():
+        a = np.ones(1 << 20, dtype)
+        out[f"normals/s, {name}"] = rate(len(a), lambda: finite_net.normals(rng, a.shape, name))
+        out[f"tanh/s, {name}"] = rate(len(a), lambda: _tanh(a, a))
+        m = np.ones((1024, 1024), dtype)
+        out[f"GEMM GFlop/s, {name}"] = rate(2 * 1024**3, lambda: m @ m)
+    return out
+
+
+def table_networks(limits, options):
+    sizes = [(128, 64, 32, 1), (512, 32, 16, 1), (2048, 16, 8, 1), (128, 32, 256, 16), (128, 32, 512, 128)]
+    for n, L, S, B in options.networks or (sizes[:1] + sizes[3:4] if options.quick else sizes):
+        for dtype in nfd_min.DTYPES:
+            stream = Stream.digits(S, 0.1, batch=B, rng=0)
+            weights = nfd_min.draw_weights(n, L, stream.d, dtype=dtype, rng=0)
+            bytes_read = 2 * weights[1].nbytes * S / B
+            place = "L3" if weights[1].nbytes < 2**24 else "DRAM"
+            memory = bytes_read / limits[f"read GB/s, {place}"] / 1e6
+            work = 6 * n * n * L * S / limits[f"GEMM GFlop/s, {dtype}"] / 1e6
+            runs = {"ours": lambda: finite_net.train(stream, n, L, weights=weights, dtype=dtype, keep="outputs").f}
+            yield compare(f"A. network, {dtype}", f"n {n}, L {L}, steps {S // B}, batch {B}", runs | network_peers(stream, weights), "ms",
+                          1e3, max(memory, work) if B > 1 else memory, options.repeat)
+
+
+def table_particles(limits, options):
+    for N in options.particles or ((10_000,) if options.quick else (10_000, 100_000, 1_000_000)):
+        S, L = 3, 16 if N < 10**6 else 8
+        scale = 1e9 / (2 * S * L * N)
+        stream = Stream.digits(S, 0.1, rng=0)
+        for dtype in nfd_min.DTYPES:
+            noise, size = sde.draw_noise(S, N, L, dtype=dtype, rng=0), noise_bytes(N, S, L, dtype)
+            rng = np.random.default_rng(0)
+            memory = 3 * size / limits["read GB/s, DRAM" if size > 2**24 else "read GB/s, L3"] / 1e9 * scale
+            compute = 0.5 / limits[f"tanh/s, {dtype}"]
+            limit = max(memory, compute)
+            solve = partial(sde.solve, stream, N, L, dtype=dtype, keep="outputs")
+            peers = particle_peers(stream, noise)
+            yield compare(f"B. particles, normals given, {dtype}", f"N {N}, L {L}, {S} passes", {"ours": lambda: solve(noise=noise).f} | peers,
+                          "ns", scale, limit, options.repeat)
+            drawn = {name: partial(with_draw, name, run, (S, L, N), dtype) for name, run in peers.items()}
+            yield compare(f"B. particles, normals drawn, {dtype}", f"N {N}, L {L}, {S} passes", {"ours": lambda: dice(solve, rng)} | drawn,
+                          "ns", scale, limit + 1 / limits[f"normals/s, {dtype}"], options.repeat)
+        runs = {"ours": lambda: dice(partial(sde.solve, stream, N, L, keep="outputs", noise=noise)) for _ in (0,)}
+        for coupling in ("nearest", "full"):
+            noise = sde.draw_noise(S, N, L, rng=0)
+            runs = {c: partial(dice, partial(sde.solve, stream, N, L, coupling=c, noise=noise, keep="outputs")) for c in ("none", coupling)}
+            seconds, _ = alternate(runs, options.repeat)
+            row = dict(work=f'coupling="{coupling}" / "none"', size=f"N {N}, L {L}, {S} passes", unit="times", ours=seconds[coupling] / seconds["none"],
+                       peers={}, best=None, ratio=None, limit=None, fraction=None)
+            print(line(row), flush=True)
+            yield row
+
+
+def noise_bytes(N, S, L, dtype):
+    return 2 * S * L * N * np.dtype(dtype).itemsize
+
+
+def dice(solve, rng=None):
+    solve(rng=rng)
+
+
+def with_draw(name, run, shape, dtype):
+    """A peer that also draws the normals, each its own way."""
+    if name == "jax":
+        import jax
+
+        for seed in (0, 1):
+            jax.random.normal(jax.random.key(seed), shape, dtype).block_until_ready()
+    elif name.startswith("torch"):
+        import torch
+
+        for _ in range(2):
+            torch.randn(shape, dtype=getattr(torch, dtype))
+    else:
+        rng = np.random.default_rng(0)
+        for _ in range(2):
+            rng.standard_normal(shape, dtype=dtype)
+    run()
+
+
+def table_width(options):
+    """A network of width n without matrices against the best explicit one, weights drawn."""
+    n, L = (1024, 16) if options.quick else (4096, 64)
+    stream = Stream.digits(3, 0.1, rng=0)
+
+    def explicit():
+        weights = finite_net.normals(np.random.default_rng(0), (L, n, n), "float32")
+        start = (nfd_min.draw_weights(n, 1, stream.d, dtype="float32", rng=0)[0], weights, np.ones(n, "float32"))
+        finite_net.train(stream, n, L, weights=start, dtype="float32", keep="outputs")
+
+    runs = {"ours": lambda: dice(partial(sde.solve, stream, n, L, coupling="full", dtype="float32", keep="outputs")), "matrices": explicit}
+    yield compare("width without matrices, float32", f"n {n}, L {L}, 3 passes", runs, "ms", 1e3, None, 3)
 
 
 GROWTH = (  # what is varied, its sizes, the time at one size, expected exponent
-    ("width", (20_000, 40_000, 80_000, 160_000), lambda n: seconds(n, 16, 3), 1),
-    ("depth", (16, 32, 64, 128), lambda L: seconds(40_000, L, 3), 1),
-    ("passes, time per pass", (32, 64, 128, 256), lambda S: seconds(4_000, 4, S) / S, 1),
+    ("width n, matrices", (256, 512, 1024), lambda n: finite_net.train(Stream.digits(4, 0.01, rng=0), n, 8, rng=0, keep="outputs"), 2),
+    ("depth L, matrices", (16, 32, 64), lambda L: finite_net.train(Stream.digits(4, 0.01, rng=0), 256, L, rng=0, keep="outputs"), 1),
+    ("particles N", (20_000, 40_000, 80_000), lambda N: seconds_of(N, 16, 3), 1),
+    ("depth L", (16, 32, 64), lambda L: seconds_of(40_000, L, 3), 1),
+    ("passes S, time per pass", (32, 64, 128), lambda S: seconds_of(4_000, 4, S), 1),
 )
 
 
-def main():
-    seconds(5000, 2, 2)  # compile
-    row = "{:24} {:28} {:34} {:>9} {:>9} {:>18}"
-    print(row.format("varied", "sizes", "median seconds", "expected", "measured", "95% interval"))
+def seconds_of(particles, steps, passes):
+    sde.solve(Stream.digits(passes, 0.01, rng=0), particles, steps, coupling="full", dtype="float32", rng=0, keep="outputs")
+
+
+def table_growth(options):
+    """The fitted exponents of the cost, noise and weights drawn."""
+    print("\n" + "{:28} {:24} {:>9} {:>9} {:>18}".format("varied", "sizes", "expected", "measured", "95% interval"))
     for name, sizes, run, expected in GROWTH:
-        times = [[run(size) for size in sizes] for _ in range(REPEAT)]
-        fit = nfd_min.fit_slope(sizes, times)
-        medians = ", ".join(f"{median(column):.3g}" for column in zip(*times))
-        measured = f"{fit.slope:.2f}", f"[{fit.low:.2f}, {fit.high:.2f}]"
-        print(row.format(name, ", ".join(map(str, sizes)), medians, expected, *measured), flush=True)
+        times = []
+        for _ in range(2 + options.repeat):
+            row = []
+            for size in sizes:
+                start = time.perf_counter()
+                run(size)
+                row.append((time.perf_counter() - start) / (size if "per pass" in name else 1))
+            times.append(row)
+        fit = nfd_min.fit_slope(sizes, times[1:])
+        print("{:28} {:24} {:>9} {:>9.2f} {:>18}".format(name, ", ".join(map(str, sizes)), expected, fit.slope, f"[{fit.low:.2f}, {fit.high:.2f}]"),
+              flush=True)
+        yield dict(varied=name, sizes=sizes, expected=expected, slope=fit.slope, low=fit.low, high=fit.high)
+
+
+def sizes(fields, text):
+    """'512,32,16,1' or several such with spaces between them, as tuples of integers."""
+    out = [tuple(map(int, part.split(","))) for part in text.split()]
+    if not all(len(size) == fields and min(size) > 0 for size in out):
+        raise argparse.ArgumentTypeError(f"{text!r}: {fields} integers >= 1 with commas between them are expected")
+    return [size[0] for size in out] if fields == 1 else out
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser("bench.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few and small sizes")
+    parser.add_argument("--json", type=output_path, metavar="FILE", help="write the table")
+    parser.add_argument("--repeat", type=int, default=7, metavar="R", help="medians of so many (default: 7)")
+    parser.add_argument("--networks", type=partial(sizes, 4), metavar="'N,L,S,B ..'", help="width, depth, samples, batch of the rows A")
+    parser.add_argument("--particles", type=partial(sizes, 1), metavar="'N ..'", help="numbers of particles of the rows B")
+    options = parser.parse_args(arguments)
+    limits = machine(options.repeat)
+    print("this machine:", ", ".join(f"{name} {value:.3g}" for name, value in limits.items()), end="\n\n")
+    header = ROW.format("work", "size", "ours", "best peer", "", "ratio", "limit", "fraction")
+    print(header, "-" * len(header), sep="\n", flush=True)
+    rows = [*table_networks(limits, options), *table_particles(limits, options), *table_width(options)]
+    report = dict(machine=limits, peers=sorted(installed()), rows=rows, growth=list(table_growth(options)))
+    if options.json:
+        replace_file(Path(options.json), lambda file: file.write(json.dumps(report, indent=1).encode()))
 
 
 if __name__ == "__main__":

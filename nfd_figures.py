@@ -164,7 +164,7 @@ def depth_case(*, data, root, seed, order, eta, particles, depths, reference):
     """Infinite-width networks in L layers against NFD and against themselves in `reference` layers, on the same Brownian paths:
     squared errors of the first and of the last pass, {against: {quantity: {pass: [for each L]}}}."""
     stream = sequence(data, root, order, eta)
-    noise = nfd_min.draw_noise(len(stream), particles, reference, rng=[root, seed])
+    noise = sde.draw_noise(len(stream), particles, reference, rng=[root, seed])
     fine = {c: sde.solve(stream, particles, reference, coupling=c, noise=noise) for c in ("none", "full")}
     out = {c: {name: {"first": [], "last": []} for name in ("h", "g", "kernels", "f")} for c in fine}
     for L in depths:
@@ -227,7 +227,7 @@ def loss_and_kernel(run, batch):
 def coupling_case(*, data, root, seed, order, eta, particles, depths):
     """f, E h_L^2, E g_0^2 of each pass for NFD, NFD with the nearest-layer correction, and the coupled limit, on the same noise."""
     stream, finest = sequence(data, root, order, eta), max(depths)
-    noise = nfd_min.draw_noise(len(stream), particles, finest, rng=[root, seed])
+    noise = sde.draw_noise(len(stream), particles, finest, rng=[root, seed])
     out = {}
     for c in ("none", "nearest", "full"):
         runs = [moments(sde.solve(stream, particles, L, coupling=c, noise=nfd_min.coarsen(noise, finest // L))) for L in depths]

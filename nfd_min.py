@@ -68,7 +68,9 @@ def finite_array(name, value, shape, dtype=float, copy=True):
         raise ValueError(f"{name} must be an array of real numbers of shape {_show(shape)}: {error}") from None
     if array.ndim != len(shape) or any(a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)):
         raise ValueError(f"{name} has shape {array.shape}, expected {_show(shape)}")
-    if not np.isfinite(array).all():
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(array.sum())  # one quick pass; where it is not, look closer
+    if not finite and not np.isfinite(array).all():
         bad = np.sum(~np.isfinite(array))
         raise ValueError(f"{name} must be finite in {np.dtype(dtype)}; it holds {bad} NaN or infinite entries")
     return array
@@ -367,14 +369,22 @@ def weight_shape(width, depth, block="pre"):
     return (depth, 2, width, width) if block == "two-layer" else (depth, width, width)
 
 
-def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None):
+def normals(rng, shape, dtype):
+    """Independent N(0,1) entries: those of `rng` in float64, rounded if dtype is float32."""
+    out = np.empty(shape, dtype)
+    for row in out.reshape(-1, shape[-1]):
+        row[:] = rng.standard_normal(len(row))
+    return out
+
+
+def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None, normals=normals):
     """U (n, d), W (weight_shape), v (n,) with independent N(0,1) entries; with decoupled=True also W~ of W's shape, drawn
-    last, so that one seed gives the same U, W, v either way."""
+    last, so that one seed gives the same U, W, v either way. normals : this module's, or its fast twin finite_net.normals"""
     rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
     shape = weight_shape(width, depth, block)
     shapes = [(width, d), shape, (width,)] + [shape] * decoupled
     check_memory(dtype().itemsize * sum(map(prod, shapes)), f"draw_weights(width={width}, depth={depth})")
-    return tuple(rng.standard_normal(shape, dtype=dtype) for shape in shapes)
+    return tuple(normals(rng, shape, dtype) for shape in shapes)
 
 
 def forward(h0, W, phi, skip, s, block="pre"):
@@ -641,12 +651,12 @@ class Noise(NamedTuple):
     zeta: np.ndarray
 
 
-def draw_noise(samples, particles, steps, *, dtype="float64", rng=None):
-    """A fresh Noise for S = samples passes of N = particles in L = steps."""
+def draw_noise(samples, particles, steps, *, dtype="float64", rng=None, normals=normals):
+    """A fresh Noise for S = samples passes of N = particles in L = steps, by nfd_min.normals or its twin finite_net.normals."""
     rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
     S, N, L = (positive_int(*item) for item in dict(samples=samples, particles=particles, steps=steps).items())
     check_memory(dtype().itemsize * (2 * L + 2) * S * N, f"draw_noise(samples={S}, particles={N}, steps={L})")
-    return Noise(*(rng.standard_normal(shape, dtype=dtype) for shape in [(S, N), (N,), (S, L, N), (S, L, N)]))
+    return Noise(*(normals(rng, shape, dtype) for shape in [(S, N), (N,), (S, L, N), (S, L, N)]))
 
 
 def coarsen(noise, m):
