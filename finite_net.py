@@ -5,9 +5,12 @@ sweep takes a row W[i], adds its share to W^T g, then applies the rank-one updat
 run in a fixed order, so the same seed gives the same bits on any number of threads.
 """
 
+import os
 from functools import partial
 from math import erf, exp, pi, prod, sqrt
 from types import FunctionType
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a thread that waits for the other sleeps after some microseconds, not milliseconds
 
 import numba
 import numpy as np

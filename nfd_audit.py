@@ -438,10 +438,9 @@ def epochs(data, eta, rng, steps):
 
 
 def mean_gap(a, b):
-    """Mean absolute difference of two loss curves, over the steps until one of them is above 10 or not finite."""
-    fine = (a < 10) & (b < 10)
-    stop = len(fine) if fine.all() else int(np.argmin(fine))
-    return np.mean(np.abs(a - b)[:stop]) if stop else np.nan
+    """Mean absolute difference of two loss curves after the first step (before it the two networks are the same), or NaN if one
+    of them is ever above 10 or not finite."""
+    return np.mean(np.abs(a - b)[1:]) if (a < 10).all() and (b < 10).all() else np.nan
 
 
 def measure_alignment(data, full, rng):
@@ -489,13 +488,18 @@ def measure_two_layer(data, full, rng):
 
 
 def best_eta(etas, losses):
-    """The eta of the lowest loss, by a parabola in log eta through it and its neighbours; at the edge of etas, the edge."""
+    """(eta of the lowest loss, whether it is inside): by a parabola in log eta through the lowest loss and its neighbours.
+
+    Where a neighbour is missing or not finite, that eta itself: at the edge of etas it is only a bound, so not inside.
+    """
     losses = np.where(np.isfinite(losses), losses, np.inf)
     i = int(np.argmin(losses))
-    if not 0 < i < len(etas) - 1 or not np.isfinite(losses[i - 1 : i + 2]).all():
-        return float(etas[i])
+    if not 0 < i < len(etas) - 1:
+        return float(etas[i]), False
+    if not np.isfinite(losses[i - 1 : i + 2]).all():
+        return float(etas[i]), True
     curvature, slope, _ = np.polyfit(np.log(etas[i - 1 : i + 2]) - np.log(etas[i]), losses[i - 1 : i + 2], 2)
-    return float(etas[i] * np.exp(-slope / (2 * curvature)))
+    return float(etas[i] * np.exp(-slope / (2 * curvature))), True
 
 
 def measure_transfer(data, full, rng):
@@ -510,7 +514,7 @@ def measure_transfer(data, full, rng):
                 stream = epochs(data, eta, np.random.default_rng(seed), 11)
                 run = finite_net.train(stream, n, L, rng=seed, dtype="float32", keep="outputs", **how)
                 losses.append(np.mean(run.chi[-6 * 16 :] ** 2))
-            out.setdefault(f"best eta, {label}", {})[L] = best_eta(etas, losses)
+            out.setdefault(f"best eta, {label}", {})[L], _ = best_eta(etas, losses)
     return out
 
 
@@ -644,7 +648,8 @@ def lines(result):
         interval = "" if "worst" in rate else f"[{rate['low']:.3f}, {rate['high']:.3f}]"
         head = ("", "") if i else (result["id"], result["equation"])
         yield ROW.format(*head, rate["label"], rate["prediction"], measured, interval, rate["verdict"]).rstrip()
-    yield from (f"    {line}" for line in result["note"].splitlines())
+    if result["verdict"] == result["expected"]:
+        yield from (f"    {line}" for line in result["note"].splitlines())
 
 
 def plot(results, file):

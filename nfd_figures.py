@@ -16,8 +16,9 @@ import textwrap
 import time
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import util
+from math import lcm
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -26,6 +27,7 @@ import numpy as np
 import scipy
 
 import finite_net
+import nfd_audit
 import nfd_min
 import sde
 from nfd_audit import best_eta, mean_gap, replace_file, two_layer_shares
@@ -52,12 +54,13 @@ def plain(value):
 def sweep(cases, *, executor=None, store=None, label="sweep"):
     """The results of run(**given) for each (run, given) in cases, in their order.
 
+    cases : list of (run, given); functions are told apart by their names
     executor : any concurrent.futures.Executor (processes, Dask, mpi4py, ..); by default the cases run here, one by one.
         Results do not depend on it.
     store : path of a file that takes each result as soon as it is there. If the sweep is interrupted, by Ctrl-C or a worker
         that dies, the file has all that were completed, and the next call runs the others only.
     """
-    keys = [json.dumps(plain([run.__name__, given]), sort_keys=True) for run, given in cases]
+    keys = [json.dumps(plain([run.__qualname__, given]), sort_keys=True) for run, given in cases]
     results = _read_store(store)
     todo = [i for i, key in enumerate(keys) if key not in results]
 
@@ -75,10 +78,12 @@ def sweep(cases, *, executor=None, store=None, label="sweep"):
         try:
             for future in nfd_min.progress(as_completed(futures), label):
                 keep(futures.pop(future), future.result())
-        except BaseException:
+        except BaseException as error:
             for future in futures:
                 future.cancel()
-            for future in list(futures):  # those under way are finished and kept
+            if isinstance(error, KeyboardInterrupt):
+                print(f"\n{label}: waiting for the cases under way; Ctrl-C again drops them", file=sys.stderr)
+            for future in list(futures):
                 try:
                     keep(futures.pop(future), future.result())
                 except (Exception, CancelledError):
@@ -90,12 +95,12 @@ def sweep(cases, *, executor=None, store=None, label="sweep"):
 def _read_store(store):
     results = {}
     if store is not None and Path(store).exists():
-        for line in Path(store).read_text().splitlines():
+        for line in Path(store).read_text(errors="replace").splitlines():
             try:
                 key, result = json.loads(line)
-            except ValueError:  # the line that was being written when the process was killed
+                results[str(key)] = result
+            except (ValueError, TypeError):  # the line that was being written when the process was killed
                 continue
-            results[key] = result
     return results
 
 
@@ -123,10 +128,10 @@ def images(data, root):
     return X[held_out:], y[held_out:], X[:held_out], y[:held_out]
 
 
-def sequence(data, root, order, eta):
+def sequence(data, root, order, eta, batch=1):
     """The Stream of the training samples of those numbers, e.g. (0, 1, 0)."""
     X, y, _, _ = images(data, root)
-    return Stream(X[list(order)], y[list(order)], eta)
+    return Stream(X[list(order)], y[list(order)], eta, batch)
 
 
 def train_case(*, data, root, seed, width, depth, steps, batch, eta, phi="tanh", block="pre", a=0.0, scaling="depth-mup",
@@ -205,19 +210,14 @@ def two_layer_case(*, data, root, seed, eta, particles, depth, coupling):
 
 def scaling_case(*, data, root, seed, samples, batch, eta, width, depth):
     """Mean training loss and E phi(h_{L-1})^2 of the last mini-batch, of one network; its samples are those of all others."""
-    return loss_and_kernel(finite_net.train(sequence_of_batches(data, root, samples, batch, eta), width, depth, rng=[root, seed],
+    return loss_and_kernel(finite_net.train(sequence(data, root, range(samples), eta, batch), width, depth, rng=[root, seed],
                                             keep="kernels"), batch)
 
 
 def floor_case(*, data, root, seed, samples, batch, eta, particles, depth):
     """The same in the limit."""
-    return loss_and_kernel(sde.solve(sequence_of_batches(data, root, samples, batch, eta), particles, depth, coupling="full",
+    return loss_and_kernel(sde.solve(sequence(data, root, range(samples), eta, batch), particles, depth, coupling="full",
                                      dtype="float32", rng=[root, seed], keep="kernels"), batch)
-
-
-def sequence_of_batches(data, root, samples, batch, eta):
-    X, y, _, _ = images(data, root)
-    return Stream(X[:samples], y[:samples], eta, batch)
 
 
 def loss_and_kernel(run, batch):
@@ -226,7 +226,7 @@ def loss_and_kernel(run, batch):
 
 def coupling_case(*, data, root, seed, order, eta, particles, depths):
     """f, E h_L^2, E g_0^2 of each pass for NFD, NFD with the nearest-layer correction, and the coupled limit, on the same noise."""
-    stream, finest = sequence(data, root, order, eta), max(depths)
+    stream, finest = sequence(data, root, order, eta), lcm(*depths)
     noise = sde.draw_noise(len(stream), particles, finest, rng=[root, seed])
     out = {}
     for c in ("none", "nearest", "full"):
@@ -328,8 +328,13 @@ def convergence_cases(sizes, common):
     return [*((network_case, both | dict(seed=s, width=n, depth=8)) for n in sizes["widths"] for s in range(sizes["seeds"])),
             *((limit_case, both | dict(seed=10**6 + s, particles=sizes["particles"], depth=8, coupling=c))
               for c in ("none", "full") for s in range(4)),
-            *((depth_case, both | dict(seed=s, particles=1000, depths=sizes["depths"], reference=8 * max(sizes["depths"])))
+            *((depth_case, both | dict(seed=s, particles=1000, depths=sizes["depths"], reference=reference_depth(sizes["depths"])))
               for s in range(max(2, sizes["seeds"] // 5)))]
+
+
+def reference_depth(depths):
+    """The least common multiple of the depths that is at least 8 times the largest."""
+    return lcm(*depths) * -(-8 * max(depths) // lcm(*depths))
 
 
 def convergence_draw(points, sizes):
@@ -395,8 +400,19 @@ def loss_curves(axes, x, runs, color, **style):
     mean = np.mean(runs, axis=0)
     stop = int(np.argmax(~(mean < 10))) if not (mean < 10).all() else len(mean)
     axes.plot(x[:stop], mean[:stop], color=color, linewidth=1, **style)
-    if 0 < stop < len(mean):
-        axes.plot(x[stop - 1], mean[stop - 1], "x", color=color, markersize=7)
+    if stop < len(mean):
+        axes.plot(*((x[stop - 1], mean[stop - 1]) if stop else (x[0], 10)), "x", color=color, markersize=7)
+
+
+def trend(fit):
+    """What a slope against depth says, with 0.2 in the exponent as tolerance."""
+    if fit is None:
+        return "has no slope"
+    if fit.high < -0.2:
+        return "shrinks with depth"
+    if fit.low > 0.2:
+        return "grows with depth"
+    return "does not change with depth" if -0.2 <= fit.low and fit.high <= 0.2 else "is not resolved"
 
 
 def alignment_draw(points, sizes):
@@ -417,19 +433,17 @@ def alignment_draw(points, sizes):
                 r["diverged_at"] for r in pick(points, train_case, width=n, scaling=scaling, depth=L, backward=backward))]
                 for backward in ("reused", "decoupled")}
             fit = fits[scaling] = fitted(depths, gaps[scaling, "train"])
-            first, last = np.mean(gaps[scaling, "train"], axis=0)[[0, -1]]
-            sentences.append(f"{SCALINGS[scaling]}: train gap {first:.3f} at L = {depths[0]}, {last:.3f} at L = {depths[-1]}"
-                             + (f", slope against L {interval(fit)}" if fit else "")
+            means = np.mean(gaps[scaling, "train"], axis=0)
+            complete = np.flatnonzero(np.isfinite(means))
+            sentences.append(f"{SCALINGS[scaling]}: train gap "
+                             + (", ".join(f"{means[i]:.3f} at L = {depths[i]}" for i in complete[[0, -1]]) if len(complete) else "unknown")
+                             + (f", slope against L {interval(fit)}: it {trend(fit)}" if fit else "")
                              + "".join(f", {b} diverged at L = {', '.join(map(str, Ls))}" for b, Ls in diverged.items() if Ls) + ". ")
-        deep = fits["depth-mup"]
-        shrinks = "" if deep is None else ("The gap of depth-muP shrinks with depth. " if deep.high < 0 else
-                                           "The gap of depth-muP does not shrink with depth. " if deep.low > -0.25 else
-                                           "Whether the gap of depth-muP shrinks with depth these runs do not tell. ")
         caption = (f"Standard training (W reused in the backward pass, solid) and decoupled training (independent copy, dashed) from the "
                    f"same weights, mini-batch SGD, batch {sizes['batch']}, eta = {ALIGNMENT['eta']}, width {n}, tanh, mean of "
                    f"{sizes['seeds']} seeds. A curve ends, marked x, where a loss is not finite or exceeds 10. Gap: mean absolute "
-                   f"difference of the losses over the steps that both runs reached below 10, bars: standard deviation over seeds. "
-                   + "".join(sentences) + shrinks)
+                   f"difference of the losses after the first step, where no run diverged; bars: standard deviation over seeds. \"Does not "
+                   f"change\": the 95% interval of the slope lies within 0.2 of 0. " + "".join(sentences))
         figure, axes = canvas(3, 3, f"Figures 2 and 5: standard against decoupled training, width {n}", caption)
         for column, (scaling, title) in enumerate(SCALINGS.items()):
             for L in depths:
@@ -472,12 +486,14 @@ def eigenvalue_draw(points, sizes):
     limits = {"NFD": ("none", dict(color=RED, linestyle="--")), "coupled limit": ("full", dict(color=BLACK, linestyle="-"))}
     smallest = {name: {n: array(pick(points, eigenvalue_case, particles=n, coupling="full"), name)[:, -1].min() for n in sizes["widths"]}
                 for name in ("C", "Gamma")}
+    where = {name: np.argmin(array(pick(points, eigenvalue_case, seed=10**6, coupling="full"), name)[0, -1]) / depth for name in smallest}
     caption = (f"Assumption 5.4: smallest eigenvalues of the kernels C_t and Gamma_t of networks of depth {depth} (exact in law, lines: mean "
                f"of {sizes['seeds']} seeds, bands: their range), and of NFD and the coupled limit ({sizes['particles']} particles). Top: "
                f"over the depth t = l/L, all {passes} passes. Bottom: smallest over the depth, after so many passes; inputs differ, "
                f"eta = 0.3. Smallest of all after {passes} passes: "
                + "; ".join(f"width {n}: C {smallest['C'][n]:.3g}, Gamma {smallest['Gamma'][n]:.3g}" for n in sizes["widths"])
-               + ". Gamma's smallest is at t = 1, where it is the Gram matrix of the readouts, of order (eta chi)^2.")
+               + f". In the coupled limit C's is smallest at t = {where['C']:.2f}, Gamma's at t = {where['Gamma']:.2f} (at t = 1 Gamma is the Gram "
+               "matrix of the readouts).")
     figure, axes = canvas(2, 2, "Figure 3: nondegeneracy of the kernels", caption, width=4.2)
     for column, name in enumerate(("C", "Gamma")):
         def draw(values, label_style, band):
@@ -528,7 +544,8 @@ def post_draw(points, sizes):
     caption = (f"ReLU networks, depth-muP, width {sizes['width']}, |x|^2 = d. Left: mean square and mean of the features h_L at "
                f"initialisation (points: mean of {sizes['seeds']} seeds, 2 standard errors; lines: exact at infinite width). "
                f"Post-activation grows like exp(2 sqrt(L / 2 pi)): E h_L^2 = {exact[depths[-1]].square[-1]:.3g} at L = {depths[-1]}, "
-               f"measured / exact between {ratio.min():.2f} and {ratio.max():.2f}; pre-activation stays below sqrt(e). Dotted: the lower bound "
+               f"measured / exact between {ratio.min():.2f} and {ratio.max():.2f}; pre-activation at most "
+               f"{measured['pre', 'square'].mean(axis=0).max():.2f} (exact limit sqrt(e) = 1.65). Dotted: the lower bound "
                f"of Prop 3.1 from layer 1 on. Right: SGD, batch {sizes['batch']}, eta = {POST['eta']}, a curve ends, marked x, where the "
                f"loss is not finite or exceeds 10. Test loss at the end: "
                + "; ".join(f"{names[b]} " + ", ".join(f"{loss:.3f} (L = {L})" if np.isfinite(loss) else f"diverged (L = {L})"
@@ -559,7 +576,9 @@ def post_draw(points, sizes):
         "Prop 3.1's bound": dict(color=BLACK, linestyle=":")} | {f"loss, L = {L}": dict(color=style[L][0]) for L in style} | {
         "loss, pre": dict(color=BLACK), "loss, post": dict(color=BLACK, linestyle="--"),
         "diverged": dict(color=BLACK, marker="x", linestyle="none")})
-    return [("post-activation", figure, caption, {"E h_L^2, measured / exact, post": dict(zip(map(str, depths), ratio))})]
+    lines = {block: {str(L): {name: getattr(m, name)[-1] for name in m._fields} for L in depths for m in [sde.relu_moments(1, L, block)]}
+             for block in names}
+    return [("post-activation", figure, caption, {"E h_L^2, measured / exact, post": dict(zip(map(str, depths), ratio)), "exact": lines})]
 
 
 def transfer_grid(sizes, common, variants):
@@ -570,15 +589,19 @@ def transfer_grid(sizes, common, variants):
 
 
 def transfer_panel(ax, points, sizes, **variant):
-    """Test loss after the last step against eta for each depth; returns {depth: the best eta of each seed}."""
+    """Test loss after the last step against eta for each depth; returns {depth: (best_eta of the mean, best_eta of each seed)}."""
     style, best = shades(sizes["depths"]), {}
     for L, (color, marker) in style.items():
         losses = np.transpose([array(pick(points, train_case, depth=L, eta=eta, **variant), "test")[:, -1] for eta in sizes["etas"]])
         mean = np.where(losses.mean(axis=0) < 2, losses.mean(axis=0), np.nan)  # 0.5 is the loss of f = 0
         ax.plot(sizes["etas"], mean, color=color, marker=marker, markersize=3, linewidth=1)
-        best[L] = np.array([best_eta(sizes["etas"], row) for row in losses])
-        ax.plot(np.exp(np.log(best[L]).mean()), np.nanmin(mean) if np.isfinite(mean).any() else np.nan, marker="v", color=color,
-                markersize=9, markeredgecolor=BLACK, zorder=3)
+        best[L] = best_eta(sizes["etas"], mean), np.array([best_eta(sizes["etas"], row) for row in losses])
+        (eta, inside), _ = best[L]
+        if np.isfinite(mean).any():
+            ax.plot(eta, np.nanmin(mean), marker="v", color=color if inside else "white", markersize=9, markeredgecolor=BLACK, zorder=3)
+        lost = np.array(sizes["etas"])[np.isnan(mean)]
+        ax.plot(lost, np.full(len(lost), 0.97 - 0.05 * sizes["depths"].index(L)), "x", color=color, markersize=4,
+                transform=ax.get_xaxis_transform())
     log_y(ax)
     ax.set(xscale="log", xlabel="eta", xlim=(sizes["etas"][0] / 1.3, sizes["etas"][-1] * 1.3))
     ax.set_xticks(sizes["etas"], [f"{eta:g}" for eta in sizes["etas"]])
@@ -587,8 +610,8 @@ def transfer_panel(ax, points, sizes, **variant):
 
 
 def best_eta_text(best, fit):
-    return (", ".join(f"{np.exp(np.log(values).mean()):.2f} (L = {L})" for L, values in best.items())
-            + (f", slope against L {interval(fit)}" if fit else ""))
+    return (", ".join(f"{'' if inside else 'edge '}{eta:.2f} (L = {L})" for L, ((eta, inside), _) in best.items())
+            + (f", slope against L {interval(fit)}: it {trend(fit)}" if fit else ""))
 
 
 def transfer_row(points, sizes, axes, variants):
@@ -596,7 +619,8 @@ def transfer_row(points, sizes, axes, variants):
     fits, sentences = {}, []
     for ax, (title, variant) in zip(axes, variants.items()):
         best = transfer_panel(ax, points, sizes, **variant)
-        fits[title] = fitted(sizes["depths"], np.transpose([best[L] for L in sizes["depths"]]))
+        each = [np.where(values[:, 1], values[:, 0], np.nan) for _, values in best.values()]  # at an edge of the etas: not fitted
+        fits[title] = fitted(sizes["depths"], np.transpose(each))
         sentences.append(f"{title}: {best_eta_text(best, fits[title])}. ")
         ax.set_title(title, fontsize=9)
     return fits, sentences
@@ -617,13 +641,14 @@ def two_layer_draw(points, sizes):
         f"part of f^1, a = {a}": fitted(sizes["share_depths"], share("part of f^1", a, "full")) for a in marks}
     variants = {f"a = {a:g}, {backward}": dict(block="two-layer", a=a, backward=backward) for backward in ("reused", "decoupled")
                 for a in marks}
+    decoupled = max(share("part of f^1", a, "none").mean(axis=0).max() for a in marks)
     text = (f"Two-layer blocks whose first matrix W1 learns at the rate L^a eta; a = 0 is depth-muP, a = 1/2 the proposed correction. Left, "
             f"infinite width, one step on a digit (eta = 0.1): mean square of what W1's own update adds to the inner features x (top) and "
-            f"what all W1 updates add to the output, per eta chi (bottom; hollow: decoupled, for which it stays near 0). Slopes with 95% "
+            f"what all W1 updates add to the output, per eta chi (bottom; hollow: decoupled, at most {decoupled:.2g}). Slopes with 95% "
             f"intervals: " + "; ".join(f"{key} {interval(fit)}" for key, fit in fits.items() if fit)
             + f". Right: test loss after {sizes['steps']} steps of SGD (batch {sizes['batch']}, width {sizes['width']}, tanh, mean of "
-            f"{sizes['seeds']} seeds; losses above 2 are left out) against eta. Triangles: the best eta, by a parabola in log eta through the "
-            f"lowest three points. Best eta: ")
+            f"{sizes['seeds']} seeds; means above 2 are marked x above) against eta. Triangles: the best eta of the mean, by a parabola in log eta "
+            f"through the lowest three points; white at an edge. Slopes: of each seed's best eta, where all are inside. Best eta: ")
     def draw(caption):
         figure, axes = canvas(2, 3, "Two-layer blocks: the collapse of the first layer, its correction, and the price", caption, width=3.7)
         for ax, name, title in ((axes[0, 0], "own update", "W1's own update of x, mean square"),
@@ -641,7 +666,7 @@ def two_layer_draw(points, sizes):
         legend(figure, {f"a = {a:g}": dict(m, linestyle="-", markersize=4) for a, m in marks.items()} | {
             "decoupled (left)": dict(color=BLACK, marker="o", markerfacecolor="none", linestyle=":")} | {
             f"L = {L} (right)": dict(color=c, marker=m, markersize=3) for L, (c, m) in style.items()} | {
-            "best eta": dict(color=BLACK, marker="v", linestyle="none")})
+            "best eta": dict(color=BLACK, marker="v", linestyle="none"), "above 2": dict(color=BLACK, marker="x", linestyle="none")})
         return figure, fit, sentences
     _, fit, sentences = draw("")
     caption = text + "".join(sentences)
@@ -656,8 +681,8 @@ def transfer_draw(points, sizes):
     variants = {f"{name}, {backward}": dict(scaling=scaling, backward=backward) for backward in ("reused", "decoupled")
                 for scaling, name in SCALINGS.items()}
     text = (f"Test loss after {sizes['steps']} steps of SGD (batch {sizes['batch']}, width {sizes['width']}, tanh, one-layer blocks, mean of "
-            f"{sizes['seeds']} seeds; losses above 2 are left out) against eta. Triangles: the best eta, by a parabola in log eta through "
-            f"the lowest three points. Best eta: ")
+            f"{sizes['seeds']} seeds; means above 2 are marked x above) against eta. Triangles: the best eta of the mean, by a parabola in log eta "
+            f"through the lowest three points; white at an edge. Slopes: of each seed's best eta, where all are inside. Best eta: ")
 
     def draw(caption):
         figure, axes = canvas(2, 3, "Transfer of the learning rate over depth, one-layer blocks", caption)
@@ -665,7 +690,7 @@ def transfer_draw(points, sizes):
         for row in axes:
             row[0].set_ylabel("test loss")
         legend(figure, {f"L = {L}": dict(color=c, marker=m, markersize=3) for L, (c, m) in shades(sizes["depths"]).items()} | {
-            "best eta": dict(color=BLACK, marker="v", linestyle="none")})
+            "best eta": dict(color=BLACK, marker="v", linestyle="none"), "above 2": dict(color=BLACK, marker="x", linestyle="none")})
         return figure, fits, sentences
     _, fits, sentences = draw("")
     caption = text + "".join(sentences)
@@ -690,7 +715,9 @@ def scaling_fit(widths, depths, values, draws=200):
     """
     one_n, one_L = (m.ravel() for m in np.meshgrid(1 / np.array(widths), 1 / np.array(depths), indexing="ij"))
     design = np.stack([np.ones_like(one_n), one_n, one_L], axis=1)
-    flat = values.reshape(len(values), -1)
+    flat = values[np.isfinite(values).all(axis=(1, 2))].reshape(-1, len(one_n))  # without the seeds of runs that diverged
+    if len(flat) < 2:
+        raise ValueError(f"{len(values) - len(flat)} of {len(values)} seeds diverged; a fit needs 2")
     weight = 1 / (flat.std(axis=0, ddof=1) / np.sqrt(len(flat)))
     rng = np.random.default_rng(0)
 
@@ -717,6 +744,12 @@ def enough(fit, worth):
     return out
 
 
+def extrapolate(depths, values):
+    """f_inf of f_inf + b / L through the last two depths."""
+    L1, L2 = depths[-2:]
+    return (L2 * values[-1] - L1 * values[-2]) / (L2 - L1)
+
+
 def scaling_draw(points, sizes):
     widths, depths, worth = sizes["widths"], sizes["depths"], sizes["worth"]
     titles, numbers, sentences = dict(loss="mean training loss", kernel="kernel E phi(h_{L-1})^2"), {}, []
@@ -724,9 +757,7 @@ def scaling_draw(points, sizes):
     for name, title in titles.items():
         values[name] = np.transpose([[array(pick(points, scaling_case, width=n, depth=L), name) for L in depths] for n in widths], (2, 0, 1))
         by_depth = np.array([array(pick(points, floor_case, depth=L), name).mean() for L in sizes["floor_depths"]])
-        # the value at infinite width is f_inf + b / L + ..: the last two depths give f_inf
-        L1, L2 = sizes["floor_depths"][-2:]
-        floors[name] = (L2 * by_depth[-1] - L1 * by_depth[-2]) / (L2 - L1)
+        floors[name] = extrapolate(sizes["floor_depths"], by_depth)
         fit = numbers[name] = scaling_fit(widths, depths, values[name])
         size = numbers[f"{name}, enough"] = enough(fit, worth)
         numbers[f"{name}, limit"] = floors[name]
@@ -871,10 +902,12 @@ def make(name, directory, *, sizes=None, data=None, root=0, executor=None, form=
     """
     plan, directory = FIGURES[name], Path(directory)
     sizes = sizes or plan.default
+    check_sizes(name, sizes, len(images(data, root)[0]))
+    directory.mkdir(parents=True, exist_ok=True)
     cases = plan.cases(sizes, dict(data=data, root=root))
     X, y = nfd_min.load_data(data)
-    print_of = hashlib.sha256(X.tobytes() + y.tobytes() + nfd_min.__version__.encode()).hexdigest()[:12]
-    store = directory / f"{name}-{print_of}.partial"
+    code = b"".join(Path(module.__file__).read_bytes() for module in (nfd_min, finite_net, sde, nfd_audit, sys.modules[__name__]))
+    store = directory / f"{name}-{hashlib.sha256(X.tobytes() + y.tobytes() + code).hexdigest()[:12]}.partial"
     start = time.perf_counter()
     points = list(zip(cases, sweep(cases, executor=executor, store=store, label=name)))
     pictures = plan.draw(points, sizes)
@@ -910,7 +943,8 @@ def count(text):
 
 
 def main(arguments=None):
-    """The command `nfd-figures`. Returns 0, 1 if a worker died, 130 after Ctrl-C; exits with 2 for bad arguments."""
+    """The command `nfd-figures`. Returns 0, 1 if a worker died, 130 after Ctrl-C, 2 for runs that are impossible; exits with 2 for
+    bad arguments."""
     parser = argparse.ArgumentParser("nfd-figures", description="Draw the figures of arXiv 2512.21075 from fresh runs.", epilog="\n".join(
         ["figures:", *(f"  {name:16} {plan.about}" for name, plan in FIGURES.items()), f"  {'all':16} all of them, in under ten minutes"]),
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -938,12 +972,10 @@ def main(arguments=None):
         if len(names) == 1 and (unused := given.keys() - sizes.keys()):
             parser.error(f"{name} has no --{', --'.join(sorted(unused))}; its sizes are {', '.join(sizes)}")
         plans[name] = sizes | {key: value for key, value in given.items() if key in sizes}
-        try:
-            check_sizes(name, plans[name])
-        except ValueError as error:
-            parser.error(str(error))
+        plans[name] |= {key: options.depths for key in ("train_depths", "share_depths") if options.depths and key in sizes}
     try:
-        images(options.data, options.seed)
+        for name, sizes in plans.items():
+            check_sizes(name, sizes, len(images(options.data, options.seed)[0]))
         options.out.mkdir(parents=True, exist_ok=True)
         if not os.access(options.out, os.W_OK):
             raise OSError("it is not writable")
@@ -957,7 +989,12 @@ def main(arguments=None):
             begin = time.perf_counter()
             paths = make(name, options.out, sizes=sizes, data=options.data, root=options.seed, executor=executor, form=options.format)
             print(f"{name}: {', '.join(map(str, paths))} ({time.perf_counter() - begin:.0f} s)", flush=True)
+    except ValueError as error:  # too little memory, or all runs diverged
+        print(f"nfd-figures: {name}: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
         print(f"\ninterrupted at {name}; what was computed is kept in {options.out}, and the same command goes on from there", file=sys.stderr)
         return 130
     except BrokenProcessPool:
@@ -971,8 +1008,11 @@ def main(arguments=None):
     return 0
 
 
-def check_sizes(name, sizes):
-    """ValueError for sizes that the figure cannot be drawn from."""
+def check_sizes(name, sizes, samples):
+    """ValueError for sizes that the figure cannot be drawn from, with so many training images."""
+    needed = {"convergence": 2, "coupling": 2, "eigenvalues": sizes.get("passes", 1), "scaling": SCALING["samples"]}.get(name, 1)
+    if samples < needed:
+        raise ValueError(f"{name} needs {needed} images to train on; the data have {samples}")
     if not sizes.get("worth", 1) > 0:
         raise ValueError(f"worth={sizes['worth']} must be positive")
     if sizes["seeds"] < 2:

@@ -26,7 +26,7 @@ Two-layer blocks have W[l-1, 0] = W1_l and W[l-1, 1] = W2_l; x[k, l-1] is x_l an
 import os
 from dataclasses import dataclass
 from importlib import resources
-from math import ceil, prod, sqrt
+from math import ceil, log, prod, sqrt
 from numbers import Integral, Real
 from typing import Callable, NamedTuple
 
@@ -143,13 +143,15 @@ def split(a, block):
 def inner_rate(block, exponent, depth):
     """L^a, by which the rate of W1_l in a two-layer block is multiplied; a = -inf keeps W1_l fixed.
 
-    ValueError for an unknown block, for a that is NaN or above 100, and for a != 0 where there is no W1_l.
+    ValueError for an unknown block, for a that is NaN or makes L^a more than 1e30, and for a != 0 where there is no W1_l.
     """
     per_block(block)
-    if isinstance(exponent, bool) or not isinstance(exponent, Real) or not exponent <= 100:
-        raise ValueError(f"internal_lr_exponent={exponent!r} must be a number up to 100, or -inf to keep W1 fixed")
+    if isinstance(exponent, bool) or not isinstance(exponent, Real) or not exponent < np.inf:
+        raise ValueError(f"internal_lr_exponent={exponent!r} must be a number, or -inf to keep W1 fixed")
     if exponent != 0 and block != "two-layer":
         raise ValueError(f'internal_lr_exponent={exponent!r} is for block="two-layer", not block={block!r}')
+    if exponent * log(depth) > log(1e30):
+        raise ValueError(f"internal_lr_exponent={exponent!r} makes L^a more than 1e30 at depth {depth}")
     return 0.0 if exponent == -np.inf else float(depth) ** exponent
 
 

@@ -126,88 +126,9 @@ def _total(part, N):
     return out
 
 
-@parallel_kernel
-def _factor_row(R, gram, part, a, k, l, spanned):
-    """Row k of gram = <a^j_l, a^k_l> / N, from the chunks' shares part (chunks, k+1), and of its factor R.
-
-    a : array, shape (S, L+1, N). R is lower-triangular, R R^T = gram; a row in the span of those before it gets a zero on the
-    diagonal, and the column below it is zero. Where the Gram matrix loses digits, the distance to the span of the earlier
-    rows is measured on the vectors themselves, and what is found there corrects the row.
-    """
-    N, chunks = a.shape[2], len(part)
-    gram[k, : k + 1] = gram[: k + 1, k] = _total(part, N)
-    r2 = gram[k, k]
-    for j in range(k):
-        t = gram[k, j]
-        for i in range(j):
-            t -= R[k, i] * R[j, i]
-        R[k, j] = t / R[j, j] if R[j, j] else 0.0
-        r2 -= R[k, j] * R[k, j]
-    if r2 < 0.1 * gram[k, k]:
-        c = np.zeros(k)  # rest = a^k_l - sum_j c_j a^j_l
-        for j in range(k - 1, -1, -1):
-            t = R[k, j]
-            for i in range(j + 1, k):
-                t -= R[i, j] * c[i]
-            c[j] = t / R[j, j] if R[j, j] else 0.0
-        part[:] = 0
-        for i in numba.prange(chunks):
-            for m in range(i * CHUNK, min((i + 1) * CHUNK, N)):
-                rest = np.float64(a[k, l, m])
-                for j in range(k):
-                    rest -= c[j] * a[j, l, m]
-                part[i, k] += rest * rest
-                for j in range(k):
-                    part[i, j] += rest * a[j, l, m]  # 0 but for the digits lost above
-        lost = _total(part, N)
-        r2 = lost[k]
-        for j in range(k):
-            t = lost[j]
-            for i in range(j):
-                t -= lost[i] * R[j, i]
-            lost[j] = t / R[j, j] if R[j, j] else 0.0
-            R[k, j] += lost[j]
-        floor = sqrt(gram[k, k])  # where rounding begins
-        for j in range(k):
-            floor += 0.1 * abs(c[j]) * sqrt(gram[j, j])
-        if r2 <= (spanned * floor) ** 2:
-            r2 = 0.0
-    R[k, k] = sqrt(r2)
-
-
-@kernel
-def _reveal(D, dots, fresh, R, R_other, k, n_other):
-    """What a new direction of W owes to the vectors W^T has multiplied (or the other way round; nfd_min.LazyGaussian).
-
-    Forward pass k: with the orthonormal directions q_k of phi(h), u_i of g, images M = W q and N = W^T u, all times sqrt(N),
-        M_k = xi_k + sum_i u_i (D_ik - <u_i, xi_k> / N),   D_ij = <u_i, M_j> / N = <N_i, q_j> / N,
-    and u = R_other^-1 g. Given dots[i] = <N_i, phi(h^k)> / N and fresh[i] = <g^i, xi_k> / N, i < n_other, sets D[i, k] and returns
-    the coefficients on g^i. (Backward: D is transposed, and phi(h) and g change places.)
-    """
-    w, y = np.zeros(n_other), np.zeros(n_other)
-    if R[k, k] == 0:
-        return w
-    for i in range(n_other):
-        if R_other[i, i] > 0:
-            D[i, k], y[i] = dots[i], fresh[i]
-            for j in range(k):
-                D[i, k] -= R[k, j] * D[i, j]
-            D[i, k] /= R[k, k]
-            for j in range(i):
-                y[i] -= R_other[i, j] * y[j]
-            y[i] /= R_other[i, i]
-    for i in range(n_other - 1, -1, -1):
-        if R_other[i, i] > 0:
-            w[i] = D[i, k] - y[i]
-            for j in range(i + 1, n_other):
-                w[i] -= R_other[j, i] * w[j]
-            w[i] /= R_other[i, i]
-    return w
-
-
 @kernel
 def _dots(A, t, lo, hi, x, n, out):
-    """out[j] = <A[j, t, lo:hi], x> for j < n, summed in the arrays' dtype; four at a time, so that x is loaded once for them."""
+    """out[j] = <A[j, t, lo:hi], x> for j < n, summed in the dtype of x; four at a time, so that x is loaded once for them."""
     zero = x.dtype.type(0)
     for j in range(0, n, 4):
         a, b = A[j, t][lo:hi], A[min(j + 1, n - 1), t][lo:hi]
@@ -257,6 +178,84 @@ def _add(c, A, t, lo, hi, n, y):
             q, r, s = c[j + 1], c[j + 2], c[j + 3]
             for m in range(len(y)):
                 y[m] += p * a[m] + q * b[m] + r * e[m] + s * d[m]
+
+
+@parallel_kernel
+def _factor_row(R, gram, part, a, k, l, spanned):
+    """Row k of gram = <a^j_l, a^k_l> / N, from the chunks' shares part (chunks, k+1), and of its factor R.
+
+    a : array, shape (S, L+1, N). R is lower-triangular, R R^T = gram; a row in the span of those before it gets a zero on the
+    diagonal, and the column below it is zero. Where the Gram matrix loses digits, the distance to the span of the earlier
+    rows is measured on the vectors themselves, and what is found there corrects the row.
+    """
+    N, chunks = a.shape[2], len(part)
+    gram[k, : k + 1] = gram[: k + 1, k] = _total(part, N)
+    r2 = gram[k, k]
+    for j in range(k):
+        t = gram[k, j]
+        for i in range(j):
+            t -= R[k, i] * R[j, i]
+        R[k, j] = t / R[j, j] if R[j, j] else 0.0
+        r2 -= R[k, j] * R[k, j]
+    if r2 < 0.1 * gram[k, k]:
+        c = np.zeros(k)  # rest = a^k_l + sum_j c_j a^j_l
+        for j in range(k - 1, -1, -1):
+            t = -R[k, j]
+            for i in range(j + 1, k):
+                t -= R[i, j] * c[i]
+            c[j] = t / R[j, j] if R[j, j] else 0.0
+        for i in numba.prange(chunks):
+            lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
+            rest = a[k, l][lo:hi].astype(np.float64)
+            _add(c, a, l, lo, hi, k, rest)
+            _dots(a, l, lo, hi, rest, k, part[i])  # 0 but for the digits lost above
+            part[i, k] = 0
+            for m in range(len(rest)):
+                part[i, k] += rest[m] * rest[m]
+        lost = _total(part, N)
+        r2 = lost[k]
+        for j in range(k):
+            t = lost[j]
+            for i in range(j):
+                t -= lost[i] * R[j, i]
+            lost[j] = t / R[j, j] if R[j, j] else 0.0
+            R[k, j] += lost[j]
+        floor = sqrt(gram[k, k])  # where rounding begins
+        for j in range(k):
+            floor += 0.1 * abs(c[j]) * sqrt(gram[j, j])
+        if r2 <= (spanned * floor) ** 2:
+            r2 = 0.0
+    R[k, k] = sqrt(r2)
+
+
+@kernel
+def _reveal(D, dots, fresh, R, R_other, k, n_other):
+    """What a new direction of W owes to the vectors W^T has multiplied (or the other way round; nfd_min.LazyGaussian).
+
+    Forward pass k: with the orthonormal directions q_k of phi(h), u_i of g, images M = W q and N = W^T u, all times sqrt(N),
+        M_k = xi_k + sum_i u_i (D_ik - <u_i, xi_k> / N),   D_ij = <u_i, M_j> / N = <N_i, q_j> / N,
+    and u = R_other^-1 g. Given dots[i] = <N_i, phi(h^k)> / N and fresh[i] = <g^i, xi_k> / N, i < n_other, sets D[i, k] and returns
+    the coefficients on g^i. (Backward: D is transposed, and phi(h) and g change places.)
+    """
+    w, y = np.zeros(n_other), np.zeros(n_other)
+    if R[k, k] == 0:
+        return w
+    for i in range(n_other):
+        if R_other[i, i] > 0:
+            D[i, k], y[i] = dots[i], fresh[i]
+            for j in range(k):
+                D[i, k] -= R[k, j] * D[i, j]
+            D[i, k] /= R[k, k]
+            for j in range(i):
+                y[i] -= R_other[i, j] * y[j]
+            y[i] /= R_other[i, i]
+    for i in range(n_other - 1, -1, -1):
+        if R_other[i, i] > 0:
+            w[i] = D[i, k] - y[i]
+            for j in range(i + 1, n_other):
+                w[i] -= R_other[j, i] * w[j]
+            w[i] /= R_other[i, i]
+    return w
 
 
 @kernel

@@ -95,6 +95,13 @@ def test_too_few_samples(tmp_path, capsys):
     assert "has 5 samples; the audit draws 16 different ones" in capsys.readouterr().err
 
 
+def test_prop_3_1_is_measured_on_the_network():
+    data, rng = nfd_audit.data_source(), np.random.default_rng(0)
+    ratios = [nfd_audit.measure_post(data, False, rng)["E h_L / bound, post"]["L = 16"] for _ in range(60)]
+    exact = nfd_audit.sde.relu_moments(1, 16, "post")
+    assert abs(np.mean(ratios) / (exact.mean[-1] / exact.bound[-1]) - 1) < 4 * np.std(ratios) / np.mean(ratios) / np.sqrt(60) < 0.1
+
+
 def test_nothing_half_written(tmp_path):
     def fail(file):
         file.write(b"half")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import nfd_figures
-from nfd_figures import FIGURES, enough, local_workers, main, make, mean_gap, plain, scaling_fit, sweep, train_case
+from nfd_figures import FIGURES, best_eta, enough, local_workers, main, make, mean_gap, plain, scaling_fit, sweep, train_case
+from nfd_min import Stream
 
 TRAIN = dict(data=None, root=0, width=12, steps=3, batch=8, eta=0.3)
 CASES = [(train_case, TRAIN | dict(seed=s, depth=L)) for s in range(2) for L in (2, 3)]
@@ -80,7 +81,7 @@ def test_an_interrupted_sweep_keeps_its_points_and_goes_on(tmp_path, monkeypatch
         seen.append(number)
         return number
 
-    fails_at_3_no_more.__name__ = "fails_at_3"
+    fails_at_3_no_more.__qualname__ = "fails_at_3"
     cases = [(fails_at_3_no_more, dict(number=i)) for i in range(6)]
     assert sweep(cases, store=store) == list(range(6)) and seen == [3, 4, 5]
     assert sweep(cases, store=store) == list(range(6)) and seen == [3, 4, 5]
@@ -145,16 +146,35 @@ def test_own_data_and_sizes(tmp_path):
     (["coupling", "--seeds", "1"], "2 seeds or more"),
     (["coupling", "--workers", "0"], "'0' is not an integer >= 1"),
     (["coupling", "--tiny", "--paper"], "not allowed with"),
+    (["scaling", "--worth", "0"], "worth=0.0 must be positive"),
+    (["scaling", "--data", "few.npz"], "scaling needs 24 images to train on; the data have 4"),
     (["coupling", "--data", "missing.npz"], "cannot use 'missing.npz' as data"),
     (["coupling", "--out", "a.file"], "cannot write to 'a.file'"),
 ])
 def test_bad_arguments(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.file").touch()
+    np.savez(tmp_path / "few.npz", X=np.eye(5), y=[0, 1, 0, 1, 0])
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and message in err and out == ""
+
+
+def test_impossible_runs(tmp_path, capsys):
+    assert main(["alignment", "--tiny", "--widths", "3000000", "--workers", "1", "--out", str(tmp_path)]) == 2
+    assert "nfd-figures: alignment: train(width=3000000" in capsys.readouterr().err
+
+
+def test_depths_that_do_not_divide_one_another(tmp_path):
+    for name in ("convergence", "coupling"):
+        assert main([name, "--tiny", "--depths", "3,5", "--workers", "1", "--out", str(tmp_path)]) == 0
+
+
+def test_lines_of_a_store_that_are_no_results(tmp_path):
+    (tmp_path / "a").write_bytes(b'5\nnull\n[[1], 2]\n[{}, 1]\n\xff\xfe\n["x"')
+    assert sweep([(unchanged, dict(number=2))], store=tmp_path / "a") == [2]
+    assert sweep([(unchanged, dict(number=2)), (fails_at_3, dict(number=2))], store=tmp_path / "a") == [2, 2]
 
 
 def test_divergence_is_data(tmp_path):
@@ -165,12 +185,77 @@ def test_divergence_is_data(tmp_path):
     sizes = FIGURES["alignment"].tiny | dict(depths=(2, 24), steps=8)
     cases = [(run, given | dict(eta=30.0)) for run, given in FIGURES["alignment"].cases(sizes, dict(data=None, root=0))]
     (_, _, caption, numbers), = FIGURES["alignment"].draw(list(zip(cases, sweep(cases))), sizes)
-    assert "diverged at L = " in caption
+    assert "diverged at L = " in caption and np.isnan(numbers["train gaps, mup, [seed][depth]"][:, 1]).all()  # no gap, not a small one
 
 
 def test_mean_gap():
-    a, b = np.array([1.0, 2, 3, 20, 1]), np.array([1.0, 1, 1, 1, 1])
-    assert mean_gap(a, b) == 1.0 and np.isnan(mean_gap(np.array([np.nan]), b[:1])) and mean_gap(b, b) == 0
+    a, b = np.array([1.0, 2, 3]), np.array([1.0, 1, 0])
+    assert mean_gap(a, b) == mean_gap(b, a) == 2 and mean_gap(b, b) == 0  # without the first step
+    for bad in (20.0, np.nan):  # a run that diverged has no gap, whichever of the two it is
+        assert np.isnan(mean_gap(np.array([1, 2, bad]), b)) and np.isnan(mean_gap(b, np.array([1, 2, bad])))
+
+
+def test_best_eta():
+    etas = np.geomspace(0.1, 3.2, 6)
+    for best in (0.3, 0.5, 0.7):
+        eta, inside = best_eta(etas, 2 + (np.log(etas) - np.log(best)) ** 2)
+        assert np.isclose(eta, best) and inside
+    assert best_eta(etas, [3, 2, 1, 0.5, 0.3, 0.1]) == (etas[-1], False) and best_eta(etas, [1, 2, 3, 4, 5, np.nan]) == (etas[0], False)
+    assert best_eta(etas, [3, 1, np.nan, 2, 3, 4]) == (etas[1], True) and best_eta(etas, [np.nan] * 6) == (etas[0], False)
+
+
+def test_trend():
+    def fit(low, high):
+        return nfd_figures.nfd_min.Slope((low + high) / 2, low, high, 0)
+
+    assert [nfd_figures.trend(f) for f in (fit(-1.1, -0.9), fit(-0.1, 0.15), fit(-0.3, 0.1), fit(0.3, 0.5), None)] == [
+        "shrinks with depth", "does not change with depth", "is not resolved", "grows with depth", "has no slope"]
+
+
+def test_train_and_test_images():
+    X, y, X_test, y_test = nfd_figures.images(None, 0)
+    assert len(X) + len(X_test) == 1797 and len(X_test) == len(y_test) == 359 and len(X) == len(y)
+    both = {row.tobytes() for row in X} & {row.tobytes() for row in X_test}
+    assert not both
+
+
+def test_losses_of_a_train_case():
+    case = train_case(**TRAIN | dict(seed=0, depth=2, eta=0.0))
+    _, _, X_test, y_test = nfd_figures.images(None, 0)
+    f = nfd_figures.finite_net.train(Stream(X_test, y_test, 0), 12, 2, dtype="float32", rng=[0, 0, 1]).f
+    assert np.allclose(case["test"], np.mean((f - y_test) ** 2) / 2, rtol=1e-5) and len(case["test"]) == 2 and len(case["train"]) == 3
+
+
+def test_a_depth_case():
+    given = dict(data=None, root=0, seed=0, order=(0, 1, 0), eta=0.5, particles=50)
+    case = nfd_figures.depth_case(**given, depths=(3, 5), reference=nfd_figures.reference_depth((3, 5)))
+    stream = nfd_figures.sequence(None, 0, (0, 1, 0), 0.5)
+    assert nfd_figures.reference_depth((3, 5)) == 45 and nfd_figures.reference_depth((4, 8, 16)) == 128
+    noise = nfd_figures.sde.draw_noise(3, 50, 45, rng=[0, 0])
+    fine = nfd_figures.sde.solve(stream, 50, 45, noise=noise)
+    net = nfd_figures.sde.solve(stream, 50, 5, coupling="full", noise=nfd_figures.nfd_min.coarsen(noise, 9))
+    assert np.isclose(case["none"]["f"]["last"][1], (net.f[2] - fine.f[2]) ** 2)
+    assert np.isclose(case["none"]["g"]["last"][1], np.mean((net.g[2] - fine.g[2, ::9]) ** 2, axis=1).max())
+    assert np.isclose(case["none"]["h"]["first"][1], np.mean((net.h[0] - fine.h[0, ::9]) ** 2, axis=1).max())
+
+
+def test_curve_has_two_standard_errors():
+    from matplotlib.figure import Figure
+
+    values = np.random.default_rng(0).uniform(1, 2, (10, 3))
+    axes = Figure().subplots()
+    nfd_figures.curve(axes, [1, 2, 3], values, color="black")
+    low, high = np.array([segment[:, 1] for segment in axes.containers[0].lines[2][0].get_segments()]).T
+    assert np.allclose(high - low, 4 * values.std(axis=0, ddof=1) / np.sqrt(10)) and np.allclose(low + high, 2 * values.mean(axis=0))
+
+
+def test_exact_features_have_the_ratio_1():
+    sizes = FIGURES["post-activation"].tiny
+    cases = FIGURES["post-activation"].cases(sizes, dict(data=None, root=0))
+    results = [dict(mean=m.mean[-1], square=m.square[-1]) if run is nfd_figures.relu_case
+               and (m := nfd_figures.sde.relu_moments(1, given["depth"], given["block"])) else plain(run(**given)) for run, given in cases]
+    (_, _, _, numbers), = FIGURES["post-activation"].draw(list(zip(cases, results)), sizes)
+    assert np.allclose(list(numbers["E h_L^2, measured / exact, post"].values()), 1)
 
 
 def test_train_case_is_paired():
@@ -191,6 +276,13 @@ def test_scaling_fit():
         fit = scaling_fit(widths, depths, values)
         inside += [low < truth < high for truth, (_, low, high) in zip((0.3, 2, -0.5), fit.values())]
     assert (inside >= 32).all() and list(fit) == ["f_inf", "a", "b"]  # 95% of 40, less what 30 seeds cost
+    noisy = 0.3 + 2 / n - 0.5 / L + rng.standard_normal((30, *n.shape)) * np.where(n == 8, 100, 0.01)
+    assert np.allclose([value for value, _, _ in scaling_fit(widths, depths, noisy).values()], (0.3, 2, -0.5), atol=0.1)  # weighted
+    noisy[3, 0, 0] = np.nan  # a run that diverged: its seed is left out
+    assert np.isfinite(list(scaling_fit(widths, depths, noisy).values())).all()
+    with pytest.raises(ValueError, match="29 of 30 seeds diverged"):
+        scaling_fit(widths, depths, np.where(np.arange(30)[:, None, None], np.nan, noisy))
+    assert np.isclose(nfd_figures.extrapolate((5, 10, 30), [np.nan, 0.7 + 2 / 10, 0.7 + 2 / 30]), 0.7)
     size = enough(dict(f_inf=(0.5, 0, 0), a=(2.0, 1.0, 3.0), b=(-0.5, -1.0, 0.2)), 0.01)
     assert np.allclose(size["width"], (200, 100, 300)) and np.allclose(size["depth"], (50, 0, 100))
 

@@ -39,6 +39,47 @@ def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
     assert all(np.array_equal(w, b) for w, b in zip(weights, before))  # the caller's arrays are not touched
 
 
+@pytest.mark.parametrize("n, batch", [(300, 1), (300, 4), (520, 1)])
+def test_fast_equals_plain_in_chunks_and_threads(n, batch):
+    """Matrices of more than one chunk of rows; above 2^18 products a layer the two-thread kernels run."""
+    stream, weights = stream_of(3 * batch, 0.3, batch), nfd_min.draw_weights(n, 2, 5, decoupled=True, rng=1)
+    for backward in ("reused", "decoupled"):
+        fast = finite_net.train(stream, n, 2, backward=backward, weights=weights)
+        plain = nfd_min.sgd(stream, weights[: 4 if backward == "decoupled" else 3])
+        for name in FIELDS:
+            a, b = getattr(fast, name), getattr(plain, name)
+            assert np.max(np.abs(a - b)) <= 1e-12 * np.max(np.abs(b)), name
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_normals_are_those_of_numpy(dtype):
+    fast, plain = np.random.default_rng(3), np.random.default_rng(3)
+    drawn = finite_net.normals(fast, (3, 4, 50), dtype)
+    assert drawn.dtype == dtype and np.array_equal(drawn, nfd_min.normals(plain, (3, 4, 50), dtype))
+    assert np.array_equal(drawn, np.random.default_rng(3).standard_normal((3, 4, 50)).astype(dtype))
+    assert fast.standard_normal() == plain.standard_normal()
+
+
+def test_the_copies_of_a_kernel_are_the_same():
+    import inspect
+
+    import sde
+
+    for name in ("_phi", "_times_dphi"):
+        assert inspect.getsource(getattr(sde, name).py_func) == inspect.getsource(getattr(finite_net, name).py_func)
+
+
+@pytest.mark.parametrize("dtype, allowed", [("float64", 2e-15), ("float32", 1e-6)])
+def test_tanh_in_vector_registers(dtype, allowed):
+    x = np.concatenate([np.linspace(-30, 30, 9999), np.geomspace(1e-30, 1, 999)]).astype(dtype)
+    out = np.empty_like(x)
+    finite_net._phi(0, x, out)
+    assert np.max(np.abs(out / np.tanh(x.astype(float)) - 1)[x != 0]) < allowed
+    special = np.array([0, -0.0, np.inf, -np.inf, np.nan], dtype)
+    finite_net._phi(0, special, special)
+    assert np.array_equal(special, [0, 0, 1, -1, np.nan], equal_nan=True)
+
+
 def test_float32_is_float64_rounded():
     stream = stream_of(4)
     weights = nfd_min.draw_weights(50, 8, 5, rng=1)
@@ -119,7 +160,8 @@ bits = hashlib.sha256()
 for batch in (1, 4):
     stream = Stream(rng.standard_normal((4, 64)), rng.standard_normal(4), 0.3, batch)
     runs = [sde.solve(stream, 9000, 4, rng=1, coupling=c) for c in ("none", "nearest", "full")]
-    runs.append(finite_net.train(stream, 150, 4, rng=1))
+    runs += [finite_net.train(stream, n, 3, rng=1, block=block) for n in (150, 300, 520) for block in ("pre", "two-layer")]
+    runs.append(sde.solve(stream, 9000, 2, rng=1, coupling="full", block="two-layer"))
     for run in runs:
         for a in (run.f, run.h, run.g, run.C, run.Gamma):
             bits.update(a.tobytes())
