@@ -25,6 +25,7 @@ from typing import Callable, NamedTuple
 import numba
 import numpy as np
 import scipy
+from scipy import stats
 
 import finite_net
 import nfd_audit
@@ -589,14 +590,14 @@ def transfer_grid(sizes, common, variants):
 
 
 def transfer_panel(ax, points, sizes, **variant):
-    """Test loss after the last step against eta for each depth; returns {depth: (best_eta of the mean, best_eta of each seed)}."""
-    style, best = shades(sizes["depths"]), {}
+    """Test loss after the last step against eta for each depth; returns {depth: best_eta of the mean} and their slope."""
+    style, best, every = shades(sizes["depths"]), {}, []
     for L, (color, marker) in style.items():
         losses = np.transpose([array(pick(points, train_case, depth=L, eta=eta, **variant), "test")[:, -1] for eta in sizes["etas"]])
         mean = np.where(losses.mean(axis=0) < 2, losses.mean(axis=0), np.nan)  # 0.5 is the loss of f = 0
         ax.plot(sizes["etas"], mean, color=color, marker=marker, markersize=3, linewidth=1)
-        best[L] = best_eta(sizes["etas"], mean), np.array([best_eta(sizes["etas"], row) for row in losses])
-        (eta, inside), _ = best[L]
+        every.append(losses)
+        eta, inside = best[L] = best_eta(sizes["etas"], mean)
         if np.isfinite(mean).any():
             ax.plot(eta, np.nanmin(mean), marker="v", color=color if inside else "white", markersize=9, markeredgecolor=BLACK, zorder=3)
         lost = np.array(sizes["etas"])[np.isnan(mean)]
@@ -606,11 +607,27 @@ def transfer_panel(ax, points, sizes, **variant):
     ax.set(xscale="log", xlabel="eta", xlim=(sizes["etas"][0] / 1.3, sizes["etas"][-1] * 1.3))
     ax.set_xticks(sizes["etas"], [f"{eta:g}" for eta in sizes["etas"]])
     ax.xaxis.minorticks_off()
-    return best
+    return best, best_eta_slope(sizes["depths"], sizes["etas"], np.stack(every, axis=1))
+
+
+def best_eta_slope(depths, etas, losses):
+    """Slope of the best eta of the mean loss against depth, and its jackknife interval over the seeds; losses (seeds, depths, etas).
+
+    None if that eta is at an edge of etas for any depth, all seeds or all but one.
+    """
+    def slope(rows):
+        each = [best_eta(etas, mean) for mean in rows.mean(axis=0)]
+        return nfd_min.fit_slope(depths, 2 * [[eta for eta, _ in each]]).slope if all(inside for _, inside in each) else np.nan
+
+    R = len(losses)
+    whole = slope(losses)
+    pseudo = np.array([R * whole - (R - 1) * slope(np.delete(losses, r, axis=0)) for r in range(R)])
+    half = stats.t.ppf(0.975, R - 1) * pseudo.std(ddof=1) / np.sqrt(R)
+    return nfd_min.Slope(whole, whole - half, whole + half, np.nan) if np.isfinite(half) else None
 
 
 def best_eta_text(best, fit):
-    return (", ".join(f"{'' if inside else 'edge '}{eta:.2f} (L = {L})" for L, ((eta, inside), _) in best.items())
+    return (", ".join(f"{'' if inside else 'edge '}{eta:.2f} (L = {L})" for L, (eta, inside) in best.items())
             + (f", slope against L {interval(fit)}: it {trend(fit)}" if fit else ""))
 
 
@@ -618,9 +635,7 @@ def transfer_row(points, sizes, axes, variants):
     """Draw the panels of {title: variant}; returns fits and sentences."""
     fits, sentences = {}, []
     for ax, (title, variant) in zip(axes, variants.items()):
-        best = transfer_panel(ax, points, sizes, **variant)
-        each = [np.where(values[:, 1], values[:, 0], np.nan) for _, values in best.values()]  # at an edge of the etas: not fitted
-        fits[title] = fitted(sizes["depths"], np.transpose(each))
+        best, fits[title] = transfer_panel(ax, points, sizes, **variant)
         sentences.append(f"{title}: {best_eta_text(best, fits[title])}. ")
         ax.set_title(title, fontsize=9)
     return fits, sentences
@@ -648,7 +663,7 @@ def two_layer_draw(points, sizes):
             f"intervals: " + "; ".join(f"{key} {interval(fit)}" for key, fit in fits.items() if fit)
             + f". Right: test loss after {sizes['steps']} steps of SGD (batch {sizes['batch']}, width {sizes['width']}, tanh, mean of "
             f"{sizes['seeds']} seeds; means above 2 are marked x above) against eta. Triangles: the best eta of the mean, by a parabola in log eta "
-            f"through the lowest three points; white at an edge. Slopes: of each seed's best eta, where all are inside. Best eta: ")
+            f"through the lowest three points; white at an edge. Slopes: where all are inside, jackknife over the seeds. Best eta: ")
     def draw(caption):
         figure, axes = canvas(2, 3, "Two-layer blocks: the collapse of the first layer, its correction, and the price", caption, width=3.7)
         for ax, name, title in ((axes[0, 0], "own update", "W1's own update of x, mean square"),
@@ -682,7 +697,7 @@ def transfer_draw(points, sizes):
                 for scaling, name in SCALINGS.items()}
     text = (f"Test loss after {sizes['steps']} steps of SGD (batch {sizes['batch']}, width {sizes['width']}, tanh, one-layer blocks, mean of "
             f"{sizes['seeds']} seeds; means above 2 are marked x above) against eta. Triangles: the best eta of the mean, by a parabola in log eta "
-            f"through the lowest three points; white at an edge. Slopes: of each seed's best eta, where all are inside. Best eta: ")
+            f"through the lowest three points; white at an edge. Slopes: where all are inside, jackknife over the seeds. Best eta: ")
 
     def draw(caption):
         figure, axes = canvas(2, 3, "Transfer of the learning rate over depth, one-layer blocks", caption)
@@ -852,7 +867,7 @@ FIGURES = {
     "alignment": Plan(
         "Figures 2 and 5: standard against decoupled training", alignment_cases, alignment_draw,
         dict(widths=(16,), depths=(2, 4), seeds=2, steps=6, batch=16),
-        dict(widths=(128, 256), depths=(2, 4, 8, 16, 32), seeds=4, steps=44, batch=128),
+        dict(widths=(128, 256), depths=(2, 4, 8, 16, 32), seeds=6, steps=44, batch=128),
         dict(widths=(128, 256), depths=(2, 4, 8, 16, 32, 64), seeds=5, steps=220, batch=128)),
     "eigenvalues": Plan(
         "Figure 3: smallest eigenvalues of the kernels", eigenvalue_cases, eigenvalue_draw,
@@ -867,14 +882,14 @@ FIGURES = {
     "two-layer": Plan(
         "two-layer blocks: collapse, correction, price, transfer", two_layer_cases, two_layer_draw,
         dict(width=16, depths=(2, 4), etas=(0.1, 0.4, 1.6), seeds=2, steps=4, batch=8, particles=500, share_depths=(4, 8), share_seeds=2),
-        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=4, steps=40, batch=16, particles=4000,
+        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=8, steps=40, batch=16, particles=4000,
              share_depths=(8, 16, 32, 64, 128), share_seeds=6),
         dict(width=256, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=5, steps=100, batch=64, particles=20_000,
              share_depths=(8, 16, 32, 64, 128, 256), share_seeds=12)),
     "transfer": Plan(
         "best learning rate against depth for the three scalings", transfer_cases, transfer_draw,
         dict(width=16, depths=(2, 4), etas=(0.1, 0.4, 1.6), seeds=2, steps=4, batch=8),
-        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=4, steps=40, batch=16),
+        dict(width=128, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=8, steps=40, batch=16),
         dict(width=256, depths=(4, 8, 16, 32, 64), etas=ETAS, seeds=5, steps=100, batch=64)),
     "scaling": Plan(
         "loss and kernels as f_inf + a/n + b/L", scaling_cases, scaling_draw,

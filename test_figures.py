@@ -204,6 +204,17 @@ def test_best_eta():
     assert best_eta(etas, [3, 1, np.nan, 2, 3, 4]) == (etas[1], True) and best_eta(etas, [np.nan] * 6) == (etas[0], False)
 
 
+def test_best_eta_slope():
+    depths, etas, rng = (4, 8, 16), np.geomspace(0.1, 3.2, 6), np.random.default_rng(0)
+    inside = 0
+    for _ in range(60):
+        best = np.log(0.6) - 0.3 * np.log(np.array(depths) / 8)[:, None] + 0.1 * rng.standard_normal((8, 1, 1)) * [[1], [0], [-1]]
+        fit = nfd_figures.best_eta_slope(depths, etas, 2 + (np.log(etas) - best) ** 2)
+        inside += fit.low < -0.3 < fit.high
+    assert 50 <= inside and -0.5 < fit.slope < -0.1
+    assert nfd_figures.best_eta_slope(depths, etas, np.broadcast_to(etas, (8, 3, 6))) is None
+
+
 def test_trend():
     def fit(low, high):
         return nfd_figures.nfd_min.Slope((low + high) / 2, low, high, 0)
