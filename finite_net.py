@@ -196,38 +196,38 @@ CHUNK = 256
 """Rows of a matrix that one thread takes at a time."""
 
 
-def _forward(h, p, start, W, P, G, pending, c, rate, code, post, two, skip, s, root):
-    """h (T+1, B, n) from h[0]. [1], [29], [12]
+def _forward(h, p, start, first, last, W, P, G, pending, c, how):
+    """The samples first..last-1 of h (T+1, B, n), from h[0]. [1], [29], [12]
 
     h[t] is h_t, or for blocks of two layers (two = 2) x_l at t = 2 l - 1 and h_l at t = 2 l. p (T, .., n): its rows start.. of p[t-1]
     are set to the vectors that the matrix of h[t] multiplies. The matrices are W - sum_j step_j g^j_t phi^j_{t-1}^T, with
-    the updates j < pending that W (M, n, n) does not hold yet: g^j_t = G[t, j], phi^j_{t-1} = P[t-1, j]. root = 1 / sqrt(n).
+    the updates j < pending that W (M, n, n) does not hold yet: g^j_t = G[t, j], phi^j_{t-1} = P[t-1, j].
     """
-    T, B, n = h.shape[0] - 1, h.shape[1], h.shape[2]
-    chunks, seen = (n + CHUNK - 1) // CHUNK, np.empty((B, pending), h.dtype)
+    rate, code, post, two, skip, s, root = how
+    T, n, chunks = h.shape[0] - 1, h.shape[2], (h.shape[2] + CHUNK - 1) // CHUNK
+    seen = np.empty((last - first, pending), h.dtype)
     for t in range(1, T + 1):
         top = t % two == 0  # of its block
         if post and top:
-            for b in range(B):
+            for b in range(first, last):
                 _phi(code, h[t - 1, b], h[t, b])
             scale = s
         else:
-            now = p[t - 1][start : start + B]
-            for b in range(B):
+            now, new = p[t - 1][start + first : start + last], h[t][first:last]
+            for b in range(last - first):
                 if post:
-                    now[b] = h[t - 1, b]
+                    now[b] = h[t - 1, first + b]
                 else:
-                    _phi(code, h[t - 1, b], now[b])
+                    _phi(code, h[t - 1, first + b], now[b])
             scale = s * root if top else root
             if pending:
                 _times(P[t - 1][:pending], now, seen, 0, pending)
                 _to_steps(seen, c, scale if top else rate * scale)
             for i in numba.prange(chunks):
-                lo, hi = i * CHUNK, min((i + 1) * CHUNK, n)
-                _times(W[(t - 1) // 2 if post else t - 1], now, h[t], lo, hi)
+                _times(W[(t - 1) // 2 if post else t - 1], now, new, i * CHUNK, min((i + 1) * CHUNK, n))
             if pending:
-                _add_times(seen, 0, G[t][:pending], h[t])
-        for b in range(B):
+                _add_times(seen, 0, G[t][:pending], new)
+        for b in range(first, last):
             for m in range(n):
                 h[t, b, m] *= scale
             if top:
@@ -243,19 +243,20 @@ def _to_steps(seen, c, scale):
             seen[b, j] *= -c[j] * scale
 
 
-def _backward(h, G, start, W_back, P, pending, c, rate, code, post, two, skip, s, root):
-    """The rows start.. of G (T+1, .., n) from those of G[T], for the features h (T+1, B, n). [3], [12]; the rest as in _forward."""
-    T, B, n = h.shape[0] - 1, h.shape[1], h.shape[2]
-    chunks, seen, phi_x = (n + CHUNK - 1) // CHUNK, np.empty((B, pending), h.dtype), np.empty(n, h.dtype)
-    part = np.empty((chunks, B, n), h.dtype)  # of W^T g, from each chunk of rows
+def _backward(h, G, start, first, last, W_back, P, pending, c, how):
+    """The rows start + first .. start + last - 1 of G (T+1, .., n), from those of G[T]. [3], [12]; the rest as in _forward."""
+    rate, code, post, two, skip, s, root = how
+    T, n, chunks = h.shape[0] - 1, h.shape[2], (h.shape[2] + CHUNK - 1) // CHUNK
+    seen, phi_x = np.empty((last - first, pending), h.dtype), np.empty(n, h.dtype)
+    part = np.empty((chunks, last - first, n), h.dtype)  # of W^T g, from each chunk of rows
     for t in range(T, 0, -1):
         top = t % two == 0
-        g, below = G[t][start : start + B], G[t - 1][start : start + B]
+        g, below = G[t][start + first : start + last], G[t - 1][start + first : start + last]
         if post and top:
-            for b in range(B):
-                _phi(code, h[t - 1, b], phi_x)
+            for b in range(last - first):
+                _phi(code, h[t - 1, first + b], phi_x)
                 below[b] = g[b]
-                _times_dphi(code, h[t - 1, b], phi_x, s, below[b])
+                _times_dphi(code, h[t - 1, first + b], phi_x, s, below[b])
             continue
         scale = s * root if top else root
         if pending:
@@ -265,42 +266,139 @@ def _backward(h, G, start, W_back, P, pending, c, rate, code, post, two, skip, s
             lo, hi = i * CHUNK, min((i + 1) * CHUNK, n)
             part[i] = 0
             _add_times(g, lo, W_back[(t - 1) // 2 if post else t - 1][lo:hi], part[i])
-        for b in range(B):
-            for m in range(n):
-                below[b, m] = part[0, b, m]
-            for i in range(1, chunks):
+        below[:] = part[0]
+        for i in range(1, chunks):
+            for b in range(last - first):
                 for m in range(n):
                     below[b, m] += part[i, b, m]
         if pending:
             _add_times(seen, 0, P[t - 1][:pending], below)
-        for b in range(B):
+        for b in range(last - first):
             if post:
                 for m in range(n):
                     below[b, m] *= scale
             else:
-                _times_dphi(code, h[t - 1, b], P[t - 1, start + b], scale, below[b])
+                _times_dphi(code, h[t - 1, first + b], P[t - 1, start + first + b], scale, below[b])
             if (t - 1) % two == 0:
                 for m in range(n):
-                    below[b, m] += skip * G[t - 1 + two, start + b, m]
+                    below[b, m] += skip * G[t - 1 + two, start + first + b, m]
 
 
-def _update(W, P, G, pending, c, rate, post, two, s, root):
+def _update(W, P, G, pending, c, how):
     """The pending updates of W (M, n, n): [2]."""
-    n = W.shape[1]
-    chunks, steps = (n + CHUNK - 1) // CHUNK, np.empty((n, pending), W.dtype)
-    for j in range(len(W)):
-        t = 2 * j + 1 if post else j + 1
+    rate, _, post, two, _, s, root = how
+    n, chunks = W.shape[1], (W.shape[1] + CHUNK - 1) // CHUNK
+    for i in numba.prange(len(W) * chunks):
+        j, lo = i // chunks, i % chunks * CHUNK
+        t, hi = 2 * j + 1 if post else j + 1, min(lo + CHUNK, n)
         scale = s * root if t % two == 0 else rate * root
-        for i in range(n):
+        steps = np.empty((hi - lo, pending), W.dtype)
+        for m in range(hi - lo):
             for k in range(pending):
-                steps[i, k] = -c[k] * scale * G[t, k, i]
-        for i in numba.prange(chunks):
-            lo, hi = i * CHUNK, min((i + 1) * CHUNK, n)
-            _add_times(steps[lo:hi], 0, P[t - 1][:pending], W[j][lo:hi])
+                steps[m, k] = -c[k] * scale * G[t, k, lo + m]
+        _add_times(steps, 0, P[t - 1][:pending], W[j][lo:hi])
 
 
-KERNELS = {parallel: tuple(kernel(f, parallel) for f in (_forward, _backward, _update)) for parallel in (False, True)}
-"""One thread, or one for each chunk of a matrix: worth it from about 2^18 products a layer."""
+_forward_1, _backward_1, _update_1 = map(kernel, (_forward, _backward, _update))  # on one thread
+_forward_2, _backward_2, _update_2 = map(parallel_kernel, (_forward, _backward, _update))  # rows of each matrix on all threads
+
+SERIAL, ROWS, SAMPLES = range(3)
+
+
+def work_split(n, batch):
+    """How the threads share a mini-batch: not at all where it is small, else by its samples, or by rows where these are few. It
+    does not depend on the number of threads, so neither do the sums."""
+    return SERIAL if n * n * batch < 2**18 else SAMPLES if batch >= 16 else ROWS
+
+
+@parallel_kernel
+def _forward_samples(h, p, start, W, P, G, pending, c, how):
+    B = h.shape[1]
+    size = 8 if B < 64 else 32
+    for i in numba.prange((B + size - 1) // size):
+        _forward_1(h, p, start, i * size, min((i + 1) * size, B), W, P, G, pending, c, how)
+
+
+@parallel_kernel
+def _backward_samples(h, G, start, W_back, P, pending, c, how):
+    B = h.shape[1]
+    size = 8 if B < 64 else 32
+    for i in numba.prange((B + size - 1) // size):
+        _backward_1(h, G, start, i * size, min((i + 1) * size, B), W_back, P, pending, c, how)
+
+
+@kernel
+def _outputs(X, U, v, h, p, start, W, P, G, pending, c, how, split, f):
+    """f (B,) of the inputs X (B, d); fills h and p as _forward does."""
+    B, n = h.shape[1], h.shape[2]
+    _times(U, X, h[0], 0, n)
+    if split == SAMPLES:
+        _forward_samples(h, p, start, W, P, G, pending, c, how)
+    elif split == ROWS:
+        _forward_2(h, p, start, 0, B, W, P, G, pending, c, how)
+    else:
+        _forward_1(h, p, start, 0, B, W, P, G, pending, c, how)
+    for b in range(B):
+        total = 0.0
+        for m in range(n):
+            total += np.float64(v[m]) * h[-1, b, m]
+        f[b] = total / n
+
+
+@kernel
+def _steps(X, y, weight, U, v, W, W_back, reused, P, G, pending, c, h, h_kept, g_kept, f, chi, how, split):
+    """Mini-batches of X (.., d), y one after another; returns how many were finite and how many updates are pending.
+
+    weight : eta / B. c (most,) holds eta chi / B of the pending updates; when it is full they are added to W and W~ (which are
+    then written to). h_kept, g_kept : of size 0, or where to keep every pass, shape (.., T+1, n)
+    """
+    B, n, T = h.shape[1], h.shape[2], h.shape[0] - 1
+    A = np.empty((n, B), h.dtype)
+    for step in range(len(X) // B):
+        if pending + B > len(c):
+            for back in range(2):
+                if not (back and reused):
+                    weights = W_back if back else W
+                    if split == SERIAL:
+                        _update_1(weights, P, G, pending, c, how)
+                    else:
+                        _update_2(weights, P, G, pending, c, how)
+            pending = 0
+        rows = slice(step * B, (step + 1) * B)
+        _outputs(X[rows], U, v, h, P, pending, W, P, G, pending, c, how, split, f[rows])
+        moving = False
+        for b in range(B):
+            chi[step * B + b] = f[step * B + b] - y[step * B + b]
+            c[pending + b] = weight * chi[step * B + b]
+            moving |= c[pending + b] != 0
+            G[T, pending + b] = v
+        if split == SAMPLES:
+            _backward_samples(h, G, pending, W_back, P, pending, c, how)
+        elif split == ROWS:
+            _backward_2(h, G, pending, 0, B, W_back, P, pending, c, how)
+        else:
+            _backward_1(h, G, pending, 0, B, W_back, P, pending, c, how)
+        finite = True
+        for t in range(T + 1):
+            for b in range(B):
+                h2 = g2 = h.dtype.type(0)
+                for m in range(n):
+                    h2 += h[t, b, m] * h[t, b, m]
+                    g2 += G[t, pending + b, m] * G[t, pending + b, m]
+                finite &= np.isfinite(h2) and np.isfinite(g2)
+                if len(h_kept):
+                    h_kept[step * B + b, t] = h[t, b]
+                    g_kept[step * B + b, t] = G[t, pending + b]
+        if not finite:
+            return step, pending
+        if moving:
+            for b in range(B):
+                for i in range(n):
+                    A[i, b] = -c[pending + b] * G[0, pending + b, i]
+                    v[i] -= c[pending + b] * h[T, b, i]
+            _add_times(A, 0, X[rows], U)
+            pending += B
+    return len(X) // B, pending
 
 
 def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent=0.0, backward="reused", scaling="depth-mup",
@@ -357,59 +455,43 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     else:
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
     U, W, v, *copy = weights
-    U, v, Ws = U.copy(), v.copy(), [w.reshape(-1, n, n) for w in (W, *copy)]  # W and, if decoupled, W~
+    U, v, W, W_back = U.copy(), v.copy(), W.reshape(-1, n, n), (copy[0] if copy else W).reshape(-1, n, n)
+    if most < S:  # then the matrices are written to
+        W, W_back = (W.copy(), W_back.copy()) if copy else 2 * (W.copy(),)
 
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
     h, g = np.full((2, rows, T + 1, n), np.nan, dtype)
     h_b, P, G = (np.empty((t, k, n), dtype) for t, k in ((T + 1, B), (T, most), (T + 1, most)))  # this mini-batch; waiting updates
-    pending, c, written = 0, np.empty(most, dtype), False  # of which so many wait; their eta chi / B
+    pending, c = 0, np.empty(most, dtype)  # of which so many wait; their eta chi / B
     how = rate, CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
-    forward, backward, update = KERNELS[n * n * B >= 2**18]
+    X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
+    tests = dict.fromkeys([*range(0, S, every * B), S] if len(test) else [])  # samples seen at each evaluation
+    if len(test):
+        out.test_f = np.full((len(tests), len(test)), np.nan)
+    tests = {seen: row for seen, row in zip(tests, out.test_f)} if len(test) else {}  # f of the test inputs at each
+    bounds = sorted({*range(0, S, B * max(1, S // (100 * B))), *tests, S})
 
-    def outputs(X, h, p, start):  # f (B,) of the inputs X (B, d); fills h and p
-        _times(U, X, h[0], 0, n)
-        forward(h, p, start, Ws[0], P, G, pending, c, *how)
-        return np.einsum("n,bn->b", v, h[-1], dtype=float) / n
+    def evaluate(seen):
+        for i in range(0, len(test) if seen in tests else 0, TEST_ROWS):
+            x = X_test[i : i + TEST_ROWS]
+            scratch = (np.empty((t, len(x), n), dtype) for t in (T + 1, T))
+            _outputs(x, U, v, *scratch, 0, W, P, G, pending, c, how, work_split(n, len(x)), tests[seen][i : i + len(x)])
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
-        X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
-        tests = dict.fromkeys([*range(0, S, every * B), S])  # samples seen at each evaluation: f of the test inputs
-        if len(test):
-            out.test_f = np.full((len(tests), len(test)), np.nan)
-        tests = {seen: e for e, seen in enumerate(tests)} if len(test) else {}
-
-        def evaluate(seen):
-            for i in range(0, len(test) if seen in tests else 0, TEST_ROWS):
-                x = X_test[i : i + TEST_ROWS]
-                scratch = (np.empty((t, len(x), n), dtype) for t in (T + 1, T))
-                out.test_f[tests[seen], i : i + len(x)] = outputs(x, *scratch, 0)
-
-        for b in progress(range(0, S, B), "training"):
-            if pending + B > most:
-                for i in range(len(Ws)):
-                    Ws[i] = Ws[i] if written else Ws[i].copy()  # the first is the caller's
-                    update(Ws[i], P, G, pending, c, rate, *how[2:4], *how[5:])
-                pending, written = 0, True
+        for b, e in progress(list(zip(bounds, bounds[1:])), "training"):
             evaluate(b)
-            batch, now = slice(b, b + B), slice(pending, pending + B)
-            f[batch] = outputs(X[batch], h_b, P, pending)
-            chi[batch] = f[batch] - stream.y[batch]
-            c[now] = stream.rate * chi[batch]
-            G[T, now] = v
-            backward(h_b, G, pending, Ws[-1], P, pending, c, *how)
-            h_k, g_k = h_b.transpose(1, 0, 2), G[:, now].transpose(1, 0, 2)
-            finite = np.isfinite(sum(np.einsum("bln,bln->", a, a) for a in (h_k, g_k)))
-            diverged = not finite and stop_at_divergence(out, h_k, g_k, b, two)
-            if keep:
-                h[batch], g[batch] = h_k, g_k
-            if diverged:
+            done, pending = _steps(X[b:e], stream.y[b:e], stream.rate, U, v, W, W_back, reused, P, G, pending, c, h_b, h[b:e], g[b:e], f[b:e],
+                                   chi[b:e], how, work_split(n, B))
+            if done < (e - b) // B:
+                bad = b + done * B
+                passes = h_b.transpose(1, 0, 2), G[:, pending : pending + B].transpose(1, 0, 2)
+                if not stop_at_divergence(out, *passes, bad, two):
+                    out.diverged_at = bad, L  # at the edge of the numbers
+                f[bad + B : e] = chi[bad + B : e] = np.nan
+                if keep:
+                    h[bad : bad + B], g[bad : bad + B] = passes
                 break
-            if not c[now].any():
-                continue
-            pending += B
-            _add_times(-c[now] * G[0, now].T, 0, X[batch], U)
-            v -= np.einsum("b,bn->n", c[now], h_b[T])
         else:
             evaluate(S)
         if "C" in keep:

@@ -406,14 +406,10 @@ def loss_curves(axes, x, runs, color, **style):
 
 
 def trend(fit):
-    """What a slope against depth says, with 0.2 in the exponent as tolerance."""
-    if fit is None:
-        return "has no slope"
-    if fit.high < -0.2:
-        return "shrinks with depth"
-    if fit.low > 0.2:
-        return "grows with depth"
-    return "does not change with depth" if -0.2 <= fit.low and fit.high <= 0.2 else "is not resolved"
+    """What the 95% interval of a slope against depth says; changes of less than 0.1 in the exponent count as none."""
+    if -0.1 <= fit.low and fit.high <= 0.1:
+        return "does not change with depth"
+    return "falls with depth" if fit.high < 0 else "grows with depth" if fit.low > 0 else "may or may not change with depth"
 
 
 def alignment_draw(points, sizes):
@@ -444,7 +440,7 @@ def alignment_draw(points, sizes):
                    f"same weights, mini-batch SGD, batch {sizes['batch']}, eta = {ALIGNMENT['eta']}, width {n}, tanh, mean of "
                    f"{sizes['seeds']} seeds. A curve ends, marked x, where a loss is not finite or exceeds 10. Gap: mean absolute "
                    f"difference of the losses after the first step, where no run diverged; bars: standard deviation over seeds. \"Does not "
-                   f"change\": the 95% interval of the slope lies within 0.2 of 0. " + "".join(sentences))
+                   f"change\": the 95% interval of the slope lies within 0.1 of 0. " + "".join(sentences))
         figure, axes = canvas(3, 3, f"Figures 2 and 5: standard against decoupled training, width {n}", caption)
         for column, (scaling, title) in enumerate(SCALINGS.items()):
             for L in depths:

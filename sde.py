@@ -266,8 +266,15 @@ def _scaled(c, a, y):
 
 
 @kernel
+def _plus(a, y):
+    """y += a."""
+    for m in range(len(y)):
+        y[m] += a[m]
+
+
+@kernel
 def _plus_scaled(x, c, a, y):
-    """y = x + c a."""
+    """y = x + c a; y is another vector than x, or the compiler's vectors do not apply."""
     for m in range(len(y)):
         y[m] = x[m] + c * a[m]
 
@@ -363,7 +370,7 @@ def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, t
                 _add(drift, p, t, lo, hi, J, now)
                 _times_dphi(code, h[t][lo:hi], p[k, t][lo:hi], g.dtype.type(1), now)
                 if t % two == 0:
-                    _plus_scaled(now, g.dtype.type(1), g[k, t + two][lo:hi], now)
+                    _plus(g[k, t + two][lo:hi], now)
             _dots(g, t, lo, hi, now, k + 1, part[i])
             if full and t > 0:
                 _dots(M, t - 1, lo, hi, now, k + 1, part_dots[i])
