@@ -38,10 +38,14 @@ from nfd_min import (
 )
 
 
+PRANGE_ALONE = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False) | {
+    "prange": True}  # no array expression becomes a loop of its own for all threads
+
+
 def kernel(function, parallel=False):
     """Compile with a cache on disk, or without one where the disk is read-only. Sums may be reordered (so that they
     run in vector registers), but NaN and infinity keep their meaning."""
-    options = dict(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy", parallel=parallel)
+    options = dict(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy", parallel=parallel and PRANGE_ALONE)
     if parallel:  # a name of its own in the cache, whose keys leave out the options
         function = FunctionType(function.__code__, function.__globals__, function.__name__)
         function.__qualname__ += "_parallel"
@@ -300,105 +304,31 @@ def _update(W, P, G, pending, c, how):
 
 
 _forward_1, _backward_1, _update_1 = map(kernel, (_forward, _backward, _update))  # on one thread
-_forward_2, _backward_2, _update_2 = map(parallel_kernel, (_forward, _backward, _update))  # rows of each matrix on all threads
-
-SERIAL, ROWS, SAMPLES = range(3)
-
-
-def work_split(n, batch):
-    """How the threads share a mini-batch: not at all where it is small, else by its samples, or by rows where these are few. It
-    does not depend on the number of threads, so neither do the sums."""
-    return SERIAL if n * n * batch < 2**18 else SAMPLES if batch >= 16 else ROWS
 
 
 @parallel_kernel
-def _forward_samples(h, p, start, W, P, G, pending, c, how):
-    B = h.shape[1]
-    size = 8 if B < 64 else 32
-    for i in numba.prange((B + size - 1) // size):
-        _forward_1(h, p, start, i * size, min((i + 1) * size, B), W, P, G, pending, c, how)
+def _forward_samples(h, p, start, first, last, W, P, G, pending, c, how):
+    size = 8 if last - first < 64 else 32
+    for i in numba.prange((last - first + size - 1) // size):
+        _forward_1(h, p, start, first + i * size, min(first + (i + 1) * size, last), W, P, G, pending, c, how)
 
 
 @parallel_kernel
-def _backward_samples(h, G, start, W_back, P, pending, c, how):
-    B = h.shape[1]
-    size = 8 if B < 64 else 32
-    for i in numba.prange((B + size - 1) // size):
-        _backward_1(h, G, start, i * size, min((i + 1) * size, B), W_back, P, pending, c, how)
+def _backward_samples(h, G, start, first, last, W_back, P, pending, c, how):
+    size = 8 if last - first < 64 else 32
+    for i in numba.prange((last - first + size - 1) // size):
+        _backward_1(h, G, start, first + i * size, min(first + (i + 1) * size, last), W_back, P, pending, c, how)
 
 
-@kernel
-def _outputs(X, U, v, h, p, start, W, P, G, pending, c, how, split, f):
-    """f (B,) of the inputs X (B, d); fills h and p as _forward does."""
-    B, n = h.shape[1], h.shape[2]
-    _times(U, X, h[0], 0, n)
-    if split == SAMPLES:
-        _forward_samples(h, p, start, W, P, G, pending, c, how)
-    elif split == ROWS:
-        _forward_2(h, p, start, 0, B, W, P, G, pending, c, how)
-    else:
-        _forward_1(h, p, start, 0, B, W, P, G, pending, c, how)
-    for b in range(B):
-        total = 0.0
-        for m in range(n):
-            total += np.float64(v[m]) * h[-1, b, m]
-        f[b] = total / n
+_forward_rows, _backward_rows, _update_rows = map(parallel_kernel, (_forward, _backward, _update))
 
 
-@kernel
-def _steps(X, y, weight, U, v, W, W_back, reused, P, G, pending, c, h, h_kept, g_kept, f, chi, how, split):
-    """Mini-batches of X (.., d), y one after another; returns how many were finite and how many updates are pending.
-
-    weight : eta / B. c (most,) holds eta chi / B of the pending updates; when it is full they are added to W and W~ (which are
-    then written to). h_kept, g_kept : of size 0, or where to keep every pass, shape (.., T+1, n)
-    """
-    B, n, T = h.shape[1], h.shape[2], h.shape[0] - 1
-    A = np.empty((n, B), h.dtype)
-    for step in range(len(X) // B):
-        if pending + B > len(c):
-            for back in range(2):
-                if not (back and reused):
-                    weights = W_back if back else W
-                    if split == SERIAL:
-                        _update_1(weights, P, G, pending, c, how)
-                    else:
-                        _update_2(weights, P, G, pending, c, how)
-            pending = 0
-        rows = slice(step * B, (step + 1) * B)
-        _outputs(X[rows], U, v, h, P, pending, W, P, G, pending, c, how, split, f[rows])
-        moving = False
-        for b in range(B):
-            chi[step * B + b] = f[step * B + b] - y[step * B + b]
-            c[pending + b] = weight * chi[step * B + b]
-            moving |= c[pending + b] != 0
-            G[T, pending + b] = v
-        if split == SAMPLES:
-            _backward_samples(h, G, pending, W_back, P, pending, c, how)
-        elif split == ROWS:
-            _backward_2(h, G, pending, 0, B, W_back, P, pending, c, how)
-        else:
-            _backward_1(h, G, pending, 0, B, W_back, P, pending, c, how)
-        finite = True
-        for t in range(T + 1):
-            for b in range(B):
-                h2 = g2 = h.dtype.type(0)
-                for m in range(n):
-                    h2 += h[t, b, m] * h[t, b, m]
-                    g2 += G[t, pending + b, m] * G[t, pending + b, m]
-                finite &= np.isfinite(h2) and np.isfinite(g2)
-                if len(h_kept):
-                    h_kept[step * B + b, t] = h[t, b]
-                    g_kept[step * B + b, t] = G[t, pending + b]
-        if not finite:
-            return step, pending
-        if moving:
-            for b in range(B):
-                for i in range(n):
-                    A[i, b] = -c[pending + b] * G[0, pending + b, i]
-                    v[i] -= c[pending + b] * h[T, b, i]
-            _add_times(A, 0, X[rows], U)
-            pending += B
-    return len(X) // B, pending
+def kernels(n, batch):
+    """forward, backward and update for mini-batches of that size: on one thread where the work is small, else shared by the
+    samples, or where these are few by the rows of each matrix. It does not depend on the number of threads, so neither do the sums."""
+    if batch >= 16 and n * n * batch >= 2**20:
+        return _forward_samples, _backward_samples, _update_rows
+    return (_forward_rows, _backward_rows, _update_rows) if batch < 16 and n >= 512 else (_forward_1, _backward_1, _update_1)
 
 
 def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent=0.0, backward="reused", scaling="depth-mup",
@@ -465,33 +395,49 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     h_b, P, G = (np.empty((t, k, n), dtype) for t, k in ((T + 1, B), (T, most), (T + 1, most)))  # this mini-batch; waiting updates
     pending, c = 0, np.empty(most, dtype)  # of which so many wait; their eta chi / B
     how = rate, CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
+    forward, backward_pass, update = kernels(n, B)
     X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
     tests = dict.fromkeys([*range(0, S, every * B), S] if len(test) else [])  # samples seen at each evaluation
     if len(test):
         out.test_f = np.full((len(tests), len(test)), np.nan)
-    tests = {seen: row for seen, row in zip(tests, out.test_f)} if len(test) else {}  # f of the test inputs at each
-    bounds = sorted({*range(0, S, B * max(1, S // (100 * B))), *tests, S})
+        tests = dict(zip(tests, out.test_f))  # f of the test inputs at each
+
+    def outputs(forward, x, h, p, start):  # f (B,) of the inputs x (B, d); fills h and p
+        _times(U, x, h[0], 0, n)
+        forward(h, p, start, 0, len(x), W, P, G, pending, c, how)
+        return np.einsum("n,bn->b", v, h[-1], dtype=float) / n
 
     def evaluate(seen):
         for i in range(0, len(test) if seen in tests else 0, TEST_ROWS):
             x = X_test[i : i + TEST_ROWS]
             scratch = (np.empty((t, len(x), n), dtype) for t in (T + 1, T))
-            _outputs(x, U, v, *scratch, 0, W, P, G, pending, c, how, work_split(n, len(x)), tests[seen][i : i + len(x)])
+            tests[seen][i : i + len(x)] = outputs(kernels(n, len(x))[0], x, *scratch, 0)
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
-        for b, e in progress(list(zip(bounds, bounds[1:])), "training"):
+        for b in progress(range(0, S, B), "training"):
+            if pending + B > most:
+                update(W, P, G, pending, c, how)
+                if not reused:
+                    update(W_back, P, G, pending, c, how)
+                pending = 0
             evaluate(b)
-            done, pending = _steps(X[b:e], stream.y[b:e], stream.rate, U, v, W, W_back, reused, P, G, pending, c, h_b, h[b:e], g[b:e], f[b:e],
-                                   chi[b:e], how, work_split(n, B))
-            if done < (e - b) // B:
-                bad = b + done * B
-                passes = h_b.transpose(1, 0, 2), G[:, pending : pending + B].transpose(1, 0, 2)
-                if not stop_at_divergence(out, *passes, bad, two):
-                    out.diverged_at = bad, L  # at the edge of the numbers
-                f[bad + B : e] = chi[bad + B : e] = np.nan
-                if keep:
-                    h[bad : bad + B], g[bad : bad + B] = passes
+            batch, now = slice(b, b + B), slice(pending, pending + B)
+            f[batch] = outputs(forward, X[batch], h_b, P, pending)
+            chi[batch] = f[batch] - stream.y[batch]
+            c[now] = stream.rate * chi[batch]
+            G[T, now] = v
+            backward_pass(h_b, G, pending, 0, B, W_back, P, pending, c, how)
+            passes = h_b.transpose(1, 0, 2), G[:, now].transpose(1, 0, 2)
+            finite = np.isfinite(sum(np.einsum("bln,bln->", a, a) for a in passes))
+            diverged = not finite and stop_at_divergence(out, *passes, b, two)
+            if keep:
+                h[batch], g[batch] = passes
+            if diverged:
                 break
+            if c[now].any():
+                _add_times(-c[now] * G[0, now].T, 0, X[batch], U)
+                v -= np.einsum("b,bn->n", c[now], h_b[T])
+                pending += B
         else:
             evaluate(S)
         if "C" in keep:

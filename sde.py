@@ -129,58 +129,43 @@ def _total(part, N):
 @kernel
 def _dots(A, t, lo, hi, x, n, out):
     """out[j] = <A[j, t, lo:hi], x> for j < n, summed in the dtype of x; four at a time, so that x is loaded once for them."""
-    zero = x.dtype.type(0)
-    for j in range(0, n, 4):
-        a, b = A[j, t][lo:hi], A[min(j + 1, n - 1), t][lo:hi]
-        c, d = A[min(j + 2, n - 1), t][lo:hi], A[min(j + 3, n - 1), t][lo:hi]
-        p = q = r = s = zero
-        if j + 1 == n:
-            for m in range(len(x)):
-                p += a[m] * x[m]
-        elif j + 2 == n:
-            for m in range(len(x)):
-                p += a[m] * x[m]
-                q += b[m] * x[m]
-        else:
-            for m in range(len(x)):
-                p += a[m] * x[m]
-                q += b[m] * x[m]
-                r += c[m] * x[m]
-                s += d[m] * x[m]
+    j = 0
+    while j + 4 <= n:
+        a, b, c, d = A[j, t][lo:hi], A[j + 1, t][lo:hi], A[j + 2, t][lo:hi], A[j + 3, t][lo:hi]
+        p = q = r = s = x.dtype.type(0)
+        for m in range(len(x)):
+            p += a[m] * x[m]
+            q += b[m] * x[m]
+            r += c[m] * x[m]
+            s += d[m] * x[m]
+        out[j], out[j + 1], out[j + 2], out[j + 3] = p, q, r, s
+        j += 4
+    while j < n:
+        a, p = A[j, t][lo:hi], x.dtype.type(0)
+        for m in range(len(x)):
+            p += a[m] * x[m]
         out[j] = p
-        if j + 1 < n:
-            out[j + 1] = q
-        if j + 2 < n:
-            out[j + 2] = r
-        if j + 3 < n:
-            out[j + 3] = s
+        j += 1
 
 
 @kernel
 def _add(c, A, t, lo, hi, n, y):
     """y += sum_j c[j] A[j, t, lo:hi], j < n; four at a time, so that y is loaded and stored once for them."""
-    for j in range(0, n, 4):
-        a, b = A[j, t][lo:hi], A[min(j + 1, n - 1), t][lo:hi]
-        e, d = A[min(j + 2, n - 1), t][lo:hi], A[min(j + 3, n - 1), t][lo:hi]
-        p = c[j]
-        if j + 1 == n:
-            for m in range(len(y)):
-                y[m] += p * a[m]
-        elif j + 2 == n:
-            q = c[j + 1]
-            for m in range(len(y)):
-                y[m] += p * a[m] + q * b[m]
-        elif j + 3 == n:
-            q, r = c[j + 1], c[j + 2]
-            for m in range(len(y)):
-                y[m] += p * a[m] + q * b[m] + r * e[m]
-        else:
-            q, r, s = c[j + 1], c[j + 2], c[j + 3]
-            for m in range(len(y)):
-                y[m] += p * a[m] + q * b[m] + r * e[m] + s * d[m]
+    j = 0
+    while j + 4 <= n:
+        a, b, e, d = A[j, t][lo:hi], A[j + 1, t][lo:hi], A[j + 2, t][lo:hi], A[j + 3, t][lo:hi]
+        p, q, r, s = c[j], c[j + 1], c[j + 2], c[j + 3]
+        for m in range(len(y)):
+            y[m] += p * a[m] + q * b[m] + r * e[m] + s * d[m]
+        j += 4
+    while j < n:
+        a, p = A[j, t][lo:hi], c[j]
+        for m in range(len(y)):
+            y[m] += p * a[m]
+        j += 1
 
 
-@parallel_kernel
+@kernel
 def _factor_row(R, gram, part, a, k, l, spanned):
     """Row k of gram = <a^j_l, a^k_l> / N, from the chunks' shares part (chunks, k+1), and of its factor R.
 
@@ -204,7 +189,7 @@ def _factor_row(R, gram, part, a, k, l, spanned):
             for i in range(j + 1, k):
                 t -= R[i, j] * c[i]
             c[j] = t / R[j, j] if R[j, j] else 0.0
-        for i in numba.prange(chunks):
+        for i in range(chunks):
             lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
             rest = a[k, l][lo:hi].astype(np.float64)
             _add(c, a, l, lo, hi, k, rest)
