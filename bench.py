@@ -332,7 +332,7 @@ def machine(repeat):
     out, rng = {}, np.random.default_rng(0)
 
     def rate(amount, run):
-        return amount / alternate({"it": lambda: run()}, repeat)[0]["it"] / 1e9
+        return amount / alternate({"it": run}, repeat)[0]["it"] / 1e9
 
     for place, numbers in (("L3", 1 << 20), ("DRAM", 1 << 25)):
         a = np.ones(numbers)
@@ -380,7 +380,6 @@ def table_particles(limits, options):
             drawn = {name: partial(with_draw, name, run, (S, L, N), dtype) for name, run in peers.items()}
             yield compare(f"B. particles, normals drawn, {dtype}", f"N {N}, L {L}, {S} passes", {"ours": lambda: dice(solve, rng)} | drawn,
                           "ns", scale, limit + 1 / limits[f"normals/s, {dtype}"], options.repeat)
-        runs = {"ours": lambda: dice(partial(sde.solve, stream, N, L, keep="outputs", noise=noise)) for _ in (0,)}
         for coupling in ("nearest", "full"):
             noise = sde.draw_noise(S, N, L, rng=0)
             runs = {c: partial(dice, partial(sde.solve, stream, N, L, coupling=c, noise=noise, keep="outputs")) for c in ("none", coupling)}

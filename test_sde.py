@@ -116,7 +116,7 @@ def test_linear_closed_form(L):
     ("tanh", 1, "pre", 0), ("relu", 2, "pre", 0), ("tanh", 2, "two-layer", 0.5), ("relu", 1, "two-layer", 0.5)])
 def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
     """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N."""
-    rng, runs, how = np.random.default_rng(0), 2000, dict(block=block, internal_lr_exponent=exponent)
+    rng, runs, how = np.random.default_rng(0), 1200, dict(block=block, internal_lr_exponent=exponent)
     stream = Stream(1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch)  # similar inputs: strong coupling
 
     def sample(run):
