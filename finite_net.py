@@ -1,8 +1,8 @@
 """Residual networks of finite width with explicit weight matrices, trained by SGD. Fast twin of `nfd_min.sgd`.
 
-The inner loops are compiled by Numba. A weight matrix is read once forward and once backward in a step; the backward
-sweep takes a row W[i], adds its share to W^T g, then applies the rank-one update to it while it is in cache. All sums
-run in a fixed order, so the same seed gives the same bits on any number of threads.
+The inner loops are compiled by Numba. A weight matrix is read once forward and once backward in a step. Updates wait as the
+vectors g^j and phi(h^j), in the form of [12], and are added to the matrix many at a time, so that it is seldom written. All
+sums run in a fixed order, so the same seed gives the same bits on any number of threads.
 """
 
 import os
@@ -37,7 +37,6 @@ from nfd_min import (
     weight_shape,
 )
 
-
 PRANGE_ALONE = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False) | {
     "prange": True}  # no array expression becomes a loop of its own for all threads
 
@@ -56,6 +55,7 @@ def kernel(function, parallel=False):
 
 
 parallel_kernel = partial(kernel, parallel=True)
+
 
 @kernel
 def _fill(rng, out):
@@ -346,8 +346,8 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     scaling : "depth-mup" (skip 1, branch 1/sqrt(L)), "mup" (skip 1, branch 1) or "vanilla" (skip 0, branch 1)
     dtype : "float64" or "float32", of the weights and of all arithmetic on them
     weights : U (n, d), W (L, n, n) or for two-layer blocks (L, 2, n, n), v (n,), each entry N(0,1) in the theory, and for
-        the decoupled backward pass optionally W~ of W's shape, which "reused" ignores; they are copied. What is not given
-        is drawn from `rng`.
+        the decoupled backward pass optionally W~ of W's shape, which "reused" ignores; they are not changed. What is not
+        given is drawn from `rng`.
     rng : seed or numpy.random.Generator of the weights
     keep : "all"; "kernels" for f, chi, C, Gamma (needs the memory of "all" during the run); "outputs" for f, chi
         (memory O(L n^2) for any number of samples)
@@ -356,8 +356,9 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
 
     Returns a Trajectory. If the mean square of h or g stops being a finite number the run ends there, with
     `diverged_at` set. Raises ValueError for bad input, or if the run needs more memory than the machine has:
-    8 or 4 bytes for each of L n^2 (twice if decoupled, twice for two-layer blocks) + n d weights and 2 S (L+1) n features
-    and gradients (with two layers in a block 2 S (2L+1) n; with keep="outputs" those of one mini-batch).
+    8 or 4 bytes for each of L n^2 (twice if decoupled, twice for two-layer blocks, and a copy of those given if S exceeds the
+    updates that wait) + n d weights and 2 S (L+1) n features and gradients (2 S (2L+1) n with two layers in a block; none with
+    keep="outputs"), and those of n / 4 samples, at most 64, or of a larger mini-batch, whose updates wait.
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
@@ -371,7 +372,9 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     rows, every = S if keep else 0, positive_int("test_every", test_every)
     test = np.zeros((0, d), dtype) if test is None else finite_array("test", test, ("T", d))
     most = min(S, B * max(1, min(n // 4, 64) // B))  # samples whose updates wait until they are added to W
-    needed = prod(W_shape) * (2 - reused) * (1 + (most < S)) + n * d + (2 * rows + 2 * most + B + 2 * min(len(test), TEST_ROWS)) * (T + 1) * n
+    copied = most < S and weights is not None  # then the matrices are written to
+    passes = 2 * rows + 2 * most + B + 2 * min(len(test), TEST_ROWS)
+    needed = prod(W_shape) * (2 - reused) * (1 + copied) + n * d + passes * (T + 1) * n
     check_memory(dtype().itemsize * needed + 16 * L * S * S * bool(keep), f"train(width={n}, depth={L}, S={S})")
     shapes = dict(U=(n, d), W=W_shape, v=(n,), W_back=W_shape)
     rng = np.random.default_rng(rng)
@@ -386,7 +389,7 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
     U, W, v, *copy = weights
     U, v, W, W_back = U.copy(), v.copy(), W.reshape(-1, n, n), (copy[0] if copy else W).reshape(-1, n, n)
-    if most < S:  # then the matrices are written to
+    if copied:
         W, W_back = (W.copy(), W_back.copy()) if copy else 2 * (W.copy(),)
 
     f, chi = np.full((2, S), np.nan)

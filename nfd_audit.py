@@ -529,7 +529,7 @@ CLAIMS = {
               (Experiment(measure_gradients, (1, 4), (Bound("relative error", 1e-6),)),)),
         Claim("gia-width", "Prop 4.2 [9]",
               "At initialisation the true and the decoupled gradient differ by O(1/n) in mean square, uniformly in depth.",
-              (Experiment(measure_gia, (60, 200), (*(Rate(f"|g - g~|^2, L = {L}", "n", -1, 0.2) for L in (4, 16, 64)),
+              (Experiment(measure_gia, (100, 200), (*(Rate(f"|g - g~|^2, L = {L}", "n", -1, 0.2) for L in (4, 16, 64)),
                                                     Rate("n |g - g~|^2", "L", 0, 0.15))),)),
         Claim("init-limit", "Thm 4.3 [10], [11]",
               "At initialisation the network converges to the forward-backward SDE, at rate 1/n + 1/L.",

@@ -481,8 +481,11 @@ def eigenvalue_draw(points, sizes):
     passes, depth = sizes["passes"], sizes["depth"]
     style = shades(sizes["widths"])
     limits = {"NFD": ("none", dict(color=RED, linestyle="--")), "coupled limit": ("full", dict(color=BLACK, linestyle="-"))}
-    smallest = {name: {n: array(pick(points, eigenvalue_case, particles=n, coupling="full"), name)[:, -1].min() for n in sizes["widths"]}
-                for name in ("C", "Gamma")}
+
+    def networks(name, n):  # the limit, which comes last, may have as many particles
+        return array(pick(points, eigenvalue_case, particles=n, coupling="full")[: sizes["seeds"]], name)
+
+    smallest = {name: {n: networks(name, n)[:, -1].min() for n in sizes["widths"]} for name in ("C", "Gamma")}
     where = {name: np.argmin(array(pick(points, eigenvalue_case, seed=10**6, coupling="full"), name)[0, -1]) / depth for name in smallest}
     caption = (f"Assumption 5.4: smallest eigenvalues of the kernels C_t and Gamma_t of networks of depth {depth} (exact in law, lines: mean "
                f"of {sizes['seeds']} seeds, bands: their range), and of NFD and the coupled limit ({sizes['particles']} particles). Top: "
@@ -503,10 +506,7 @@ def eigenvalue_draw(points, sizes):
                     ax.fill_between(x, y.min(axis=0), y.max(axis=0), color=label_style["color"], alpha=0.2, linewidth=0)
                 log_y(ax)
         for n in sizes["widths"]:
-            draw(array(pick(points, eigenvalue_case, particles=n, seed=0, coupling="full")
-                       + [r for s in range(1, sizes["seeds"])
-                          for r in pick(points, eigenvalue_case, particles=n, seed=s, coupling="full")], name),
-                 dict(color=style[n][0]), True)
+            draw(networks(name, n), dict(color=style[n][0]), True)
         for c, line in limits.values():
             draw(array(pick(points, eigenvalue_case, seed=10**6, coupling=c), name), line, False)
         axes[0, column].set(title=f"min eig {dict(C='C_t', Gamma='Gamma_t')[name]}", xlabel="depth t = l / L")
