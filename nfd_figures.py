@@ -351,7 +351,7 @@ def convergence_draw(points, sizes):
         k, limit = (0 if when == "first" else -1), limits[c]
         def one(result):
             if name == "kernels":
-                return np.mean([(result[a][k][k] - limit[a][k, k]) ** 2 for a in ("C_last", "Gamma")])
+                return np.mean([(result[a][k][k] / limit[a][k, k] - 1) ** 2 for a in ("C_last", "Gamma")])
             key = dict(h="h2", g="g2", f="f")[name]
             return (result[key][k] - limit[key][k]) ** 2
         return np.transpose([[one(r) for r in pick(points, network_case, width=n)] for n in sizes["widths"]])
@@ -368,7 +368,7 @@ def convergence_draw(points, sizes):
             f"{name} against {against} {interval(fit)}" for against in "nL" for name in ("f", "h")
             if (fit := fits[f"{name}, {label}, against {against}"])) + ". ")
     caption = ("Squared distance of networks from the limits, against width (top: explicit matrices, depth 8; mean squares for h and g, "
-               "diagonals of C_{L-1} and Gamma_0 for the kernels) and against depth (bottom: infinite width, on the same Brownian paths, maximum over "
+               "relative errors of C_{L-1} and Gamma_0 for the kernels) and against depth (bottom: infinite width, on the same Brownian paths, maximum over "
                "layers). Lines: fitted power laws, slopes with 95% intervals. " + "".join(lines))
     figure, axes = canvas(2, 4, "Figure 1: convergence in width and in depth, before and after training", caption)
     for row, (against, size, error) in enumerate((("n", sizes["widths"], width_error), ("L", sizes["depths"], depth_error))):
