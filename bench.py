@@ -263,12 +263,17 @@ def particle_peers(stream, noise):
 # Measuring
 
 
+PAUSE = 0.05
+"""Seconds before each measurement, in which the threads of the one before fall asleep: OpenBLAS lets them wait awake for 26 ms."""
+
+
 def alternate(runs, repeat):
     """Median seconds of each of {name: function}, taken in turns after a warm-up; and what each returned."""
     results = {name: run() for name, run in runs.items()}
     times = {name: [] for name in runs}
     for _ in range(repeat):
         for name, run in runs.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)

@@ -7,7 +7,7 @@ sums run in a fixed order, so the same seed gives the same bits on any number of
 
 import os
 from functools import partial
-from math import erf, exp, pi, prod, sqrt
+from math import erf, exp, isfinite, pi, prod, sqrt
 from types import FunctionType
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a thread that waits for the other sleeps after some microseconds, not milliseconds
@@ -26,7 +26,6 @@ from nfd_min import (
     check_memory,
     choose,
     fill_kernels,
-    finite_array,
     inner_rate,
     per_block,
     positive_int,
@@ -44,7 +43,7 @@ PRANGE_ALONE = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "se
 def kernel(function, parallel=False):
     """Compile with a cache on disk, or without one where the disk is read-only. Sums may be reordered (so that they
     run in vector registers), but NaN and infinity keep their meaning."""
-    options = dict(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy", parallel=parallel and PRANGE_ALONE)
+    options = dict(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy", parallel=parallel and PRANGE_ALONE.copy())  # Numba empties it
     if parallel:  # a name of its own in the cache, whose keys leave out the options
         function = FunctionType(function.__code__, function.__globals__, function.__name__)
         function.__qualname__ += "_parallel"
@@ -69,6 +68,27 @@ def normals(rng, shape, dtype):
     _fill(rng, out.reshape(-1))
     return out
 
+
+def pieces(dtype, *shapes):
+    """Uninitialised arrays of these shapes, in one piece of memory: new pages cost more than what is computed in them, and the C
+    library gives one piece of up to 32 MiB out again, not several. They live as long as any of them does."""
+    ends = np.cumsum([prod(shape) for shape in shapes])
+    return [a.reshape(shape) for a, shape in zip(np.split(np.empty(ends[-1], dtype), ends), shapes)]
+
+
+@parallel_kernel
+def _sum(a):
+    part = np.zeros(64)
+    for i in numba.prange(64):
+        share, s = a[i * len(a) // 64 : (i + 1) * len(a) // 64], a.dtype.type(0)
+        for m in range(len(share)):
+            s += share[m]
+        part[i] = s
+    return part.sum()
+
+
+finite_array = partial(nfd_min.finite_array, total=lambda a: _sum(a.reshape(-1)) if a.size > 2**16 else a.sum())
+"""nfd_min.finite_array, large arrays on all threads."""
 
 draw_weights = partial(nfd_min.draw_weights, normals=normals)
 """nfd_min.draw_weights, the same numbers, faster."""
@@ -123,7 +143,7 @@ def _times_dphi(code, x, phi_x, c, out):
             out[m] *= c * (one - phi_x[m] * phi_x[m])
     elif code == 1:
         for m in range(len(x)):
-            out[m] *= c if x[m] > 0 else zero
+            out[m] *= c if phi_x[m] > 0 else zero
     elif code == 2:
         for m in range(len(x)):
             out[m] *= c * front * exp(-x[m] * x[m])
@@ -136,7 +156,8 @@ def _times_dphi(code, x, phi_x, c, out):
 def _times(W, p, u, lo, hi):
     """u[b, i] = sum_m W[i, m] p[b, m] for the rows i = lo..hi-1; W (n, d), p (B, d), u (B, n).
 
-    Two rows and four samples at a time, or four rows and one: every number loaded serves several sums.
+    Two rows and four samples at a time: every number loaded serves several sums. One sample takes the rows in their order,
+    as fast as they arrive.
     """
     d, zero, last, fours = W.shape[1], W.dtype.type(0), hi - 1, len(p) // 4 * 4
     for i in range(lo, hi, 2):
@@ -154,23 +175,20 @@ def _times(W, p, u, lo, hi):
                 r2 += W[j, m] * p[b + 3, m]
             u[b, i], u[b + 1, i], u[b + 2, i], u[b + 3, i] = s, t, q, r
             u[b, j], u[b + 1, j], u[b + 2, j], u[b + 3, j] = s2, t2, q2, r2
-    for i in range(lo, hi, 4):
-        j, k, l = min(i + 1, last), min(i + 2, last), min(i + 3, last)
-        for b in range(fours, len(p)):
-            s = t = q = r = zero
+    for b in range(fours, len(p)):
+        x, y = p[b], u[b]
+        for i in range(lo, hi):
+            w, s = W[i], zero
             for m in range(d):
-                s += W[i, m] * p[b, m]
-                t += W[j, m] * p[b, m]
-                q += W[k, m] * p[b, m]
-                r += W[l, m] * p[b, m]
-            u[b, i], u[b, j], u[b, k], u[b, l] = s, t, q, r
+                s += w[m] * x[m]
+            y[i] = s
 
 
 @kernel
 def _add_times(A, at, X, Y):
     """Y[r] += sum_q A[r, at + q] X[q]; A (R, ..), X (Q, d), Y (R, d).
 
-    Two rows of Y and four of X at a time; sixteen rows of Y stay in cache while all of X passes by.
+    Two rows of Y and four of X at a time, or one and eight; sixteen rows of Y stay in cache while all of X passes by.
     """
     R, (Q, d), zero = len(Y), X.shape, A.dtype.type(0)
     for start in range(0, R, 16):
@@ -187,13 +205,38 @@ def _add_times(A, at, X, Y):
                     x, y, z, w = X[q, m], X[i, m], X[j, m], X[k, m]
                     Y[r, m] += a * x + b * y + c * z + e * w
                     Y[r + 1, m] += a2 * x + b2 * y + c2 * z + e2 * w
-            if (stop - start) % 2:
-                r, a = stop - 1, A[stop - 1, at + q]
-                b = A[r, at + i] if more else zero
-                c = A[r, at + j] if still else zero
-                e = A[r, at + k] if full else zero
-                for m in range(d):
-                    Y[r, m] += a * X[q, m] + b * X[i, m] + c * X[j, m] + e * X[k, m]
+    if R % 2:
+        y, eights = Y[R - 1], Q // 8 * 8
+        for q in range(0, eights, 8):
+            a, b, c, e = A[R - 1, at + q], A[R - 1, at + q + 1], A[R - 1, at + q + 2], A[R - 1, at + q + 3]
+            f, g, h, k = A[R - 1, at + q + 4], A[R - 1, at + q + 5], A[R - 1, at + q + 6], A[R - 1, at + q + 7]
+            for m in range(d):
+                y[m] += (a * X[q, m] + b * X[q + 1, m] + c * X[q + 2, m] + e * X[q + 3, m]
+                         + f * X[q + 4, m] + g * X[q + 5, m] + h * X[q + 6, m] + k * X[q + 7, m])
+        for q in range(eights, Q):
+            a = A[R - 1, at + q]
+            for m in range(d):
+                y[m] += a * X[q, m]
+
+
+@kernel
+def _update_ends(X, g, h, c, U, v):
+    """The updates of U and v by X (B, d), g = g_0 and h = h_L, both (B, n), and c = eta chi / B. [2]"""
+    for b in range(len(c)):
+        for i in range(len(v)):
+            v[i] -= c[b] * h[b, i]
+            step = c[b] * g[b, i]
+            for m in range(X.shape[1]):
+                U[i, m] -= step * X[b, m]
+
+
+@kernel
+def _square(x):
+    """|x|^2, summed in the dtype of x."""
+    s = x.dtype.type(0)
+    for m in range(len(x)):
+        s += x[m] * x[m]
+    return s
 
 
 CHUNK = 256
@@ -201,7 +244,7 @@ CHUNK = 256
 
 
 def _forward(h, p, start, first, last, W, P, G, pending, c, how):
-    """The samples first..last-1 of h (T+1, B, n), from h[0]. [1], [29], [12]
+    """The samples first..last-1 of h (T+1, B, n), from h[0]; returns the sum of their squares. [1], [29], [12]
 
     h[t] is h_t, or for blocks of two layers (two = 2) x_l at t = 2 l - 1 and h_l at t = 2 l. p (T, .., n): its rows start.. of p[t-1]
     are set to the vectors that the matrix of h[t] multiplies. The matrices are W - sum_j step_j g^j_t phi^j_{t-1}^T, with
@@ -209,7 +252,9 @@ def _forward(h, p, start, first, last, W, P, G, pending, c, how):
     """
     rate, code, post, two, skip, s, root = how
     T, n, chunks = h.shape[0] - 1, h.shape[2], (h.shape[2] + CHUNK - 1) // CHUNK
-    seen = np.empty((last - first, pending), h.dtype)
+    seen, squares = np.empty((last - first, pending), h.dtype), 0.0
+    for b in range(first, last):
+        squares += _square(h[0, b])
     for t in range(1, T + 1):
         top = t % two == 0  # of its block
         if post and top:
@@ -237,6 +282,8 @@ def _forward(h, p, start, first, last, W, P, G, pending, c, how):
             if top:
                 for m in range(n):
                     h[t, b, m] += skip * h[t - two, b, m]
+            squares += _square(h[t, b])
+    return squares
 
 
 @kernel
@@ -248,11 +295,16 @@ def _to_steps(seen, c, scale):
 
 
 def _backward(h, G, start, first, last, W_back, P, pending, c, how):
-    """The rows start + first .. start + last - 1 of G (T+1, .., n), from those of G[T]. [3], [12]; the rest as in _forward."""
+    """The rows start + first .. start + last - 1 of G (T+1, .., n), from those of G[T]; returns the sum of their squares. [3], [12]
+
+    The rest as in _forward.
+    """
     rate, code, post, two, skip, s, root = how
     T, n, chunks = h.shape[0] - 1, h.shape[2], (h.shape[2] + CHUNK - 1) // CHUNK
     seen, phi_x = np.empty((last - first, pending), h.dtype), np.empty(n, h.dtype)
-    part = np.empty((chunks, last - first, n), h.dtype)  # of W^T g, from each chunk of rows
+    part, squares = np.empty((chunks, last - first, n), h.dtype), 0.0  # of W^T g, from each chunk of rows
+    for b in range(last - first):
+        squares += _square(G[T, start + first + b])
     for t in range(T, 0, -1):
         top = t % two == 0
         g, below = G[t][start + first : start + last], G[t - 1][start + first : start + last]
@@ -261,6 +313,7 @@ def _backward(h, G, start, first, last, W_back, P, pending, c, how):
                 _phi(code, h[t - 1, first + b], phi_x)
                 below[b] = g[b]
                 _times_dphi(code, h[t - 1, first + b], phi_x, s, below[b])
+                squares += _square(below[b])
             continue
         scale = s * root if top else root
         if pending:
@@ -286,6 +339,8 @@ def _backward(h, G, start, first, last, W_back, P, pending, c, how):
             if (t - 1) % two == 0:
                 for m in range(n):
                     below[b, m] += skip * G[t - 1 + two, start + first + b, m]
+            squares += _square(below[b])
+    return squares
 
 
 def _update(W, P, G, pending, c, how):
@@ -303,32 +358,41 @@ def _update(W, P, G, pending, c, how):
         _add_times(steps, 0, P[t - 1][:pending], W[j][lo:hi])
 
 
-_forward_1, _backward_1, _update_1 = map(kernel, (_forward, _backward, _update))  # on one thread
+_forward_1, _backward_1 = map(kernel, (_forward, _backward))  # on one thread
+_forward_rows, _backward_rows, _update = map(parallel_kernel, (_forward, _backward, _update))
 
 
 @parallel_kernel
 def _forward_samples(h, p, start, first, last, W, P, G, pending, c, how):
-    size = 8 if last - first < 64 else 32
-    for i in numba.prange((last - first + size - 1) // size):
-        _forward_1(h, p, start, first + i * size, min(first + (i + 1) * size, last), W, P, G, pending, c, how)
+    size = share(last - first)
+    squares = np.zeros((last - first + size - 1) // size)
+    for i in numba.prange(len(squares)):
+        squares[i] = _forward_1(h, p, start, first + i * size, min(first + (i + 1) * size, last), W, P, G, pending, c, how)
+    return squares.sum()
 
 
 @parallel_kernel
 def _backward_samples(h, G, start, first, last, W_back, P, pending, c, how):
-    size = 8 if last - first < 64 else 32
-    for i in numba.prange((last - first + size - 1) // size):
-        _backward_1(h, G, start, first + i * size, min(first + (i + 1) * size, last), W_back, P, pending, c, how)
+    size = share(last - first)
+    squares = np.zeros((last - first + size - 1) // size)
+    for i in numba.prange(len(squares)):
+        squares[i] = _backward_1(h, G, start, first + i * size, min(first + (i + 1) * size, last), W_back, P, pending, c, how)
+    return squares.sum()
 
 
-_forward_rows, _backward_rows, _update_rows = map(parallel_kernel, (_forward, _backward, _update))
+@kernel
+def share(batch):
+    """Samples of a mini-batch that one thread takes at a time: an even number of shares, of 4, 8, .. 32 samples but for the last."""
+    shares = 2 * ((batch + 63) // 64)
+    return (batch + 4 * shares - 1) // (4 * shares) * 4
 
 
-def kernels(n, batch):
-    """forward, backward and update for mini-batches of that size: on one thread where the work is small, else shared by the
-    samples, or where these are few by the rows of each matrix. It does not depend on the number of threads, so neither do the sums."""
-    if batch >= 16 and n * n * batch >= 2**20:
-        return _forward_samples, _backward_samples, _update_rows
-    return (_forward_rows, _backward_rows, _update_rows) if batch < 16 and n >= 512 else (_forward_1, _backward_1, _update_1)
+def kernels(n, T, batch):
+    """forward and backward for mini-batches of that size and T layers: on one thread where the work is small, else shared by
+    the samples, or where these are few by the rows of each matrix. Whatever the number of threads, so the sums are the same."""
+    if batch >= 8 and (n < 512 or batch >= 16) and T * n * n * batch >= 2**21:
+        return _forward_samples, _backward_samples
+    return (_forward_rows, _backward_rows) if n >= 512 else (_forward_1, _backward_1)
 
 
 def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent=0.0, backward="reused", scaling="depth-mup",
@@ -395,51 +459,49 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
     h, g = np.full((2, rows, T + 1, n), np.nan, dtype)
-    h_b, P, G = (np.empty((t, k, n), dtype) for t, k in ((T + 1, B), (T, most), (T + 1, most)))  # this mini-batch; waiting updates
+    h_b, P, G = pieces(dtype, (T + 1, B, n), (T, most, n), (T + 1, most, n))  # this mini-batch; waiting updates
     pending, c = 0, np.empty(most, dtype)  # of which so many wait; their eta chi / B
     how = rate, CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
-    forward, backward_pass, update = kernels(n, B)
+    forward, backward_pass = kernels(n, T, B)
     X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
     tests = dict.fromkeys([*range(0, S, every * B), S] if len(test) else [])  # samples seen at each evaluation
     if len(test):
         out.test_f = np.full((len(tests), len(test)), np.nan)
         tests = dict(zip(tests, out.test_f))  # f of the test inputs at each
 
-    def outputs(forward, x, h, p, start):  # f (B,) of the inputs x (B, d); fills h and p
+    def outputs(forward, x, h, p, start):  # f (B,) of the inputs x (B, d) and |h|^2; fills h and p
         _times(U, x, h[0], 0, n)
-        forward(h, p, start, 0, len(x), W, P, G, pending, c, how)
-        return np.einsum("n,bn->b", v, h[-1], dtype=float) / n
+        squares = forward(h, p, start, 0, len(x), W, P, G, pending, c, how)
+        return np.einsum("n,bn->b", v, h[-1], dtype=float) / n, squares
 
     def evaluate(seen):
         for i in range(0, len(test) if seen in tests else 0, TEST_ROWS):
             x = X_test[i : i + TEST_ROWS]
             scratch = (np.empty((t, len(x), n), dtype) for t in (T + 1, T))
-            tests[seen][i : i + len(x)] = outputs(kernels(n, len(x))[0], x, *scratch, 0)
+            tests[seen][i : i + len(x)], _ = outputs(kernels(n, T, len(x))[0], x, *scratch, 0)
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for b in progress(range(0, S, B), "training"):
             if pending + B > most:
-                update(W, P, G, pending, c, how)
+                _update(W, P, G, pending, c, how)
                 if not reused:
-                    update(W_back, P, G, pending, c, how)
+                    _update(W_back, P, G, pending, c, how)
                 pending = 0
             evaluate(b)
             batch, now = slice(b, b + B), slice(pending, pending + B)
-            f[batch] = outputs(forward, X[batch], h_b, P, pending)
+            f[batch], squares = outputs(forward, X[batch], h_b, P, pending)
             chi[batch] = f[batch] - stream.y[batch]
             c[now] = stream.rate * chi[batch]
             G[T, now] = v
-            backward_pass(h_b, G, pending, 0, B, W_back, P, pending, c, how)
+            squares += backward_pass(h_b, G, pending, 0, B, W_back, P, pending, c, how)
             passes = h_b.transpose(1, 0, 2), G[:, now].transpose(1, 0, 2)
-            finite = np.isfinite(sum(np.einsum("bln,bln->", a, a) for a in passes))
-            diverged = not finite and stop_at_divergence(out, *passes, b, two)
+            diverged = not isfinite(squares) and stop_at_divergence(out, *passes, b, two)
             if keep:
                 h[batch], g[batch] = passes
             if diverged:
                 break
             if c[now].any():
-                _add_times(-c[now] * G[0, now].T, 0, X[batch], U)
-                v -= np.einsum("b,bn->n", c[now], h_b[T])
+                _update_ends(X[batch], G[0, now], h_b[T], c[now], U, v)
                 pending += B
         else:
             evaluate(S)

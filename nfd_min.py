@@ -54,10 +54,11 @@ def positive_int(name, value):
     return int(value)
 
 
-def finite_array(name, value, shape, dtype=float, copy=True):
+def finite_array(name, value, shape, dtype=float, copy=True, total=np.sum):
     """Return value as a new C-contiguous array of that dtype (copy=None: as it is if it is one); raise ValueError unless it is finite and has that shape.
 
     shape : tuple of int or str; a string stands for any size >= 1 and is what the message prints.
+    total : the sum of an array
     """
     try:
         if np.iscomplexobj(value):
@@ -69,7 +70,7 @@ def finite_array(name, value, shape, dtype=float, copy=True):
     if array.ndim != len(shape) or any(a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)):
         raise ValueError(f"{name} has shape {array.shape}, expected {_show(shape)}")
     with np.errstate(all="ignore"):
-        finite = np.isfinite(array.sum())  # one quick pass; where it is not, look closer
+        finite = np.isfinite(total(array))  # one quick pass; where it is not, look closer
     if not finite and not np.isfinite(array).all():
         bad = np.sum(~np.isfinite(array))
         raise ValueError(f"{name} must be finite in {np.dtype(dtype)}; it holds {bad} NaN or infinite entries")

@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
 import nfd_min
-from finite_net import CODES, kernel, normals, parallel_kernel
+from finite_net import CODES, finite_array, kernel, normals, parallel_kernel, pieces
 from nfd_min import (
     COUPLINGS,
     DTYPES,
@@ -33,7 +33,6 @@ from nfd_min import (
     check_memory,
     choose,
     coarsen,
-    finite_array,
     inner_rate,
     particle_block,
     positive_int,
@@ -107,7 +106,7 @@ def _times_dphi(code, x, phi_x, c, out):
             out[m] *= c * (one - phi_x[m] * phi_x[m])
     elif code == 1:
         for m in range(len(x)):
-            out[m] *= c if x[m] > 0 else zero
+            out[m] *= c if phi_x[m] > 0 else zero
     elif code == 2:
         for m in range(len(x)):
             out[m] *= c * front * exp(-x[m] * x[m])
@@ -127,6 +126,15 @@ def _total(part, N):
 
 
 @kernel
+def _dot(x, y):
+    """<x, y>, summed in their dtype."""
+    s = x.dtype.type(0)
+    for m in range(len(x)):
+        s += x[m] * y[m]
+    return s
+
+
+@kernel
 def _dots(A, t, lo, hi, x, n, out):
     """out[j] = <A[j, t, lo:hi], x> for j < n, summed in the dtype of x; four at a time, so that x is loaded once for them."""
     j = 0
@@ -141,10 +149,7 @@ def _dots(A, t, lo, hi, x, n, out):
         out[j], out[j + 1], out[j + 2], out[j + 3] = p, q, r, s
         j += 4
     while j < n:
-        a, p = A[j, t][lo:hi], x.dtype.type(0)
-        for m in range(len(x)):
-            p += a[m] * x[m]
-        out[j] = p
+        out[j] = _dot(A[j, t][lo:hi], x)
         j += 1
 
 
@@ -264,13 +269,45 @@ def _plus_scaled(x, c, a, y):
         y[m] = x[m] + c * a[m]
 
 
+@kernel
+def _forward_chunk(i, t, k, J, h, p, q, g, M, N_, noise, drift, owed, code, two, near, full, part, part_P, part_dots, part_fresh, sizes):
+    """Chunk i of layer t in _forward: h_t and phi(h_t), and this chunk's shares of the sums over all particles."""
+    T, N, rows, one = M.shape[1], M.shape[2], len(h), h.dtype.type(1)
+    lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
+    now, phi = h[t % rows][lo:hi], p[k, t][lo:hi]
+    if t > 0:
+        new = M[k, t - 1][lo:hi]
+        if full:
+            _add(owed, g, t, lo, hi, k, new)
+        if t % two == 0:
+            _plus_scaled(h[(t - two) % rows][lo:hi], noise[k], new, now)
+        else:
+            _scaled(noise[k], new, now)
+        _add(noise, M, t - 1, lo, hi, k, now)
+        _add(drift, g, t, lo, hi, J, now)
+    _phi(code, now, phi)
+    _dots(p, t, lo, hi, phi, k + 1, part[i])
+    sizes[i, t] = _dot(now, now)
+    if near:
+        q[k, t, lo:hi] = 1
+        _times_dphi(code, now, phi, one, q[k, t][lo:hi])
+        _dots(q, t, lo, hi, q[k, t][lo:hi], J, part_P[i])
+    if full and t < T:
+        _dots(N_, t, lo, hi, phi, k, part_dots[i])
+        _dots(g, t + 1, lo, hi, M[k, t][lo:hi], k, part_fresh[i])
+    if t == T:
+        sizes[i, T + 1] = _dot(now, g[k, T][lo:hi])
+
+
 @parallel_kernel
 def _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, two, rate, spanned):
-    """Pass k of [20] from h[0]: fills its features h (T+1, N), p[k] = phi(h), row k of C[t] and of its factor R[t].
+    """Pass k of [20] from h[0]: fills h, p[k] = phi(h), row k of C[t] and of its factor R[t]. Returns sum_i h_t,i^2 of each t, then
+    N f [23], as an array (T+2,).
 
-    Matrix t maps h[t-1] to h[t]: t = l for one-layer blocks (two = 1); two-layer blocks have x_l at t = 2 l - 1 and h_l at 2 l.
+    Matrix t maps h_{t-1} to h_t: t = l for one-layer blocks (two = 1); two-layer blocks have x_l at t = 2 l - 1 and h_l at 2 l.
 
     a : array, shape (J,): eta chi_j / batch of the J passes that this one sees; rate : L^a, of W1_l
+    h : array, shape (T+1, N), or (two+1, N) if only the last layers are wanted: h_t is in row t modulo its length
     q, P : phi'(h) and P[t, j] = E[phi'(h^j_t) phi'(h^k_t)], used (and of size > 0) if coupling = 1
     M, N_ : arrays, shape (S, T, N): the images W q_k and W^T u_k of matrix t, [k, t-1]. M[k] comes in as the noise xi[k], N_ beyond
         the earlier passes is not read. Only coupling = 2 changes M.
@@ -278,7 +315,7 @@ def _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, two, r
     """
     S, T, N = M.shape
     L, J, chunks, near, full = T // two, len(a), (N + CHUNK - 1) // CHUNK, coupling == 1, coupling == 2
-    part, part_P = np.zeros((chunks, k + 1)), np.zeros((chunks, J))
+    part, part_P, sizes = np.zeros((chunks, k + 1)), np.zeros((chunks, J)), np.zeros((chunks, T + 2))
     part_dots, part_fresh = np.zeros((chunks, k)), np.zeros((chunks, k))
     noise, drift = np.zeros(k + 1, h.dtype), np.zeros(J, h.dtype)  # coefficients of M_j and of g^j_t
     owed = np.zeros(k, h.dtype)  # M_k = xi_k + sum_j owed_j g^j_t
@@ -294,37 +331,41 @@ def _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, two, r
             if full:
                 owed[:] = _reveal(D[t - 1], _total(part_dots, N), _total(part_fresh, N), R[t - 1], R_back[t], k, k)
         for i in numba.prange(chunks):
-            lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
-            now, phi = h[t][lo:hi], p[k, t][lo:hi]
-            if t > 0:
-                new = M[k, t - 1][lo:hi]
-                if full:
-                    _add(owed, g, t, lo, hi, k, new)
-                if top:
-                    _plus_scaled(h[t - two][lo:hi], noise[k], new, now)
-                else:
-                    _scaled(noise[k], new, now)
-                _add(noise, M, t - 1, lo, hi, k, now)
-                _add(drift, g, t, lo, hi, J, now)
-            _phi(code, now, phi)
-            _dots(p, t, lo, hi, phi, k + 1, part[i])
-            if near:
-                q[k, t, lo:hi] = 1
-                _times_dphi(code, now, phi, h.dtype.type(1), q[k, t][lo:hi])
-                _dots(q, t, lo, hi, q[k, t][lo:hi], J, part_P[i])
-            if full and t < T:
-                _dots(N_, t, lo, hi, phi, k, part_dots[i])
-                _dots(g, t + 1, lo, hi, M[k, t][lo:hi], k, part_fresh[i])
+            _forward_chunk(np.int64(i), t, k, J, h, p, q, g, M, N_, noise, drift, owed, code, two, near, full, part, part_P, part_dots, part_fresh,
+                           sizes)
         _factor_row(R[t], C[t], part, p, k, t, spanned)  # [23]
         if near:
             P[t, :J] = _total(part_P, N)
+    return _total(sizes, 1)
+
+
+@kernel
+def _backward_chunk(i, t, k, J, h, p, g, M, N_, noise, drift, owed, code, two, full, part, part_dots, part_fresh):
+    """Chunk i of layer t in _backward: g_t, and this chunk's shares of the sums over all particles."""
+    T, N, rows, one = M.shape[1], M.shape[2], len(h), g.dtype.type(1)
+    lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
+    now = g[k, t][lo:hi]
+    if t < T:
+        new = N_[k, t][lo:hi]
+        if full:
+            _add(owed, p, t, lo, hi, k + 1, new)
+        _scaled(noise[k], new, now)
+        _add(noise, N_, t, lo, hi, k, now)
+        _add(drift, p, t, lo, hi, J, now)
+        _times_dphi(code, h[t % rows][lo:hi], p[k, t][lo:hi], one, now)
+        if t % two == 0:
+            _plus(g[k, t + two][lo:hi], now)
+    _dots(g, t, lo, hi, now, k + 1, part[i])
+    if full and t > 0:
+        _dots(M, t - 1, lo, hi, now, k + 1, part_dots[i])
+        _dots(p, t - 1, lo, hi, N_[k, t - 1][lo:hi], k + 1, part_fresh[i])
 
 
 @parallel_kernel
 def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, two, rate, spanned):
     """Pass k of [21] from g[k, T] down: fills g[k] and row k of Gamma[t] and of its factor R[t].
 
-    N_[k] comes in as the noise zeta[k]; the rest as in _forward.
+    h : as in _forward; all its layers if phi' needs them, which is so for erf. N_[k] comes in as the noise zeta[k].
     """
     S, T, N = M.shape
     L, J, chunks, near, full = T // two, len(a), (N + CHUNK - 1) // CHUNK, coupling == 1, coupling == 2
@@ -344,23 +385,19 @@ def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, t
             if full:
                 owed[:] = _reveal(D[t].T, _total(part_dots, N), _total(part_fresh, N), R[t + 1], R_forward[t], k, k + 1)
         for i in numba.prange(chunks):
-            lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
-            now = g[k, t][lo:hi]
-            if t < T:
-                new = N_[k, t][lo:hi]
-                if full:
-                    _add(owed, p, t, lo, hi, k + 1, new)
-                _scaled(noise[k], new, now)
-                _add(noise, N_, t, lo, hi, k, now)
-                _add(drift, p, t, lo, hi, J, now)
-                _times_dphi(code, h[t][lo:hi], p[k, t][lo:hi], g.dtype.type(1), now)
-                if t % two == 0:
-                    _plus(g[k, t + two][lo:hi], now)
-            _dots(g, t, lo, hi, now, k + 1, part[i])
-            if full and t > 0:
-                _dots(M, t - 1, lo, hi, now, k + 1, part_dots[i])
-                _dots(p, t - 1, lo, hi, N_[k, t - 1][lo:hi], k + 1, part_fresh[i])
+            _backward_chunk(np.int64(i), t, k, J, h, p, g, M, N_, noise, drift, owed, code, two, full, part, part_dots, part_fresh)
         _factor_row(R[t], Gamma[t], part, g, k, t, spanned)  # [23]
+
+
+@parallel_kernel
+def _combine(a, A, s, b, B, t, out):
+    """out = sum_j a_j A[j, s] + sum_j b_j B[j, t]; A, B (.., .., N)."""
+    for i in numba.prange((len(out) + CHUNK - 1) // CHUNK):
+        lo, hi = i * CHUNK, min((i + 1) * CHUNK, len(out))
+        now = out[lo:hi]
+        now[:] = 0
+        _add(a, A, s, lo, hi, len(a), now)
+        _add(b, B, t, lo, hi, len(b), now)
 
 
 def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_exponent=0.0, coupling="none", dtype="float64",
@@ -413,26 +450,31 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
 
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
-    h, g, p = (np.empty((rows, T + 1, N), dtype) for rows in (S if "h" in keep else 1, S, S))
-    q, P = np.empty((S * near, T + 1, N), dtype), np.empty(((T + 1) * near, S))
+    kept, layers = "h" in keep, T + 1 if "h" in keep or phi.name == "erf" else two + 1
+    shapes = (S if kept else 1, layers, N), (S, T + 1, N), (S, T + 1, N), (S * near, T + 1, N), (S * (not kept), 1, N)
+    h, g, p, q, tops = (np.empty(shape, dtype) for shape in shapes) if kept else pieces(dtype, *shapes)
+    tops = h if kept else tops  # h^j_L, in its last row
     C, Gamma, R, R_back = (np.full((T + 1, S, S), np.nan) for _ in range(4))
-    tops = []  # h^j_L
-    K, U, D = stream.gram, LazyGaussian((N, stream.d)), np.zeros((T * full, S, S))
+    P, D = np.empty(((T + 1) * near, S)), np.zeros((T * full, S, S))
+    K, U = stream.gram, LazyGaussian((S, stream.d))  # U x_k in terms of the noise: U_k u, with unit vectors for the rows of u
     how = CODES[phi.name], kind, two, rate, spanned
     with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
         for k in progress(range(S), "solving"):
             a = stream.rate * chi[: stream.seen(k)]  # eta chi_j, j < k
-            h_k = h[k if "h" in keep else 0]
-            h_k[0] = _minus(U.times(stream.X[k], u[k]) / sqrt(stream.d), a * K[k, : len(a)], g[:, 0])  # [22], [24]
-            g[k, T] = _minus(v, a, tops)  # [22]
-            _forward(k, a, h_k, p, q, g, M, N_, C, R, R_back, P, D, *how)
-            f[k] = np.einsum("n,n->", g[k, T], h_k[T], dtype=float) / N  # [23]
+            drift = (-a).astype(dtype)
+            h_k, u_k = h[k if kept else 0], U.times(stream.X[k], np.eye(S)[k]) / sqrt(stream.d)
+            _combine(u_k.astype(dtype), u[:, None], 0, drift * K[k, : len(a)].astype(dtype), g, 0, h_k[0])  # [22], [24]
+            _combine(np.ones(1, dtype), v[None, None], 0, drift, tops, len(tops[0]) - 1, g[k, T])  # [22]
+            *size_h, top = _forward(k, a, h_k, p, q, g, M, N_, C, R, R_back, P, D, *how)
+            f[k] = top / N  # [23]
             chi[k] = f[k] - stream.y[k]
-            tops.append(h_k[T].copy())
+            tops[k, -1] = h_k[T % layers]
             _backward(k, a, h_k, p, g, M, N_, Gamma, R_back, R, P, D, *how)
-            finite = np.isfinite(Gamma[:, k, k].sum() + np.einsum("ln,ln->", h_k, h_k))
-            if not finite and stop_at_divergence(out, h_k[None], g[k : k + 1], k, two):
-                h[k + 1 :] = g[k + 1 :] = np.nan
+            sizes = np.sqrt([size_h, Gamma[:, k, k]])[:, None, :, None]  # |h_t|, |g_t|
+            if not np.isfinite(sizes.sum()) and stop_at_divergence(out, *sizes, k, two):
+                if kept:
+                    h[k, np.isnan(sizes[0, 0, :, 0])] = g[k, np.isnan(sizes[1, 0, :, 0])] = np.nan
+                    h[k + 1 :] = g[k + 1 :] = np.nan
                 for gram in C, Gamma:
                     gram[:, k:] = gram[:, :, k:] = np.nan
                 break
@@ -467,13 +509,6 @@ def _right_solve(alpha, R):
         if R[j, j]:
             out[:, j] = (alpha[:, j] - out[:, j + 1 :] @ R[j + 1 :, j]) / R[j, j]
     return out
-
-
-def _minus(y, c, a):
-    """y - sum_j c_j a_j over the J = len(c) first of a, term by term: the same bits on any number of threads."""
-    for c_j, a_j in zip(c, a):
-        y = y - a_j.dtype.type(c_j) * a_j
-    return y
 
 
 # ---------------------------------------------------------------------------------------------------------------
