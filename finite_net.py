@@ -6,14 +6,15 @@ sums run in a fixed order, so the same seed gives the same bits on any number of
 """
 
 import os
-from functools import partial
-from math import erf, exp, isfinite, pi, prod, sqrt
+from functools import cache, partial
+from math import erf, exp, pi, prod, sqrt
 from types import FunctionType
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a thread that waits for the other sleeps after some microseconds, not milliseconds
 
 import numba
 import numpy as np
+from numba.core.types.function_type import CompileResultWAP
 
 import nfd_min
 from nfd_min import (
@@ -54,6 +55,16 @@ def kernel(function, parallel=False):
 
 
 parallel_kernel = partial(kernel, parallel=True)
+
+
+class AtAddress:
+    """A compiled function for arguments of these types, to be given to other kernels, which call it at its address: so
+    it is compiled once, and not once more within each of them."""
+
+    def __init__(self, function, *types):
+        function.compile(types)
+        compiled = CompileResultWAP(function.overloads[types])
+        self._numba_type_, self.__wrapper_address__ = numba.typeof(compiled), compiled.__wrapper_address__
 
 
 @kernel
@@ -231,12 +242,12 @@ def _update_ends(X, g, h, c, U, v):
 
 
 @kernel
-def _square(x):
-    """|x|^2, summed in the dtype of x."""
+def _diverged(x):
+    """Whether |x|^2, in the dtype of x, is not a finite number."""
     s = x.dtype.type(0)
     for m in range(len(x)):
         s += x[m] * x[m]
-    return s
+    return not np.isfinite(s)
 
 
 CHUNK = 256
@@ -244,7 +255,7 @@ CHUNK = 256
 
 
 def _forward(h, p, start, first, last, W, P, G, pending, c, how):
-    """The samples first..last-1 of h (T+1, B, n), from h[0]; returns the sum of their squares. [1], [29], [12]
+    """The samples first..last-1 of h (T+1, B, n), from h[0]; returns how many h_t diverged. [1], [29], [12]
 
     h[t] is h_t, or for blocks of two layers (two = 2) x_l at t = 2 l - 1 and h_l at t = 2 l. p (T, .., n): its rows start.. of p[t-1]
     are set to the vectors that the matrix of h[t] multiplies. The matrices are W - sum_j step_j g^j_t phi^j_{t-1}^T, with
@@ -252,9 +263,9 @@ def _forward(h, p, start, first, last, W, P, G, pending, c, how):
     """
     rate, code, post, two, skip, s, root = how
     T, n, chunks = h.shape[0] - 1, h.shape[2], (h.shape[2] + CHUNK - 1) // CHUNK
-    seen, squares = np.empty((last - first, pending), h.dtype), 0.0
+    seen, diverged = np.empty((last - first, pending), h.dtype), 0
     for b in range(first, last):
-        squares += _square(h[0, b])
+        diverged += _diverged(h[0, b])
     for t in range(1, T + 1):
         top = t % two == 0  # of its block
         if post and top:
@@ -282,8 +293,8 @@ def _forward(h, p, start, first, last, W, P, G, pending, c, how):
             if top:
                 for m in range(n):
                     h[t, b, m] += skip * h[t - two, b, m]
-            squares += _square(h[t, b])
-    return squares
+            diverged += _diverged(h[t, b])
+    return diverged
 
 
 @kernel
@@ -295,16 +306,16 @@ def _to_steps(seen, c, scale):
 
 
 def _backward(h, G, start, first, last, W_back, P, pending, c, how):
-    """The rows start + first .. start + last - 1 of G (T+1, .., n), from those of G[T]; returns the sum of their squares. [3], [12]
+    """The rows start + first .. start + last - 1 of G (T+1, .., n), from those of G[T]; returns how many diverged. [3], [12]
 
     The rest as in _forward.
     """
     rate, code, post, two, skip, s, root = how
     T, n, chunks = h.shape[0] - 1, h.shape[2], (h.shape[2] + CHUNK - 1) // CHUNK
     seen, phi_x = np.empty((last - first, pending), h.dtype), np.empty(n, h.dtype)
-    part, squares = np.empty((chunks, last - first, n), h.dtype), 0.0  # of W^T g, from each chunk of rows
+    part, diverged = np.empty((chunks, last - first, n), h.dtype), 0  # of W^T g, from each chunk of rows
     for b in range(last - first):
-        squares += _square(G[T, start + first + b])
+        diverged += _diverged(G[T, start + first + b])
     for t in range(T, 0, -1):
         top = t % two == 0
         g, below = G[t][start + first : start + last], G[t - 1][start + first : start + last]
@@ -313,7 +324,7 @@ def _backward(h, G, start, first, last, W_back, P, pending, c, how):
                 _phi(code, h[t - 1, first + b], phi_x)
                 below[b] = g[b]
                 _times_dphi(code, h[t - 1, first + b], phi_x, s, below[b])
-                squares += _square(below[b])
+                diverged += _diverged(below[b])
             continue
         scale = s * root if top else root
         if pending:
@@ -339,8 +350,8 @@ def _backward(h, G, start, first, last, W_back, P, pending, c, how):
             if (t - 1) % two == 0:
                 for m in range(n):
                     below[b, m] += skip * G[t - 1 + two, start + first + b, m]
-            squares += _square(below[b])
-    return squares
+            diverged += _diverged(below[b])
+    return diverged
 
 
 def _update(W, P, G, pending, c, how):
@@ -358,41 +369,79 @@ def _update(W, P, G, pending, c, how):
         _add_times(steps, 0, P[t - 1][:pending], W[j][lo:hi])
 
 
-_forward_1, _backward_1 = map(kernel, (_forward, _backward))  # on one thread
-_forward_rows, _backward_rows, _update = map(parallel_kernel, (_forward, _backward, _update))
+def _steps(forward, backward, update, begin, end, X, y, U, W, v, W_back, P, G, pending, c, eta, h_b, p, h, g, f, chi, learn, shares, how):
+    """SGD on the samples begin..end-1 in mini-batches of B, or with learn=False only their outputs f. [1]-[3], [8], [12], [29]
+
+    forward, backward, update : the three functions above, on one thread or more
+    X (S, d), y (S,); h_b (T+1, B, n): the features of a mini-batch; p : P, or with learn=False scratch of its kind, (T, B, n)
+    c (most,): eta chi / B of the waiting updates, eta : eta / B
+    h, g (S, T+1, n), or of length 0 if they are not kept; f, chi (S,)
+    shares : into so many parts a mini-batch is divided among the threads
+    Returns the first sample of a mini-batch that diverged, if one did, else end; and how many updates wait now.
+    """
+    B, T, n = h_b.shape[1], len(P), len(v)
+    size = (B + shares - 1) // shares
+    diverged = np.zeros(shares, np.int64)
+    for b in range(begin, end, B):
+        batch = min(B, end - b)
+        if learn and pending + B > P.shape[1]:
+            update(W, P, G, pending, c, how)
+            if len(W_back) > 0:
+                update(W_back, P, G, pending, c, how)
+            pending = 0
+        start = pending if learn else 0
+        for i in numba.prange(shares):
+            first, last = min(np.int64(i) * size, batch), min((np.int64(i) + 1) * size, batch)
+            _times(U, X[b + first : b + last], h_b[0, first:last], 0, n)
+            diverged[i] = forward(h_b, p, start, first, last, W, P, G, pending, c, how)
+            for m in range(first, last):
+                s = 0.0
+                for j in range(n):
+                    s += np.float64(v[j]) * np.float64(h_b[T, m, j])
+                f[b + m] = s / n
+                if learn:
+                    chi[b + m] = f[b + m] - y[b + m]
+                    diverged[i] += not np.isfinite(chi[b + m])
+                    c[pending + m] = eta * chi[b + m]
+                    G[T, pending + m] = v
+            if learn:
+                diverged[i] += backward(h_b, G, pending, first, last, W_back if len(W_back) > 0 else W, P, pending, c, how)
+        if not learn:
+            continue
+        if diverged.any():
+            return b, pending
+        for m in range(batch if len(h) > 0 else 0):
+            for t in range(T + 1):
+                h[b + m, t], g[b + m, t] = h_b[t, m], G[t, pending + m]
+        if chi[b : b + B].any():
+            _update_ends(X[b : b + B], G[0, pending : pending + B], h_b[T], c[pending : pending + B], U, v)
+            pending += B
+    return end, pending
 
 
-@parallel_kernel
-def _forward_samples(h, p, start, first, last, W, P, G, pending, c, how):
-    size = share(last - first)
-    squares = np.zeros((last - first + size - 1) // size)
-    for i in numba.prange(len(squares)):
-        squares[i] = _forward_1(h, p, start, first + i * size, min(first + (i + 1) * size, last), W, P, G, pending, c, how)
-    return squares.sum()
+_forward_1, _backward_1, _update_1, _steps_1 = map(kernel, (_forward, _backward, _update, _steps))  # on one thread
+_forward_rows, _backward_rows, _update_rows, _steps_shared = map(parallel_kernel, (_forward, _backward, _update, _steps))
 
 
-@parallel_kernel
-def _backward_samples(h, G, start, first, last, W_back, P, pending, c, how):
-    size = share(last - first)
-    squares = np.zeros((last - first + size - 1) // size)
-    for i in numba.prange(len(squares)):
-        squares[i] = _backward_1(h, G, start, first + i * size, min(first + (i + 1) * size, last), W_back, P, pending, c, how)
-    return squares.sum()
+@cache
+def _kernels(dtype, name):
+    """_steps and its forward, backward and update."""
+    steps, *functions = dict(alone=(_steps_1, _forward_1, _backward_1, _update_1), rows=(_steps_1, _forward_rows, _backward_rows, _update_rows),
+                             samples=(_steps_shared, _forward_1, _backward_1, _update_rows))[name]
+    i, real = numba.int64, numba.from_dtype(np.dtype(dtype))
+    c, a = real[::1], real[:, :, ::1]
+    how = numba.types.Tuple((real, i, numba.boolean, i, real, real, real))
+    types = (a, a, i, i, i, a, a, a, i, c, how), (a, a, i, i, i, a, a, i, c, how), (a, a, a, i, c, how)
+    return steps, *(AtAddress(function, *arguments) for function, arguments in zip(functions, types))
 
 
-@kernel
-def share(batch):
-    """Samples of a mini-batch that one thread takes at a time: an even number of shares, of 4, 8, .. 32 samples but for the last."""
-    shares = 2 * ((batch + 63) // 64)
-    return (batch + 4 * shares - 1) // (4 * shares) * 4
-
-
-def kernels(n, T, batch):
-    """forward and backward for mini-batches of that size and T layers: on one thread where the work is small, else shared by
-    the samples, or where these are few by the rows of each matrix. Whatever the number of threads, so the sums are the same."""
-    if batch >= 8 and (n < 512 or batch >= 16) and T * n * n * batch >= 2**21:
-        return _forward_samples, _backward_samples
-    return (_forward_rows, _backward_rows) if n >= 512 else (_forward_1, _backward_1)
+def kernels(n, T, batch, dtype):
+    """_steps, forward, backward, update and `shares` for mini-batches of that size and T layers: on one thread where the work is small,
+    else shared by the samples, 4 to 32 at a time, or where these are few by the rows of each matrix. They do not depend on
+    the number of threads, so neither do the sums."""
+    if batch >= 8 and (n < 512 or batch >= 16) and T * n * n * batch >= 2**22:
+        return *_kernels(dtype, "samples"), -(-batch // (4 * -(-batch // (8 * -(-batch // 64)))))
+    return *_kernels(dtype, "rows" if n >= 512 else "alone"), 1
 
 
 def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent=0.0, backward="reused", scaling="depth-mup",
@@ -452,9 +501,8 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     else:
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
     U, W, v, *copy = weights
-    U, v, W, W_back = U.copy(), v.copy(), W.reshape(-1, n, n), (copy[0] if copy else W).reshape(-1, n, n)
-    if copied:
-        W, W_back = (W.copy(), W_back.copy()) if copy else 2 * (W.copy(),)
+    U, v, W, W_back = U.copy(), v.copy(), W.reshape(-1, n, n), (copy[0] if copy else W[:0]).reshape(-1, n, n)  # none if reused
+    W, W_back = (a.copy() if copied else np.require(a, requirements="WA") for a in (W, W_back))
 
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
@@ -462,49 +510,31 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     h_b, P, G = pieces(dtype, (T + 1, B, n), (T, most, n), (T + 1, most, n))  # this mini-batch; waiting updates
     pending, c = 0, np.empty(most, dtype)  # of which so many wait; their eta chi / B
     how = rate, CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
-    forward, backward_pass = kernels(n, T, B)
+    steps, *functions, shares = kernels(n, T, B, dtype)
     X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
     tests = dict.fromkeys([*range(0, S, every * B), S] if len(test) else [])  # samples seen at each evaluation
     if len(test):
         out.test_f = np.full((len(tests), len(test)), np.nan)
         tests = dict(zip(tests, out.test_f))  # f of the test inputs at each
-
-    def outputs(forward, x, h, p, start):  # f (B,) of the inputs x (B, d) and |h|^2; fills h and p
-        _times(U, x, h[0], 0, n)
-        squares = forward(h, p, start, 0, len(x), W, P, G, pending, c, how)
-        return np.einsum("n,bn->b", v, h[-1], dtype=float) / n, squares
-
-    def evaluate(seen):
-        for i in range(0, len(test) if seen in tests else 0, TEST_ROWS):
-            x = X_test[i : i + TEST_ROWS]
-            scratch = (np.empty((t, len(x), n), dtype) for t in (T + 1, T))
-            tests[seen][i : i + len(x)], _ = outputs(kernels(n, T, len(x))[0], x, *scratch, 0)
+        evaluate, *test_functions, test_shares = kernels(n, T, min(len(test), TEST_ROWS), dtype)
+        scratch = pieces(dtype, (T + 1, min(len(test), TEST_ROWS), n), (T, min(len(test), TEST_ROWS), n))
+    stops = sorted({*range(0, S, B * max(1, 2**30 // (T * n * n * B))), *tests, S})  # a second or less from one to the next
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
-        for b in progress(range(0, S, B), "training"):
-            if pending + B > most:
-                _update(W, P, G, pending, c, how)
-                if not reused:
-                    _update(W_back, P, G, pending, c, how)
-                pending = 0
-            evaluate(b)
-            batch, now = slice(b, b + B), slice(pending, pending + B)
-            f[batch], squares = outputs(forward, X[batch], h_b, P, pending)
-            chi[batch] = f[batch] - stream.y[batch]
-            c[now] = stream.rate * chi[batch]
-            G[T, now] = v
-            squares += backward_pass(h_b, G, pending, 0, B, W_back, P, pending, c, how)
-            passes = h_b.transpose(1, 0, 2), G[:, now].transpose(1, 0, 2)
-            diverged = not isfinite(squares) and stop_at_divergence(out, *passes, b, two)
-            if keep:
-                h[batch], g[batch] = passes
-            if diverged:
+        for begin, end in progress(list(zip(stops, stops[1:] + [None])), "training"):
+            if begin in tests:
+                evaluate(*test_functions, 0, len(test), X_test, f, U, W, v, W_back, P, G, pending, c, 0.0, scratch[0], scratch[1], h, g,
+                         tests[begin], chi, False, test_shares, how)
+            if end is None:
                 break
-            if c[now].any():
-                _update_ends(X[batch], G[0, now], h_b[T], c[now], U, v)
-                pending += B
-        else:
-            evaluate(S)
+            b, pending = steps(*functions, begin, end, X, stream.y, U, W, v, W_back, P, G, pending, c, stream.rate, h_b, P, h, g,
+                               f, chi, True, shares, how)
+            if b < end:
+                passes = h_b.transpose(1, 0, 2), G[:, pending : pending + B].transpose(1, 0, 2)
+                stop_at_divergence(out, *passes, b, two)
+                if keep:
+                    h[b : b + B], g[b : b + B] = passes
+                break
         if "C" in keep:
             fill_kernels(out, *(split(a, block)[0] for a in (h, g)), phi)
     if "h" in keep:
