@@ -9,7 +9,7 @@ vectors are not independent but the images M = W_l q and N = W_l^T u of the orth
 """
 
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from math import erf, exp, pi, sqrt
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
 import nfd_min
-from finite_net import CODES, finite_array, kernel, normals, parallel_kernel, pieces
+from finite_net import CODES, AtAddress, finite_array, kernel, normals, parallel_kernel, pieces
 from nfd_min import (
     COUPLINGS,
     DTYPES,
@@ -300,12 +300,13 @@ def _forward_chunk(i, t, k, J, h, p, q, g, M, N_, noise, drift, owed, code, two,
 
 
 @parallel_kernel
-def _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, two, rate, spanned):
+def _forward(chunk, k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, two, rate, spanned):
     """Pass k of [20] from h[0]: fills h, p[k] = phi(h), row k of C[t] and of its factor R[t]. Returns sum_i h_t,i^2 of each t, then
     N f [23], as an array (T+2,).
 
     Matrix t maps h_{t-1} to h_t: t = l for one-layer blocks (two = 1); two-layer blocks have x_l at t = 2 l - 1 and h_l at 2 l.
 
+    chunk : _forward_chunk
     a : array, shape (J,): eta chi_j / batch of the J passes that this one sees; rate : L^a, of W1_l
     h : array, shape (T+1, N), or (two+1, N) if only the last layers are wanted: h_t is in row t modulo its length
     q, P : phi'(h) and P[t, j] = E[phi'(h^j_t) phi'(h^k_t)], used (and of size > 0) if coupling = 1
@@ -331,8 +332,7 @@ def _forward(k, a, h, p, q, g, M, N_, C, R, R_back, P, D, code, coupling, two, r
             if full:
                 owed[:] = _reveal(D[t - 1], _total(part_dots, N), _total(part_fresh, N), R[t - 1], R_back[t], k, k)
         for i in numba.prange(chunks):
-            _forward_chunk(np.int64(i), t, k, J, h, p, q, g, M, N_, noise, drift, owed, code, two, near, full, part, part_P, part_dots, part_fresh,
-                           sizes)
+            chunk(np.int64(i), t, k, J, h, p, q, g, M, N_, noise, drift, owed, code, two, near, full, part, part_P, part_dots, part_fresh, sizes)
         _factor_row(R[t], C[t], part, p, k, t, spanned)  # [23]
         if near:
             P[t, :J] = _total(part_P, N)
@@ -362,9 +362,10 @@ def _backward_chunk(i, t, k, J, h, p, g, M, N_, noise, drift, owed, code, two, f
 
 
 @parallel_kernel
-def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, two, rate, spanned):
+def _backward(chunk, k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, two, rate, spanned):
     """Pass k of [21] from g[k, T] down: fills g[k] and row k of Gamma[t] and of its factor R[t].
 
+    chunk : _backward_chunk
     h : as in _forward; all its layers if phi' needs them, which is so for erf. N_[k] comes in as the noise zeta[k].
     """
     S, T, N = M.shape
@@ -385,8 +386,17 @@ def _backward(k, a, h, p, g, M, N_, Gamma, R, R_forward, P, D, code, coupling, t
             if full:
                 owed[:] = _reveal(D[t].T, _total(part_dots, N), _total(part_fresh, N), R[t + 1], R_forward[t], k, k + 1)
         for i in numba.prange(chunks):
-            _backward_chunk(np.int64(i), t, k, J, h, p, g, M, N_, noise, drift, owed, code, two, full, part, part_dots, part_fresh)
+            chunk(np.int64(i), t, k, J, h, p, g, M, N_, noise, drift, owed, code, two, full, part, part_dots, part_fresh)
         _factor_row(R[t], Gamma[t], part, g, k, t, spanned)  # [23]
+
+
+@cache
+def _chunks(dtype):
+    """_forward_chunk and _backward_chunk."""
+    i, b, x, sums = numba.int64, numba.boolean, numba.from_dtype(np.dtype(dtype)), numba.float64[:, ::1]
+    layers, h, c = x[:, :, ::1], x[:, ::1], x[::1]
+    return (AtAddress(_forward_chunk, *4 * [i], h, *5 * [layers], c, c, c, i, i, b, b, *5 * [sums]),
+            AtAddress(_backward_chunk, *4 * [i], h, *4 * [layers], c, c, c, i, i, b, *3 * [sums]))
 
 
 @parallel_kernel
@@ -458,6 +468,7 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
     P, D = np.empty(((T + 1) * near, S)), np.zeros((T * full, S, S))
     K, U = stream.gram, LazyGaussian((S, stream.d))  # U x_k in terms of the noise: U_k u, with unit vectors for the rows of u
     how = CODES[phi.name], kind, two, rate, spanned
+    forward_chunk, backward_chunk = _chunks(dtype)
     with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
         for k in progress(range(S), "solving"):
             a = stream.rate * chi[: stream.seen(k)]  # eta chi_j, j < k
@@ -465,11 +476,11 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
             h_k, u_k = h[k if kept else 0], U.times(stream.X[k], np.eye(S)[k]) / sqrt(stream.d)
             _combine(u_k.astype(dtype), u[:, None], 0, drift * K[k, : len(a)].astype(dtype), g, 0, h_k[0])  # [22], [24]
             _combine(np.ones(1, dtype), v[None, None], 0, drift, tops, len(tops[0]) - 1, g[k, T])  # [22]
-            *size_h, top = _forward(k, a, h_k, p, q, g, M, N_, C, R, R_back, P, D, *how)
+            *size_h, top = _forward(forward_chunk, k, a, h_k, p, q, g, M, N_, C, R, R_back, P, D, *how)
             f[k] = top / N  # [23]
             chi[k] = f[k] - stream.y[k]
             tops[k, -1] = h_k[T % layers]
-            _backward(k, a, h_k, p, g, M, N_, Gamma, R_back, R, P, D, *how)
+            _backward(backward_chunk, k, a, h_k, p, g, M, N_, Gamma, R_back, R, P, D, *how)
             sizes = np.sqrt([size_h, Gamma[:, k, k]])[:, None, :, None]  # |h_t|, |g_t|
             if not np.isfinite(sizes.sum()) and stop_at_divergence(out, *sizes, k, two):
                 if kept:
@@ -483,31 +494,31 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
         if full and two == 1:
             done = S if out.diverged_at is None else out.diverged_at[0]
             out.A, out.B = np.full((2, L, S, S), np.nan)
-            for l in range(L):
-                A, B = responses(*(a[:done, :done] for a in (R[l], R_back[l + 1], D[l])))
-                out.A[l, :done, :done], out.B[l, :done, :done] = sqrt(L) * A, sqrt(L) * B
+            A, B = responses(*(a[:, :done, :done] for a in (R[:L], R_back[1:], D)))
+            out.A[:, :done, :done], out.B[:, :done, :done] = sqrt(L) * A, sqrt(L) * B
     if "h" in keep:
         (out.h, out.x), (out.g, out.gx) = split(h, block), split(g, block)
     return out
 
 
 def responses(R, R_back, D):
-    """A^{kj}_l / sqrt(L), j < k, and B^{kj}_l / sqrt(L), j <= k, both (S, S) with [k, j], from the factors R of C_{l-1} and R_back
-    of Gamma_l and from D_ij = <u_i, M_j> / N of W_l (all (S, S)).
+    """A^{kj}_l / sqrt(L), j < k, and B^{kj}_l / sqrt(L), j <= k, both (L, S, S) with [l-1, k, j], from the factors R of C_{l-1}
+    and R_back of Gamma_l and from D_ij = <u_i, M_j> / N of W_l (all (L, S, S)).
 
     The image W_l phi(h^k_{l-1}) / sqrt(N) = sum_m R_km M_m, M_m = noise + sum_{i<m} u_i D_im, holds the response
     sum_i u_i alpha_ki, u = R_back^-1 g, which is sum_j A^{kj} g^j / sqrt(L) by Stein's lemma; W_l^T g^k_l likewise.
     """
-    alpha, beta = np.tril(R) @ np.triu(D, 1).T, np.tril(R_back) @ np.tril(D)
+    alpha, beta = np.tril(R) @ np.triu(D, 1).transpose(0, 2, 1), np.tril(R_back) @ np.tril(D)
     return _right_solve(alpha, R_back), _right_solve(beta, R)
 
 
 def _right_solve(alpha, R):
-    """alpha R^-1 for lower-triangular R, with a zero in the columns where R has one on its diagonal."""
-    S, out = len(R), np.zeros(alpha.shape)
-    for j in range(S - 1, -1, -1):
-        if R[j, j]:
-            out[:, j] = (alpha[:, j] - out[:, j + 1 :] @ R[j + 1 :, j]) / R[j, j]
+    """alpha R^-1 for lower-triangular R, with a zero in the columns where R has one on its diagonal; all (L, S, S)."""
+    out = np.zeros(alpha.shape)
+    for j in range(R.shape[1] - 1, -1, -1):
+        r = R[:, j, j, None]
+        rest = alpha[:, :, j] - np.einsum("lki,li->lk", out[:, :, j + 1 :], R[:, j + 1 :, j])
+        out[:, :, j] = np.divide(rest, r, out=np.zeros(rest.shape), where=r != 0)
     return out
 
 
