@@ -263,8 +263,9 @@ def particle_peers(stream, noise):
 # Measuring
 
 
-PAUSE = 0.05
-"""Seconds before each measurement, in which the threads of the one before fall asleep: OpenBLAS lets them wait awake for 26 ms."""
+SETTLE = 0.05
+"""Seconds that each runs before it is measured, so that the threads of the one before have fallen asleep (OpenBLAS lets them wait
+awake for 26 ms) and its own are awake."""
 
 
 def alternate(runs, repeat):
@@ -273,7 +274,9 @@ def alternate(runs, repeat):
     times = {name: [] for name in runs}
     for _ in range(repeat):
         for name, run in runs.items():
-            time.sleep(PAUSE)
+            settled = time.perf_counter() + SETTLE
+            while time.perf_counter() < settled:
+                run()
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)

@@ -6,6 +6,8 @@ sums run in a fixed order, so the same seed gives the same bits on any number of
 """
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from math import erf, exp, pi, prod, sqrt
 from types import FunctionType
@@ -41,10 +43,10 @@ PRANGE_ALONE = dict.fromkeys(("comprehension", "reduction", "inplace_binop", "se
     "prange": True}  # no array expression becomes a loop of its own for all threads
 
 
-def kernel(function, parallel=False):
+def kernel(function, parallel=False, nogil=False):
     """Compile with a cache on disk, or without one where the disk is read-only. Sums may be reordered (so that they
     run in vector registers), but NaN and infinity keep their meaning."""
-    options = dict(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy", parallel=parallel and PRANGE_ALONE.copy())  # Numba empties it
+    options = dict(fastmath={"reassoc", "nsz", "contract"}, error_model="numpy", nogil=nogil, parallel=parallel and PRANGE_ALONE.copy())  # Numba empties it
     if parallel:  # a name of its own in the cache, whose keys leave out the options
         function = FunctionType(function.__code__, function.__globals__, function.__name__)
         function.__qualname__ += "_parallel"
@@ -67,24 +69,38 @@ class AtAddress:
         self._numba_type_, self.__wrapper_address__ = numba.typeof(compiled), compiled.__wrapper_address__
 
 
-@kernel
+@partial(kernel, nogil=True)
 def _fill(rng, out):
     for m in range(len(out)):
         out[m] = rng.standard_normal()
 
 
 def normals(rng, shape, dtype):
-    """The same numbers as nfd_min.normals, in a third of the time: no call for each number, only for each 64 random bits."""
+    """The same numbers as nfd_min.normals, in a third of the time: no call for each number, only for each 64 random bits; and the
+    shares of a large array on all threads."""
     out = np.empty(shape, dtype)
-    _fill(rng, out.reshape(-1))
+    generators, parts = zip(*nfd_min.shares(rng, out.reshape(-1)))
+    if len(parts) == 1:
+        _fill(rng, parts[0])
+    else:
+        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+            list(pool.map(_fill, generators, parts))
     return out
 
 
+_scratch = threading.local()
+
+
 def pieces(dtype, *shapes):
-    """Uninitialised arrays of these shapes, in one piece of memory: new pages cost more than what is computed in them, and the C
-    library gives one piece of up to 32 MiB out again, not several. They live as long as any of them does."""
+    """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it is over 256 MiB:
+    new pages from the system cost as much as what is computed in them. So they are for the inside of one run only."""
     ends = np.cumsum([prod(shape) for shape in shapes])
-    return [a.reshape(shape) for a, shape in zip(np.split(np.empty(ends[-1], dtype), ends), shapes)]
+    needed, memory = int(ends[-1]) * np.dtype(dtype).itemsize, getattr(_scratch, "memory", np.empty(0, np.uint8))
+    if memory.nbytes < needed:
+        memory = np.empty(needed, np.uint8)
+        if needed <= 2**28:
+            _scratch.memory = memory
+    return [a.reshape(shape) for a, shape in zip(np.split(memory[:needed].view(dtype), ends), shapes)]
 
 
 @parallel_kernel
@@ -507,7 +523,9 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
     h, g = np.full((2, rows, T + 1, n), np.nan, dtype)
-    h_b, P, G = pieces(dtype, (T + 1, B, n), (T, most, n), (T + 1, most, n))  # this mini-batch; waiting updates
+    at_once = min(len(test), TEST_ROWS)
+    h_b, P, G, h_test, p_test = pieces(  # this mini-batch; waiting updates; test inputs
+        dtype, (T + 1, B, n), (T, most, n), (T + 1, most, n), (T + 1, at_once, n), (T, at_once, n))
     pending, c = 0, np.empty(most, dtype)  # of which so many wait; their eta chi / B
     how = rate, CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
     steps, *functions, shares = kernels(n, T, B, dtype)
@@ -516,14 +534,13 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     if len(test):
         out.test_f = np.full((len(tests), len(test)), np.nan)
         tests = dict(zip(tests, out.test_f))  # f of the test inputs at each
-        evaluate, *test_functions, test_shares = kernels(n, T, min(len(test), TEST_ROWS), dtype)
-        scratch = pieces(dtype, (T + 1, min(len(test), TEST_ROWS), n), (T, min(len(test), TEST_ROWS), n))
+        evaluate, *test_functions, test_shares = kernels(n, T, at_once, dtype)
     stops = sorted({*range(0, S, B * max(1, 2**30 // (T * n * n * B))), *tests, S})  # a second or less from one to the next
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(list(zip(stops, stops[1:] + [None])), "training"):
             if begin in tests:
-                evaluate(*test_functions, 0, len(test), X_test, f, U, W, v, W_back, P, G, pending, c, 0.0, scratch[0], scratch[1], h, g,
+                evaluate(*test_functions, 0, len(test), X_test, f, U, W, v, W_back, P, G, pending, c, 0.0, h_test, p_test, h, g,
                          tests[begin], chi, False, test_shares, how)
             if end is None:
                 break

@@ -372,11 +372,20 @@ def weight_shape(width, depth, block="pre"):
     return (depth, 2, width, width) if block == "two-layer" else (depth, width, width)
 
 
+def shares(rng, out):
+    """[(generator, part)] of an array `out` of shape (K,) that is to be filled with random numbers: `rng` for all of it, or
+    from 2^22 numbers on eighths with a generator each, seeded by `rng`, which can be filled at the same time."""
+    if len(out) < 2**22:
+        return [(rng, out)]
+    return [(np.random.default_rng(rng.integers(2**32, size=4)), part) for part in np.array_split(out, 8)]
+
+
 def normals(rng, shape, dtype):
-    """Independent N(0,1) entries: those of `rng` in float64, rounded if dtype is float32."""
+    """Independent N(0,1) entries: those of `rng` or its shares in float64, rounded if dtype is float32."""
     out = np.empty(shape, dtype)
-    for row in out.reshape(-1, shape[-1]):
-        row[:] = rng.standard_normal(len(row))
+    for generator, part in shares(rng, out.reshape(-1)):
+        for i in range(0, len(part), 2**16):
+            part[i : i + 2**16] = generator.standard_normal(len(part[i : i + 2**16]))
     return out
 
 

@@ -584,7 +584,7 @@ def init_kernels(X, phi="tanh", depth=None):
 def gaussian_moments(Q, phi):
     """E[phi(h_a) phi(h_b)] and E[phi'(h_a) phi'(h_b)], (h_a, h_b) ~ N(0, Q), both (S, S), for every pair of S.
 
-    tanh: by the trapezoid rule on a square grid of step 0.1 or less in two independent normals; its error is of order
+    tanh: by the trapezoid rule on a square grid of step 0.25 or less in two independent normals; its error is of order
     exp(-pi^2 / (step sigma)) for a standard deviation sigma of h, since tanh is analytic for |Im h| < pi/2: below 1e-10.
     ValueError if sigma > 40, for which the grid would be too fine.
     """
@@ -604,7 +604,7 @@ def gaussian_moments(Q, phi):
         return scale * (np.sin(angle) + (pi - angle) * rho) / (2 * pi), (scale > 0) * (pi - angle) / (2 * pi)
     if s.max() > 40:
         raise ValueError(f"E h^2 = {var.max():.4g} is beyond 1600, where the quadrature for {phi.name} ends")
-    z, step = np.linspace(-10, 10, 1 + 2 * int(max(100, 25 * s.max())), retstep=True)
+    z, step = np.linspace(-10, 10, 1 + 2 * int(max(40, 34 * s.max())), retstep=True)
     weight = step * np.exp(-z * z / 2) / sqrt(2 * pi)
     moments = np.empty((2, *Q.shape))
     for a in range(len(Q)):
