@@ -6,6 +6,10 @@ out (`pip install -e ".[bench]"`). Peers get the same weights or the same noise,
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from functools import partial
 from math import sqrt
@@ -470,6 +474,76 @@ def table_growth(options):
         yield dict(varied=name, sizes=sizes, expected=expected, slope=fit.slope, low=fit.low, high=fit.high)
 
 
+def in_a_new_process(function, *arguments, **environment):
+    """What this module's function prints there, as JSON."""
+    code = f"import bench; bench.{function}(*{arguments!r})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+                         env=os.environ | environment)
+    return json.loads(run.stdout)
+
+
+def child_compiles(dtype):
+    """Runs every kind of kernel once; prints {kernel: seconds of its compilation with what it calls, as far as that is new}."""
+    for n, L, B in ((8, 2, 1), (512, 1, 1), (128, 4, 64)):  # alone, shared by rows, by samples
+        finite_net.train(Stream.digits(B, 0.1, batch=B, rng=0), n, L, dtype=dtype, rng=0)
+    sde.solve(Stream.digits(2, 0.1, rng=0), 10, 2, dtype=dtype, rng=0)
+    kernels = {f"{module.__name__}.{name}": k for module in (finite_net, sde) for name, k in vars(module).items() if hasattr(k, "get_metadata")}
+    print(json.dumps({name: sum(m["timers"]["compiler_lock"] for m in k.get_metadata().values()) for name, k in kernels.items() if k.signatures}))
+
+
+def table_compile(options):
+    """Seconds that Numba needs for each kernel, from an empty cache."""
+    print(f"\n{'kernel':30} " + " ".join(f"{dtype + ', s':>12}" for dtype in nfd_min.DTYPES))
+    seconds = {}
+    for dtype in nfd_min.DTYPES:
+        with tempfile.TemporaryDirectory() as empty:
+            seconds[dtype] = in_a_new_process("child_compiles", dtype, NUMBA_CACHE_DIR=empty)
+    for name in seconds[dtype]:
+        row = {dtype: s[name] for dtype, s in seconds.items() if name in s}
+        print(f"{name:30} " + " ".join(f"{t:12.2f}" for t in row.values()), flush=True)
+        yield dict(kernel=name, seconds=row)
+
+
+MEMORY = {  # (module, function, its arguments)
+    'train, keep="all"': ("finite_net", "train", dict(width=256, depth=32, keep="all"), 1000),
+    'train, keep="outputs"': ("finite_net", "train", dict(width=1024, depth=32, keep="outputs"), 200),
+    'train, decoupled': ("finite_net", "train", dict(width=512, depth=64, keep="outputs", backward="decoupled"), 100),
+    'solve, keep="all"': ("sde", "solve", dict(particles=100_000, steps=32, keep="all"), 4),
+    'solve, keep="outputs"': ("sde", "solve", dict(particles=100_000, steps=32, keep="outputs"), 4),
+    'solve, "nearest"': ("sde", "solve", dict(particles=100_000, steps=32, keep="outputs", coupling="nearest"), 4),
+    'solve, "full", 40 passes': ("sde", "solve", dict(particles=10_000, steps=32, keep="outputs", coupling="full"), 40),
+}
+
+
+def child_memory(work):
+    """Prints the bytes that the run's check of memory counts and by how much it raises the most the process ever had."""
+    import resource  # not on Windows
+
+    module, function, arguments, samples = MEMORY[work]
+    module, counted = {"finite_net": finite_net, "sde": sde}[module], []
+
+    def run(samples, **sizes):
+        return getattr(module, function)(Stream.digits(samples, 0.001, rng=0), **arguments | sizes, rng=0)
+
+    run(2, **{name: 2 for name in ("width", "depth", "particles", "steps") if name in arguments})
+    if "width" in arguments:
+        run(2, depth=1)  # the kernels of that width
+    nfd_min.check_memory = module.check_memory = lambda needed, what: counted.append(needed)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(samples)
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(json.dumps([max(counted), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit]))
+
+
+def table_memory(options):
+    """The most memory of a run next to what its docstring says."""
+    print(f"\n{'memory':30} {'formula, MB':>12} {'measured, MB':>13} {'ratio':>6}")
+    for work in list(MEMORY)[:: 3 if options.quick else 1]:
+        counted, measured = in_a_new_process("child_memory", work)
+        print(f"{work:30} {counted / 1e6:12.0f} {measured / 1e6:13.0f} {measured / counted:6.2f}", flush=True)
+        yield dict(work=work, formula=counted, measured=measured)
+
+
 def sizes(fields, text):
     """'512,32,16,1' or several such with spaces between them, as tuples of integers."""
     out = [tuple(map(int, part.split(","))) for part in text.split()]
@@ -491,7 +565,8 @@ def main(arguments=None):
     header = ROW.format("work", "size", "ours", "best peer", "", "ratio", "limit", "fraction")
     print(header, "-" * len(header), sep="\n", flush=True)
     rows = [*table_networks(limits, options), *table_particles(limits, options), *table_width(options)]
-    report = dict(machine=limits, peers=sorted(installed()), rows=rows, growth=list(table_growth(options)))
+    report = dict(machine=limits, peers=sorted(installed()), rows=rows, growth=list(table_growth(options)),
+                  compile=list(table_compile(options)), memory=list(table_memory(options)))
     if options.json:
         replace_file(Path(options.json), lambda file: file.write(json.dumps(report, indent=1).encode()))
 

@@ -148,9 +148,16 @@ def _dots(A, t, lo, hi, x, n, out):
             s += d[m] * x[m]
         out[j], out[j + 1], out[j + 2], out[j + 3] = p, q, r, s
         j += 4
-    while j < n:
+    if j + 2 <= n:
+        a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
+        p = q = x.dtype.type(0)
+        for m in range(len(x)):
+            p += a[m] * x[m]
+            q += b[m] * x[m]
+        out[j], out[j + 1] = p, q
+        j += 2
+    if j < n:
         out[j] = _dot(A[j, t][lo:hi], x)
-        j += 1
 
 
 @kernel
@@ -163,11 +170,15 @@ def _add(c, A, t, lo, hi, n, y):
         for m in range(len(y)):
             y[m] += p * a[m] + q * b[m] + r * e[m] + s * d[m]
         j += 4
-    while j < n:
+    if j + 2 <= n:
+        a, b, p, q = A[j, t][lo:hi], A[j + 1, t][lo:hi], c[j], c[j + 1]
+        for m in range(len(y)):
+            y[m] += p * a[m] + q * b[m]
+        j += 2
+    if j < n:
         a, p = A[j, t][lo:hi], c[j]
         for m in range(len(y)):
             y[m] += p * a[m]
-        j += 1
 
 
 @kernel
@@ -431,7 +442,8 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
 
     Returns a Trajectory with h, g of shape (S, L+1, N), x, gx of shape (S, L, N). If the mean square of h or g stops being a finite number the run
     ends there, with `diverged_at` set. Raises ValueError for bad input, or if the run needs more memory than the
-    machine has: 8 or 4 bytes for each of 5 S (L+1) N numbers (6 with "nearest"; twice that for two-layer blocks), whatever is kept.
+    machine has: 8 or 4 bytes for each of 4 S (L+1) N numbers, half of them noise (5 with keep="all", one more with "nearest";
+    twice that for two-layer blocks).
 
     float64 agrees with nfd_min.nfd to rounding, times the condition number of the passes: 1 / (eta chi) for a readout that
     hardly moved, the product of several such where many passes are nearly dependent. With more passes than particles that
@@ -446,7 +458,8 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
     rate, T = inner_rate(block, internal_lr_exponent, L), two * L
     dtype_name, dtype = dtype, choose("dtype", dtype, DTYPES)
     spanned = SPANNED[dtype_name]
-    needed = dtype().itemsize * (5 + near) * S * (T + 1) * N + 56 * (T + 1) * S * S
+    kept = "h" in keep
+    needed = dtype().itemsize * (4 + near + kept) * S * (T + 1) * N + 56 * (T + 1) * S * S
     check_memory(needed, f"solve(particles={N}, steps={L}, S={S})")
     if noise is None:
         noise = draw_noise(S, N, T, dtype=dtype_name, rng=rng)
@@ -460,7 +473,7 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
 
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
-    kept, layers = "h" in keep, T + 1 if "h" in keep or phi.name == "erf" else two + 1
+    layers = T + 1 if kept or phi.name == "erf" else two + 1
     shapes = (S if kept else 1, layers, N), (S, T + 1, N), (S, T + 1, N), (S * near, T + 1, N), (S * (not kept), 1, N)
     h, g, p, q, tops = (np.empty(shape, dtype) for shape in shapes) if kept else pieces(dtype, *shapes)
     tops = h if kept else tops  # h^j_L, in its last row
