@@ -123,8 +123,14 @@ def network_jax(stream, weights):
         g, W = jax.lax.scan(down, jnp.broadcast_to(v, h.shape), (W, p), reverse=True)
         return (U - (c * g).T @ x, W, v - (c * h).sum(0)), f
 
-    train = jax.jit(lambda U, W, v: jax.lax.scan(step, (U, W, v), (X, y))[1].reshape(-1))
-    return lambda: np.asarray(train(U, W, v))
+    train = jax.jit(lambda U, W, v: jax.lax.scan(step, (U, W, v), (X, y)))
+
+    def run():
+        state, f = train(U, W, v)
+        state[1].block_until_ready()  # the trained W too, or the compiler would leave out the last backward pass
+        return np.asarray(f).reshape(-1)
+
+    return run
 
 
 def particles_loop(xp, compile, stream, noise):

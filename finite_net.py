@@ -9,6 +9,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from itertools import accumulate, pairwise
 from math import erf, exp, pi, prod, sqrt
 from types import FunctionType
 
@@ -94,13 +95,14 @@ _scratch = threading.local()
 def pieces(dtype, *shapes):
     """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it is over 256 MiB:
     new pages from the system cost as much as what is computed in them. So they are for the inside of one run only."""
-    ends = np.cumsum([prod(shape) for shape in shapes])
-    needed, memory = int(ends[-1]) * np.dtype(dtype).itemsize, getattr(_scratch, "memory", np.empty(0, np.uint8))
+    sizes = [prod(shape) for shape in shapes]
+    needed, memory = sum(sizes) * np.dtype(dtype).itemsize, getattr(_scratch, "memory", np.empty(0, np.uint8))
     if memory.nbytes < needed:
         memory = np.empty(needed, np.uint8)
         if needed <= 2**28:
             _scratch.memory = memory
-    return [a.reshape(shape) for a, shape in zip(np.split(memory[:needed].view(dtype), ends), shapes)]
+    memory, ends = memory[:needed].view(dtype), accumulate(sizes)
+    return [memory[end - size : end].reshape(shape) for size, end, shape in zip(sizes, ends, shapes)]
 
 
 @parallel_kernel
@@ -455,7 +457,7 @@ def kernels(n, T, batch, dtype):
     """_steps, forward, backward, update and `shares` for mini-batches of that size and T layers: on one thread where the work is small,
     else shared by the samples, 4 to 32 at a time, or where these are few by the rows of each matrix. They do not depend on
     the number of threads, so neither do the sums."""
-    if batch >= 8 and (n < 512 or batch >= 16) and T * n * n * batch >= 2**22:
+    if batch >= 8 and (n < 512 or batch >= 16) and T * n * n * batch >= 2**20:
         return *_kernels(dtype, "samples"), -(-batch // (4 * -(-batch // (8 * -(-batch // 64)))))
     return *_kernels(dtype, "rows" if n >= 512 else "alone"), 1
 
@@ -518,7 +520,7 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
     U, W, v, *copy = weights
     U, v, W, W_back = U.copy(), v.copy(), W.reshape(-1, n, n), (copy[0] if copy else W[:0]).reshape(-1, n, n)  # none if reused
-    W, W_back = (a.copy() if copied else np.require(a, requirements="WA") for a in (W, W_back))
+    W, W_back = (a.copy() if copied or not a.flags.behaved else a for a in (W, W_back))
 
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)
@@ -534,16 +536,18 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     if len(test):
         out.test_f = np.full((len(tests), len(test)), np.nan)
         tests = dict(zip(tests, out.test_f))  # f of the test inputs at each
-        evaluate, *test_functions, test_shares = kernels(n, T, at_once, dtype)
+        test_steps, *test_functions, test_shares = kernels(n, T, at_once, dtype)
     stops = sorted({*range(0, S, B * max(1, 2**30 // (T * n * n * B))), *tests, S})  # a second or less from one to the next
 
+    def evaluate(seen):
+        if seen in tests:
+            test_steps(*test_functions, 0, len(test), X_test, f, U, W, v, W_back, P, G, pending, c, 0.0, h_test, p_test, h, g,
+                       tests[seen], chi, False, test_shares, how)
+
+    spans = list(pairwise(stops))
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
-        for begin, end in progress(list(zip(stops, stops[1:] + [None])), "training"):
-            if begin in tests:
-                evaluate(*test_functions, 0, len(test), X_test, f, U, W, v, W_back, P, G, pending, c, 0.0, h_test, p_test, h, g,
-                         tests[begin], chi, False, test_shares, how)
-            if end is None:
-                break
+        for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
+            evaluate(begin)
             b, pending = steps(*functions, begin, end, X, stream.y, U, W, v, W_back, P, G, pending, c, stream.rate, h_b, P, h, g,
                                f, chi, True, shares, how)
             if b < end:
@@ -552,6 +556,8 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
                 if keep:
                     h[b : b + B], g[b : b + B] = passes
                 break
+        else:
+            evaluate(S)
         if "C" in keep:
             fill_kernels(out, *(split(a, block)[0] for a in (h, g)), phi)
     if "h" in keep:
