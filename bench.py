@@ -7,6 +7,7 @@ out (`pip install -e ".[bench]"`). Peers get the same weights or the same noise,
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -262,6 +263,7 @@ def particle_peers(stream, noise):
     found = installed()
     peers = {"numpy": particles_loop(np, None, stream, noise)}
     if "torch" in found:
+        found["torch"]._dynamo.config.recompile_limit = 64  # one compilation for each number of passes
         peers["torch"] = particles_loop(found["torch"], None, stream, noise)
         peers["torch.compile"] = particles_loop(found["torch"], found["torch"].compile, stream, noise)
     if "jax" in found:
@@ -449,29 +451,36 @@ def table_width(options):
     yield compare("width without matrices, float32", f"n {n}, L {L}, 3 passes", runs, "ms", 1e3, None, 3)
 
 
-GROWTH = (  # what is varied, its sizes, the time at one size, expected exponent
-    ("width n, matrices", (256, 512, 1024), lambda n: finite_net.train(Stream.digits(4, 0.01, rng=0), n, 8, rng=0, keep="outputs"), 2),
-    ("depth L, matrices", (16, 32, 64), lambda L: finite_net.train(Stream.digits(4, 0.01, rng=0), 256, L, rng=0, keep="outputs"), 1),
-    ("particles N", (20_000, 40_000, 80_000), lambda N: seconds_of(N, 16, 3), 1),
-    ("depth L", (16, 32, 64), lambda L: seconds_of(40_000, L, 3), 1),
-    ("passes S, time per pass", (32, 64, 128), lambda S: seconds_of(4_000, 4, S), 1),
+def of_network(width, depth):
+    stream, weights = Stream.digits(4, 0.01, rng=0), nfd_min.draw_weights(width, depth, 64, dtype="float32", rng=0, normals=finite_net.normals)
+    return partial(finite_net.train, stream, width, depth, weights=weights, dtype="float32", keep="outputs")
+
+
+def of_particles(particles, steps, passes):
+    stream, noise = Stream.digits(passes, 0.01, rng=0), sde.draw_noise(passes, particles, steps, dtype="float32", rng=0)
+    return partial(sde.solve, stream, particles, steps, noise=noise, dtype="float32", keep="outputs")
+
+
+GROWTH = (  # beyond the caches, where the cost is that of memory: what is varied, its sizes, a run of one size, expected exponent
+    ("width n, matrices", (1536, 2048, 3072), lambda n: of_network(n, 8), 2),
+    ("depth L, matrices", (64, 128, 256), lambda L: of_network(512, L), 1),
+    ("particles N", (100_000, 200_000, 400_000), lambda N: of_particles(N, 16, 3), 1),
+    ("depth L", (32, 64, 128), lambda L: of_particles(100_000, L, 3), 1),
+    ("passes S, time per pass", (32, 64, 128), lambda S: of_particles(4_000, 16, S), 1),
 )
 
 
-def seconds_of(particles, steps, passes):
-    sde.solve(Stream.digits(passes, 0.01, rng=0), particles, steps, coupling="full", dtype="float32", rng=0, keep="outputs")
-
-
 def table_growth(options):
-    """The fitted exponents of the cost, noise and weights drawn."""
+    """The fitted exponents of the cost in the sizes, weights and noise given."""
     print("\n" + "{:28} {:24} {:>9} {:>9} {:>18}".format("varied", "sizes", "expected", "measured", "95% interval"))
-    for name, sizes, run, expected in GROWTH:
-        times = []
-        for _ in range(2 + options.repeat):
+    for name, sizes, run_of, expected in GROWTH:
+        runs, times = {size: run_of(size) for size in sizes}, []
+        for _ in range(1 + options.repeat):
             row = []
-            for size in sizes:
+            for size, run in runs.items():
+                run()  # its memory and caches
                 start = time.perf_counter()
-                run(size)
+                run()
                 row.append((time.perf_counter() - start) / (size if "per pass" in name else 1))
             times.append(row)
         fit = nfd_min.fit_slope(sizes, times[1:])
@@ -522,8 +531,10 @@ MEMORY = {  # (module, function, its arguments)
 
 
 def child_memory(work):
-    """Prints the bytes that the run's check of memory counts and by how much it raises the most the process ever had."""
-    import resource  # not on Windows
+    """Prints the bytes that the run's check of memory counts and by how much it raises the most the process ever had (Linux)."""
+
+    def most():
+        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
     module, function, arguments, samples = MEMORY[work]
     module, counted = {"finite_net": finite_net, "sde": sde}[module], []
@@ -535,14 +546,15 @@ def child_memory(work):
     if "width" in arguments:
         run(2, depth=1)  # the kernels of that width
     nfd_min.check_memory = module.check_memory = lambda needed, what: counted.append(needed)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = most()
     run(samples)
-    unit = 1 if sys.platform == "darwin" else 1024
-    print(json.dumps([max(counted), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit]))
+    print(json.dumps([max(counted), most() - before]))
 
 
 def table_memory(options):
-    """The most memory of a run next to what its docstring says."""
+    """The most memory of a run next to what its docstring says, on Linux."""
+    if sys.platform != "linux":
+        return
     print(f"\n{'memory':30} {'formula, MB':>12} {'measured, MB':>13} {'ratio':>6}")
     for work in list(MEMORY)[:: 3 if options.quick else 1]:
         counted, measured = in_a_new_process("child_memory", work)

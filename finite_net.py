@@ -125,6 +125,10 @@ draw_weights = partial(nfd_min.draw_weights, normals=normals)
 TEST_ROWS = 128
 """How many test inputs go through the network at a time."""
 
+SPAN = 2**30
+"""Multiplications of matrix entries in a forward pass, so many at most before the compiled loop returns: a second or less, after which
+Ctrl-C is heard and the progress bar moves."""
+
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # tanh 0, relu 1, erf 2, identity 3
 
 
@@ -537,7 +541,7 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
         out.test_f = np.full((len(tests), len(test)), np.nan)
         tests = dict(zip(tests, out.test_f))  # f of the test inputs at each
         test_steps, *test_functions, test_shares = kernels(n, T, at_once, dtype)
-    stops = sorted({*range(0, S, B * max(1, 2**30 // (T * n * n * B))), *tests, S})  # a second or less from one to the next
+    stops = sorted({*range(0, S, B * max(1, SPAN // (T * n * n * B))), *tests, S})
 
     def evaluate(seen):
         if seen in tests:

@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 
 import finite_net
 import nfd_min
+import sde
 from nfd_min import ACTIVATIONS, Stream
 
 FIELDS = ("f", "chi", "h", "g", "C", "Gamma")
@@ -40,7 +42,7 @@ def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
     assert all(np.array_equal(w, b) for w, b in zip(weights, before))  # the caller's arrays are not touched
 
 
-@pytest.mark.parametrize("n, batch", [(300, 1), (270, 16), (520, 1)])
+@pytest.mark.parametrize("n, batch", [(300, 1), (270, 16), (200, 13), (90, 70), (520, 1), (515, 9)])
 def test_fast_equals_plain_in_chunks_and_threads(n, batch):
     """Matrices of more than one chunk of rows; the kernels that share a mini-batch by its samples, and by rows."""
     stream, weights = stream_of(3 * batch, 0.3, batch), nfd_min.draw_weights(n, 2, 5, decoupled=True, rng=1)
@@ -61,10 +63,54 @@ def test_normals_are_those_of_numpy(dtype):
     assert fast.standard_normal() == plain.standard_normal()
 
 
+def test_large_draws_are_shared_by_generators():
+    fast, plain = np.random.default_rng(3), np.random.default_rng(3)
+    drawn = finite_net.normals(fast, (2, 2**21 + 1), "float32")
+    assert np.array_equal(drawn, nfd_min.normals(plain, drawn.shape, "float32")) and fast.random() == plain.random()
+    eighths = np.array_split(drawn.ravel(), 8)
+    assert all(abs(np.mean(a)) < 0.01 and abs(np.std(a) - 1) < 0.01 for a in eighths)
+    assert all(abs(np.dot(a[:500_000], b[:500_000])) < 5 * 500_000**0.5 for i, a in enumerate(eighths) for b in eighths[:i])
+
+
+def test_runs_do_not_share_memory():
+    """Scratch is used again by the next run, results are not; what is left in it does not matter."""
+    for keep in ("all", "outputs"):
+        for module, name in ((finite_net, "train"), (sde, "solve")):
+            run = partial(getattr(module, name), rng=0, keep=keep)
+            small, first = stream_of(3), run(stream_of(3), 20, 4)
+            before = {field: np.copy(a) for field, a in vars(first).items() if isinstance(a, np.ndarray)}
+            run(stream_of(9, seed=1), 50, 7)
+            run(stream_of(9, seed=1), 50, 7, dtype="float32")
+            again = run(small, 20, 4)
+            for field, a in before.items():
+                assert np.array_equal(a, getattr(first, field)) and np.array_equal(a, getattr(again, field)), field
+
+
+def test_weights_that_are_read_only_or_not_aligned():
+    stream, weights = stream_of(3), nfd_min.draw_weights(20, 4, 5, rng=0)
+    run = finite_net.train(stream, 20, 4, weights=weights)
+    for w in weights:
+        w.flags.writeable = False
+    assert np.array_equal(run.f, finite_net.train(stream, 20, 4, weights=weights).f)
+    shifted = np.empty(weights[1].nbytes + 1, np.uint8)[1:].view(float).reshape(weights[1].shape)
+    shifted[:] = weights[1]
+    assert np.array_equal(run.f, finite_net.train(stream, 20, 4, weights=(weights[0], shifted, weights[2])).f)
+
+
+def test_long_runs_in_several_spans(monkeypatch):
+    """The compiled loop returns to Python now and then; where, does not matter, not even for waiting updates."""
+    stream = stream_of(60, 0.1, 2)
+    whole = finite_net.train(stream, 12, 3, rng=0)
+    ends = []
+    monkeypatch.setattr(finite_net, "progress", lambda spans, what: ends.extend(spans) or spans)
+    monkeypatch.setattr(finite_net, "SPAN", 12 * 12 * 3 * 2 * 7)
+    spans = finite_net.train(stream, 12, 3, rng=0)
+    assert ends == [(0, 14), (14, 28), (28, 42), (42, 56), (56, 60)]
+    assert all(np.array_equal(getattr(whole, name), getattr(spans, name)) for name in FIELDS)
+
+
 def test_the_copies_of_a_kernel_are_the_same():
     import inspect
-
-    import sde
 
     for name in ("_phi", "_times_dphi"):
         assert inspect.getsource(getattr(sde, name).py_func) == inspect.getsource(getattr(finite_net, name).py_func)

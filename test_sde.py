@@ -1,12 +1,13 @@
 """Particles against the plain text and closed forms; initialisation kernels against closed forms and quadrature."""
 
 import warnings
+from functools import partial
 from math import e, sqrt
 
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.integrate import trapezoid
+from scipy.integrate import quad, trapezoid
 
 import finite_net
 import nfd_min
@@ -220,6 +221,21 @@ def test_noise_keep_and_dtype():
     assert rounded.h.dtype == np.float32 and 0 < np.abs(rounded.h - drawn.h).max() < 1e-4
 
 
+@pytest.mark.parametrize("block", ["pre", "two-layer"])
+@pytest.mark.parametrize("phi", ACTIVATIONS)
+def test_layers_that_are_not_kept(phi, block):
+    """keep="outputs" stores few layers of h; the numbers, and where a run diverges, are the same."""
+    stream, run = stream_of(4, 0.5), partial(sde.solve, particles=60, steps=5, phi=phi, block=block, rng=5)
+    for coupling in ("none", "full"):
+        assert np.array_equal(run(stream, coupling=coupling).f, run(stream, coupling=coupling, keep="outputs").f)
+    wild = stream_of(6, 1e150)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        everything, outputs = run(wild), run(wild, keep="outputs")
+    assert everything.diverged_at == outputs.diverged_at is not None
+    assert np.array_equal(everything.f, outputs.f, equal_nan=True)
+
+
 def test_divergence():
     stream = stream_of(6, eta=1e6)
     with warnings.catch_warnings():
@@ -298,6 +314,14 @@ def test_gaussian_moments_against_another_quadrature(phi):
                 expected = weight @ (f.phi(s) * f.phi(t)) @ weight, weight @ (f.dphi(s) * f.dphi(t)) @ weight
                 tolerance = 1e-3 if A.max() > 5 else 1e-6
             assert np.allclose((phi_phi[a, b], dphi_dphi[a, b]), expected, rtol=tolerance, atol=tolerance), (a, b)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.3, 5.0])
+def test_tanh_quadrature_to_ten_digits(sigma):
+    moments = sde.gaussian_moments(np.array([[sigma**2]]), nfd_min.TANH)
+    for moment, f in zip(moments, (nfd_min.TANH.phi, nfd_min.TANH.dphi)):
+        exact = quad(lambda z: f(sigma * z) ** 2 * stats.norm.pdf(z), -12, 12, points=[0], epsabs=1e-13, epsrel=1e-13, limit=200)[0]
+        assert abs(moment[0, 0] - exact) < 1e-10
 
 
 def test_tanh_quadrature_is_exact_where_a_closed_form_exists():
