@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
+from functools import cache, partial
 from math import sqrt
 from pathlib import Path
 from statistics import median
@@ -347,6 +347,13 @@ def _tanh(a, out):
         finite_net._phi(0, a[lo:hi], out[lo:hi])
 
 
+@cache
+def reading(bytes):
+    """Seconds in which both cores read so many bytes that they have just read."""
+    a = np.ones(bytes // 8)
+    return alternate({"it": lambda: _read(a)}, 5)[0]["it"]
+
+
 def machine(repeat):
     """What this machine does at most, both cores: GB/s, 1e9 normals/s (one thread), 1e9 tanh/s, GFlop/s of a matrix product."""
     out, rng = {}, np.random.default_rng(0)
@@ -373,9 +380,7 @@ def table_networks(limits, options):
         for dtype in nfd_min.DTYPES:
             stream = Stream.digits(S, 0.1, batch=B, rng=0)
             weights = nfd_min.draw_weights(n, L, stream.d, dtype=dtype, rng=0)
-            bytes_read = 2 * weights[1].nbytes * S / B
-            place = "L3" if weights[1].nbytes < 2**24 else "DRAM"
-            memory = bytes_read / limits[f"read GB/s, {place}"] / 1e6
+            memory = 1e3 * 2 * S / B * reading(weights[1].nbytes)
             work = 6 * n * n * L * S / limits[f"GEMM GFlop/s, {dtype}"] / 1e6
             runs = {"ours": lambda: finite_net.train(stream, n, L, weights=weights, dtype=dtype, keep="outputs").f}
             yield compare(f"A. network, {dtype}", f"n {n}, L {L}, steps {S // B}, batch {B}", runs | network_peers(stream, weights), "ms",
@@ -388,9 +393,8 @@ def table_particles(limits, options):
         scale = 1e9 / (2 * S * L * N)
         stream = Stream.digits(S, 0.1, rng=0)
         for dtype in nfd_min.DTYPES:
-            noise, size = sde.draw_noise(S, N, L, dtype=dtype, rng=0), noise_bytes(N, S, L, dtype)
-            rng = np.random.default_rng(0)
-            memory = 3 * size / limits["read GB/s, DRAM" if size > 2**24 else "read GB/s, L3"] / 1e9 * scale
+            noise, rng = sde.draw_noise(S, N, L, dtype=dtype, rng=0), np.random.default_rng(0)
+            memory = 3 * reading(2 * noise.xi.nbytes) * scale  # the noise, and p and g of its size, written and read
             compute = 0.5 / limits[f"tanh/s, {dtype}"]
             limit = max(memory, compute)
             solve = partial(sde.solve, stream, N, L, dtype=dtype, keep="outputs")
@@ -408,10 +412,6 @@ def table_particles(limits, options):
                        peers={}, best=None, ratio=None, limit=None, fraction=None)
             print(line(row), flush=True)
             yield row
-
-
-def noise_bytes(N, S, L, dtype):
-    return 2 * S * L * N * np.dtype(dtype).itemsize
 
 
 def dice(solve, rng=None):
