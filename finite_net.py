@@ -76,10 +76,25 @@ def _fill(rng, out):
         out[m] = rng.standard_normal()
 
 
+def empty(shape, dtype):
+    """numpy.empty from the start of a cache line on: vectors that lie across two lines take twice as long to load."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def copy_of(a):
+    """A copy of an array, from the start of a cache line on."""
+    out = empty(a.shape, a.dtype)
+    out[...] = a
+    return out
+
+
 def normals(rng, shape, dtype):
     """The same numbers as nfd_min.normals, in a third of the time: no call for each number, only for each 64 random bits; and the
     shares of a large array on all threads."""
-    out = np.empty(shape, dtype)
+    out = empty(shape, dtype)
     generators, parts = zip(*nfd_min.shares(rng, out.reshape(-1)))
     if len(parts) == 1:
         _fill(rng, parts[0])
@@ -95,14 +110,17 @@ _scratch = threading.local()
 def pieces(dtype, *shapes):
     """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it is over 256 MiB:
     new pages from the system cost as much as what is computed in them. So they are for the inside of one run only."""
+    line = 64 // np.dtype(dtype).itemsize
     sizes = [prod(shape) for shape in shapes]
-    needed, memory = sum(sizes) * np.dtype(dtype).itemsize, getattr(_scratch, "memory", np.empty(0, np.uint8))
+    ends = list(accumulate(-(-size // line) * line for size in sizes))  # each from the start of a cache line on
+    memory = getattr(_scratch, "memory", empty((0,), np.uint8))
+    needed = ends[-1] * np.dtype(dtype).itemsize
     if memory.nbytes < needed:
-        memory = np.empty(needed, np.uint8)
+        memory = empty((needed,), np.uint8)
         if needed <= 2**28:
             _scratch.memory = memory
-    memory, ends = memory[:needed].view(dtype), accumulate(sizes)
-    return [memory[end - size : end].reshape(shape) for size, end, shape in zip(sizes, ends, shapes)]
+    memory = memory[:needed].view(dtype)
+    return [memory[start : start + size].reshape(shape) for start, size, shape in zip([0, *ends], sizes, shapes)]
 
 
 @parallel_kernel
@@ -492,7 +510,7 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     Returns a Trajectory. If the mean square of h or g stops being a finite number the run ends there, with
     `diverged_at` set. Raises ValueError for bad input, or if the run needs more memory than the machine has:
     8 or 4 bytes for each of L n^2 (twice if decoupled, twice for two-layer blocks, and a copy of those given if S exceeds the
-    updates that wait) + n d weights and 2 S (L+1) n features and gradients (2 S (2L+1) n with two layers in a block; none with
+    updates that wait or n < 512) + n d weights and 2 S (L+1) n features and gradients (2 S (2L+1) n with two layers in a block; none with
     keep="outputs"), and those of n / 4 samples, at most 64, or of a larger mini-batch, whose updates wait.
     """
     if not isinstance(stream, Stream):
@@ -507,7 +525,7 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     rows, every = S if keep else 0, positive_int("test_every", test_every)
     test = np.zeros((0, d), dtype) if test is None else finite_array("test", test, ("T", d))
     most = min(S, B * max(1, min(n // 4, 64) // B))  # samples whose updates wait until they are added to W
-    copied = most < S and weights is not None  # then the matrices are written to
+    copied = weights is not None and (most < S or S >= 16 * B and n < 512)  # as they are written to, or read often from caches
     passes = 2 * rows + 2 * most + B + 2 * min(len(test), TEST_ROWS)
     needed = prod(W_shape) * (2 - reused) * (1 + copied) + n * d + passes * (T + 1) * n
     check_memory(dtype().itemsize * needed + 16 * L * S * S * bool(keep), f"train(width={n}, depth={L}, S={S})")
@@ -523,8 +541,8 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     else:
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
     U, W, v, *copy = weights
-    U, v, W, W_back = U.copy(), v.copy(), W.reshape(-1, n, n), (copy[0] if copy else W[:0]).reshape(-1, n, n)  # none if reused
-    W, W_back = (a.copy() if copied or not a.flags.behaved else a for a in (W, W_back))
+    U, v, W, W_back = copy_of(U), copy_of(v), W.reshape(-1, n, n), (copy[0] if copy else W[:0]).reshape(-1, n, n)  # none if reused
+    W, W_back = (copy_of(a) if copied or not a.flags.behaved else a for a in (W, W_back))
 
     f, chi = np.full((2, S), np.nan)
     out = Trajectory(f, chi)

@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
 import nfd_min
-from finite_net import CODES, AtAddress, finite_array, kernel, normals, parallel_kernel, pieces
+from finite_net import CODES, AtAddress, empty, finite_array, kernel, normals, parallel_kernel, pieces
 from nfd_min import (
     COUPLINGS,
     DTYPES,
@@ -475,7 +475,7 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
     out = Trajectory(f, chi)
     layers = T + 1 if kept or phi.name == "erf" else two + 1
     shapes = (S if kept else 1, layers, N), (S, T + 1, N), (S, T + 1, N), (S * near, T + 1, N), (S * (not kept), 1, N)
-    h, g, p, q, tops = (np.empty(shape, dtype) for shape in shapes) if kept else pieces(dtype, *shapes)
+    h, g, p, q, tops = (empty(shape, dtype) for shape in shapes) if kept else pieces(dtype, *shapes)
     tops = h if kept else tops  # h^j_L, in its last row
     C, Gamma, R, R_back = (np.full((T + 1, S, S), np.nan) for _ in range(4))
     P, D = np.empty(((T + 1) * near, S)), np.zeros((T * full, S, S))
