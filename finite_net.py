@@ -1,6 +1,7 @@
 """Residual networks of finite width with explicit weight matrices, trained by SGD. Fast twin of `nfd_min.sgd`.
 
-The inner loops are compiled by Numba. A weight matrix is read once forward and once backward in a step. Updates wait as the
+The inner loops are compiled by Numba. A weight matrix is read once forward and once backward in a step, by each thread's share
+of a mini-batch. Updates wait as the
 vectors g^j and phi(h^j), in the form of [12], and are added to the matrix many at a time, so that it is seldom written. All
 sums run in a fixed order, so the same seed gives the same bits on any number of threads.
 """
@@ -58,6 +59,11 @@ def kernel(function, parallel=False, nogil=False):
 
 
 parallel_kernel = partial(kernel, parallel=True)
+
+
+def at_address(function, *types):
+    """AtAddress, or the function itself where Numba is switched off (NUMBA_DISABLE_JIT)."""
+    return function if numba.config.DISABLE_JIT else AtAddress(function, *types)
 
 
 class AtAddress:
@@ -143,9 +149,9 @@ draw_weights = partial(nfd_min.draw_weights, normals=normals)
 TEST_ROWS = 128
 """How many test inputs go through the network at a time."""
 
-SPAN = 2**30
-"""Multiplications of matrix entries in a forward pass, so many at most before the compiled loop returns: a second or less, after which
-Ctrl-C is heard and the progress bar moves."""
+SPAN = 2**28
+"""Multiplications in forward passes after which the compiled loop returns, at the next mini-batch, within about a second: then Ctrl-C
+is heard and the progress bar moves."""
 
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}  # tanh 0, relu 1, erf 2, identity 3
 
@@ -283,11 +289,11 @@ def _update_ends(X, g, h, c, U, v):
 
 @kernel
 def _diverged(x):
-    """Whether |x|^2, in the dtype of x, is not a finite number."""
+    """Whether |x|^2, in the dtype of x, is not a finite number. (isfinite is s - s == 0, into which a reordered sum may be merged.)"""
     s = x.dtype.type(0)
     for m in range(len(x)):
         s += x[m] * x[m]
-    return not np.isfinite(s)
+    return not s < np.inf
 
 
 CHUNK = 256
@@ -441,7 +447,7 @@ def _steps(forward, backward, update, begin, end, X, y, U, W, v, W_back, P, G, p
                 f[b + m] = s / n
                 if learn:
                     chi[b + m] = f[b + m] - y[b + m]
-                    diverged[i] += not np.isfinite(chi[b + m])
+                    diverged[i] += not abs(chi[b + m]) < np.inf
                     c[pending + m] = eta * chi[b + m]
                     G[T, pending + m] = v
             if learn:
@@ -472,7 +478,7 @@ def _kernels(dtype, name):
     c, a = real[::1], real[:, :, ::1]
     how = numba.types.Tuple((real, i, numba.boolean, i, real, real, real))
     types = (a, a, i, i, i, a, a, a, i, c, how), (a, a, i, i, i, a, a, i, c, how), (a, a, a, i, c, how)
-    return steps, *(AtAddress(function, *arguments) for function, arguments in zip(functions, types))
+    return steps, *(at_address(function, *arguments) for function, arguments in zip(functions, types))
 
 
 def kernels(n, T, batch, dtype):
@@ -553,13 +559,15 @@ def train(stream, width, depth, phi="tanh", *, block="pre", internal_lr_exponent
     pending, c = 0, np.empty(most, dtype)  # of which so many wait; their eta chi / B
     how = rate, CODES[phi.name], block == "post", two, skip, s, dtype(1 / sqrt(n))
     steps, *functions, shares = kernels(n, T, B, dtype)
-    X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
+    with np.errstate(over="ignore"):
+        X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
     tests = dict.fromkeys([*range(0, S, every * B), S] if len(test) else [])  # samples seen at each evaluation
     if len(test):
         out.test_f = np.full((len(tests), len(test)), np.nan)
         tests = dict(zip(tests, out.test_f))  # f of the test inputs at each
         test_steps, *test_functions, test_shares = kernels(n, T, at_once, dtype)
-    stops = sorted({*range(0, S, B * max(1, SPAN // (T * n * n * B))), *tests, S})
+    work = 1000 + B * (T * (n * n + 64) + n * d)  # multiplications in a mini-batch, or what takes as long
+    stops = sorted({*range(0, S, B * max(1, SPAN // work)), *tests, S})
 
     def evaluate(seen):
         if seen in tests:

@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 from scipy.interpolate import BarycentricInterpolator
 
 import nfd_min
-from finite_net import CODES, AtAddress, empty, finite_array, kernel, normals, parallel_kernel, pieces
+from finite_net import CODES, at_address, empty, finite_array, kernel, normals, parallel_kernel, pieces
 from nfd_min import (
     COUPLINGS,
     DTYPES,
@@ -406,8 +406,8 @@ def _chunks(dtype):
     """_forward_chunk and _backward_chunk."""
     i, b, x, sums = numba.int64, numba.boolean, numba.from_dtype(np.dtype(dtype)), numba.float64[:, ::1]
     layers, h, c = x[:, :, ::1], x[:, ::1], x[::1]
-    return (AtAddress(_forward_chunk, *4 * [i], h, *5 * [layers], c, c, c, i, i, b, b, *5 * [sums]),
-            AtAddress(_backward_chunk, *4 * [i], h, *4 * [layers], c, c, c, i, i, b, *3 * [sums]))
+    return (at_address(_forward_chunk, *4 * [i], h, *5 * [layers], c, c, c, i, i, b, b, *5 * [sums]),
+            at_address(_backward_chunk, *4 * [i], h, *4 * [layers], c, c, c, i, i, b, *3 * [sums]))
 
 
 @parallel_kernel
@@ -469,6 +469,7 @@ def solve(stream, particles, steps, phi="tanh", *, block="pre", internal_lr_expo
             raise ValueError("noise must be a Noise: the 4 arrays u, v, xi, zeta")
         noise = Noise(*(finite_array(f"noise: {name}", a, shape, dtype, copy=full or None)
                         for (name, shape), a in zip(shapes.items(), noise)))
+        noise = Noise(*(a if a.flags.behaved else a.copy() for a in noise))
     u, v, M, N_ = noise  # the fresh noise of the matrices' and of their transposes' directions, turned into their images
 
     f, chi = np.full((2, S), np.nan)

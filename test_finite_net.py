@@ -103,7 +103,7 @@ def test_long_runs_in_several_spans(monkeypatch):
     whole = finite_net.train(stream, 12, 3, rng=0)
     ends = []
     monkeypatch.setattr(finite_net, "progress", lambda spans, what: ends.extend(spans) or spans)
-    monkeypatch.setattr(finite_net, "SPAN", 12 * 12 * 3 * 2 * 7)
+    monkeypatch.setattr(finite_net, "SPAN", 7 * (1000 + 2 * (3 * (12 * 12 + 64) + 12 * 5)))
     spans = finite_net.train(stream, 12, 3, rng=0)
     assert ends == [(0, 14), (14, 28), (28, 42), (42, 56), (56, 60)]
     assert all(np.array_equal(getattr(whole, name), getattr(spans, name)) for name in FIELDS)
@@ -256,6 +256,25 @@ def test_divergence_is_reported_and_what_came_before_is_kept(phi):
     assert np.isfinite(run.C[:, :k, :k]).all() and np.isfinite(run.min_eig()[0]).all()
     short = finite_net.train(stream, 16, 64, phi, scaling="mup", rng=0, keep="outputs")
     assert short.diverged_at == (k, l) and np.array_equal(short.f, run.f, equal_nan=True)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 40])
+@pytest.mark.parametrize("dtype, big, huge", [("float64", 1e160, 1.7976e308), ("float32", 1e20, 1e300)])
+def test_squares_and_errors_that_overflow(n, dtype, big, huge):
+    """h whose square is infinite; f - y that is."""
+    zeros = np.zeros((1, n, n)), np.zeros(n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for large in (big, -big):
+            weights = np.full((n, 1), large), *zeros
+            run = finite_net.train(Stream(np.ones((3, 1)), np.ones(3), 0.1), n, 1, scaling="vanilla", weights=weights, dtype=dtype)
+            assert run.diverged_at == (0, 0) and np.isnan(run.h[:, 0]).all()
+        if dtype == "float64":
+            stream = Stream(np.ones((2, 1)), [huge, 0.0], 1e-300)
+            weights = np.full((n, 1), 1.05e154 / np.sqrt(n)), zeros[0], np.full(n, -1.2e154 / np.sqrt(n))
+            run, plain = finite_net.train(stream, n, 1, weights=weights), nfd_min.sgd(stream, weights)
+            assert run.diverged_at == plain.diverged_at is not None and np.array_equal(run.chi, plain.chi, equal_nan=True)
+        finite_net.train(Stream(np.full((2, 3), 1e40), np.ones(2), 0.1), 8, 2, dtype="float32", rng=0)  # no warning
 
 
 def test_divergence_inside_a_batch():

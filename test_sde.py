@@ -217,6 +217,10 @@ def test_noise_keep_and_dtype():
     for l in range(4):
         assert np.allclose(drawn.C[l], np.tanh(drawn.h[:, l]) @ np.tanh(drawn.h[:, l]).T / 100)
         assert np.allclose(drawn.Gamma[l], drawn.g[:, l] @ drawn.g[:, l].T / 100)
+    noise = sde.draw_noise(3, 100, 4, rng=5)
+    for a in noise:
+        a.flags.writeable = False
+    assert np.array_equal(sde.solve(stream, 100, 4, noise=noise).f, drawn.f)
     rounded = sde.solve(stream, 100, 4, noise=sde.draw_noise(3, 100, 4, rng=5), dtype="float32")
     assert rounded.h.dtype == np.float32 and 0 < np.abs(rounded.h - drawn.h).max() < 1e-4
 
