@@ -114,7 +114,7 @@ _scratch = threading.local()
 
 
 def pieces(dtype, *shapes):
-    """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it is over 256 MiB:
+    """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it is over 512 MiB:
     new pages from the system cost as much as what is computed in them. So they are for the inside of one run only."""
     line = 64 // np.dtype(dtype).itemsize
     sizes = [prod(shape) for shape in shapes]
@@ -123,7 +123,7 @@ def pieces(dtype, *shapes):
     needed = ends[-1] * np.dtype(dtype).itemsize
     if memory.nbytes < needed:
         memory = empty((needed,), np.uint8)
-        if needed <= 2**28:
+        if needed <= 2**29:
             _scratch.memory = memory
     memory = memory[:needed].view(dtype)
     return [memory[start : start + size].reshape(shape) for start, size, shape in zip([0, *ends], sizes, shapes)]

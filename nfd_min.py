@@ -31,7 +31,7 @@ from numbers import Integral, Real
 from typing import Callable, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 from scipy.sparse.linalg import LinearOperator
 
 __version__ = "0.1.0"
@@ -793,5 +793,5 @@ def fit_slope(sizes, errors, *, confidence=0.95):
 
     whole = slope(errors.mean(axis=0))
     pseudo = np.array([R * whole - (R - 1) * slope(np.delete(errors, r, axis=0).mean(axis=0)) for r in range(R)])
-    half = stats.t.ppf((1 + confidence) / 2, R - 1) * pseudo.std(ddof=1) / sqrt(R)
+    half = special.stdtrit(R - 1, (1 + confidence) / 2) * pseudo.std(ddof=1) / sqrt(R)
     return Slope(whole, whole - half, whole + half, np.log(errors.mean(axis=0)).mean() - whole * np.log(sizes).mean())
