@@ -31,7 +31,7 @@ from numbers import Integral, Real
 from typing import Callable, NamedTuple
 
 import numpy as np
-from scipy import special
+import scipy  # scipy.special is loaded when it is first used
 from scipy.sparse.linalg import LinearOperator
 
 __version__ = "0.1.0"
@@ -115,7 +115,7 @@ class Activation:
 
 TANH = Activation("tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2)
 RELU = Activation("relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h.dtype))
-ERF = Activation("erf", special.erf, lambda h: (2 / sqrt(np.pi)) * np.exp(-h * h))
+ERF = Activation("erf", lambda h: scipy.special.erf(h), lambda h: (2 / sqrt(np.pi)) * np.exp(-h * h))
 IDENTITY = Activation("identity", lambda h: h, np.ones_like)
 
 ACTIVATIONS = {a.name: a for a in (TANH, RELU, ERF, IDENTITY)}
@@ -793,5 +793,5 @@ def fit_slope(sizes, errors, *, confidence=0.95):
 
     whole = slope(errors.mean(axis=0))
     pseudo = np.array([R * whole - (R - 1) * slope(np.delete(errors, r, axis=0).mean(axis=0)) for r in range(R)])
-    half = special.stdtrit(R - 1, (1 + confidence) / 2) * pseudo.std(ddof=1) / sqrt(R)
+    half = scipy.special.stdtrit(R - 1, (1 + confidence) / 2) * pseudo.std(ddof=1) / sqrt(R)
     return Slope(whole, whole - half, whole + half, np.log(errors.mean(axis=0)).mean() - whole * np.log(sizes).mean())
