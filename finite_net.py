@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from itertools import accumulate, pairwise
-from math import erf, exp, pi, prod, sqrt
+from math import ceil, erf, exp, pi, prod, sqrt
 from types import FunctionType
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # a thread that waits for the other sleeps after some microseconds, not milliseconds
@@ -486,7 +486,8 @@ def kernels(n, T, batch, dtype):
     else shared by the samples, 4 to 32 at a time, or where these are few by the rows of each matrix. They do not depend on
     the number of threads, so neither do the sums."""
     if batch >= 8 and (n < 512 or batch >= 16) and T * n * n * batch >= 2**20:
-        return *_kernels(dtype, "samples"), -(-batch // (4 * -(-batch // (8 * -(-batch // 64)))))
+        size = 4 * ceil(batch / (4 * 2 * ceil(batch / 64)))  # in an even number of shares, but for rounding
+        return *_kernels(dtype, "samples"), ceil(batch / size)
     return *_kernels(dtype, "rows" if n >= 512 else "alone"), 1
 
 
