@@ -1,7 +1,9 @@
-"""How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the machine allows: `python bench.py`.
+"""How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the machine allows: `python
+bench.py`.
 
-Every row alternates ours and the peers (A B A B ..) in this process and compares medians; peers that are not installed are left
-out (`pip install -e ".[bench]"`). Peers get the same weights or the same noise, already converted; what they return is compared.
+Every row alternates ours and the peers (A B A B ..) in this process and compares medians; peers that are not
+installed are left out (`pip install -e ".[bench]"`). Peers get the same weights or the same noise, already
+converted; what they return is compared.
 """
 
 import argparse
@@ -21,12 +23,15 @@ import numba
 import numpy as np
 
 import finite_net
+import nfd_kernels
 import nfd_min
 import sde
-from nfd_audit import output_path, replace_file
+from nfd_experiments import fit_slope
+from nfd_io import DTYPES, output_path, replace_file
+from nfd_kernels import normals, parallel_kernel
 from nfd_min import Stream
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The same work elsewhere. Each returns a function without arguments that trains and gives f, shape (S,).
 
 
@@ -36,7 +41,8 @@ def blocks(xp, numpy_arrays):
 
 
 def network_loop(xp, stream, weights):
-    """[1]-[3] with matrices, in place, for NumPy or torch; single samples or mini-batches, one matrix product each."""
+    """[1]-[3] with matrices, in place, for NumPy or torch; single samples or mini-batches, one matrix product
+    each."""
     X, U0, W0, v0 = blocks(xp, [(stream.X / sqrt(stream.d)).astype(weights[0].dtype), *weights])
     L, n, B, f = len(W0), len(v0), stream.batch, np.empty(len(stream))
     s = 1 / sqrt(n * L)
@@ -51,7 +57,9 @@ def network_loop(xp, stream, weights):
                 p.append(xp.tanh(h))
                 h = h + s * (p[l] @ W[l].T)
             f[b : b + B] = h @ v / n
-            step = xp.asarray((stream.rate * (f[b : b + B] - stream.y[b : b + B]))[:, None].astype(weights[0].dtype))
+            step = xp.asarray(
+                (stream.rate * (f[b : b + B] - stream.y[b : b + B]))[:, None].astype(weights[0].dtype)
+            )
             g = xp.ones_like(h) * v
             for l in range(L - 1, -1, -1):
                 z = g @ W[l]
@@ -68,7 +76,10 @@ def network_torch(stream, weights):
     import torch
 
     W = [torch.from_numpy(w.copy()) for w in weights[1]]
-    X, U, v = (torch.from_numpy(a.copy()) for a in ((stream.X / sqrt(stream.d)).astype(weights[0].dtype), weights[0], weights[2]))
+    X, U, v = (
+        torch.from_numpy(a.copy())
+        for a in ((stream.X / sqrt(stream.d)).astype(weights[0].dtype), weights[0], weights[2])
+    )
     if stream.batch > 1:
         return network_loop(torch, stream, weights)
     L, n, f, s = len(W), len(v), np.empty(len(stream)), 1 / sqrt(len(v) * len(W))
@@ -128,7 +139,9 @@ def network_jax(stream, weights):
 
     def run():
         state, f = train(U, W, v)
-        state[1].block_until_ready()  # the trained W too, or the compiler would leave out the last backward pass
+        state[
+            1
+        ].block_until_ready()  # the trained W too, or the compiler would leave out the last backward pass
         return np.asarray(f).reshape(-1)
 
     return run
@@ -180,7 +193,14 @@ def particles_loop(xp, compile, stream, noise):
             for l in range(L, 0, -1):
                 Gamma[l, k, : k + 1] = g[l, : k + 1] @ g[l, k] / N
                 noise_row = small(row(R_back[l], Gamma[l], k) / sqrt(L))
-                g[l - 1, k] = down(g[l, k], noise_row, zeta[: k + 1, l - 1], small(a * Gamma[l, k, :k] / L), p[l - 1, :k], p[l - 1, k])
+                g[l - 1, k] = down(
+                    g[l, k],
+                    noise_row,
+                    zeta[: k + 1, l - 1],
+                    small(a * Gamma[l, k, :k] / L),
+                    p[l - 1, :k],
+                    p[l - 1, k],
+                )
         return f
 
     return run
@@ -254,8 +274,11 @@ def installed():
 
 def network_peers(stream, weights):
     found = installed()
-    make = {"numpy": lambda: network_loop(np, stream, weights), "torch": lambda: network_torch(stream, weights),
-            "jax": lambda: network_jax(stream, weights)}
+    make = {
+        "numpy": lambda: network_loop(np, stream, weights),
+        "torch": lambda: network_torch(stream, weights),
+        "jax": lambda: network_jax(stream, weights),
+    }
     return {name: make[name]() for name in found}
 
 
@@ -271,13 +294,13 @@ def particle_peers(stream, noise):
     return peers
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Measuring
 
 
 SETTLE = 0.05
-"""Seconds that each runs before it is measured, so that the threads of the one before have fallen asleep (OpenBLAS lets them wait
-awake for 26 ms) and its own are awake."""
+"""Seconds that each runs before it is measured, so that the threads of the one before have fallen asleep
+(OpenBLAS lets them wait awake for 26 ms) and its own are awake."""
 
 
 def alternate(runs, repeat):
@@ -296,15 +319,29 @@ def alternate(runs, repeat):
 
 
 def compare(work, size, runs, unit, scale, limit, repeat):
-    """One row of the table: ours against the best peer; `limit` in the row's unit is the least the machine allows."""
+    """One row of the table: ours against the best peer; `limit` in the row's unit is the least the machine
+    allows."""
     seconds, results = alternate(runs, repeat)
     ours = results.pop("ours")
-    wrong = [name for name, f in results.items() if f is not None and not np.allclose(f, ours, rtol=2e-2, atol=2e-2)]
+    wrong = [
+        name
+        for name, f in results.items()
+        if f is not None and not np.allclose(f, ours, rtol=2e-2, atol=2e-2)
+    ]
     assert not wrong, f"{work}, {size}: {', '.join(wrong)} disagrees: {ours}, {results}"
     mine = scale * seconds.pop("ours")
     best = min(seconds, key=seconds.get) if seconds else None
-    row = dict(work=work, size=size, unit=unit, ours=mine, peers={name: scale * t for name, t in seconds.items()}, best=best,
-               ratio=scale * seconds[best] / mine if best else None, limit=limit, fraction=limit / mine if limit else None)
+    row = dict(
+        work=work,
+        size=size,
+        unit=unit,
+        ours=mine,
+        peers={name: scale * t for name, t in seconds.items()},
+        best=best,
+        ratio=scale * seconds[best] / mine if best else None,
+        limit=limit,
+        fraction=limit / mine if limit else None,
+    )
     print(line(row), flush=True)
     return row
 
@@ -316,11 +353,19 @@ def line(row):
     def show(x):
         return "" if x is None else f"{x:.3g}"
 
-    return ROW.format(row["work"], row["size"], show(row["ours"]) + " " + row["unit"], show(row["peers"].get(row["best"])),
-                      row["best"] or "", show(row["ratio"]), show(row["limit"]), show(row["fraction"]))
+    return ROW.format(
+        row["work"],
+        row["size"],
+        show(row["ours"]) + " " + row["unit"],
+        show(row["peers"].get(row["best"])),
+        row["best"] or "",
+        show(row["ratio"]),
+        show(row["limit"]),
+        show(row["fraction"]),
+    )
 
 
-@finite_net.parallel_kernel
+@parallel_kernel
 def _read(a):
     total = 0.0
     for i in numba.prange(64):
@@ -332,7 +377,7 @@ def _read(a):
     return total
 
 
-@finite_net.parallel_kernel
+@parallel_kernel
 def _in_place(a):
     for i in numba.prange(64):
         part = a[i * (len(a) // 64) : (i + 1) * (len(a) // 64)]
@@ -340,11 +385,14 @@ def _in_place(a):
             part[m] *= 1.0000001
 
 
-@finite_net.parallel_kernel
+tanh = nfd_kernels.PHI["tanh"][0]
+
+
+@parallel_kernel
 def _tanh(a, out):
     for i in numba.prange(64):
         lo, hi = i * (len(a) // 64), (i + 1) * (len(a) // 64)
-        finite_net._phi(0, a[lo:hi], out[lo:hi])
+        tanh(a[lo:hi], out[lo:hi])
 
 
 @cache
@@ -355,7 +403,8 @@ def reading(bytes):
 
 
 def machine(repeat):
-    """What this machine does at most, both cores: GB/s, 1e9 normals/s (one thread), 1e9 tanh/s, GFlop/s of a matrix product."""
+    """What this machine does at most, both cores: GB/s, 1e9 normals/s (one thread), 1e9 tanh/s, GFlop/s of a
+    matrix product."""
     out, rng = {}, np.random.default_rng(0)
 
     def rate(amount, run):
@@ -365,9 +414,9 @@ def machine(repeat):
         a = np.ones(numbers)
         out[f"read GB/s, {place}"] = rate(8 * numbers, lambda: _read(a))
         out[f"in-place GB/s, {place}"] = rate(16 * numbers, lambda: _in_place(a))
-    for name, dtype in nfd_min.DTYPES.items():
+    for name, dtype in DTYPES.items():
         a, b = np.ones((2, 1 << 20), dtype)
-        out[f"normals/s, {name}"] = rate(len(a), lambda: finite_net.normals(rng, a.shape, name))
+        out[f"normals/s, {name}"] = rate(len(a), lambda: normals(rng, a.shape, name))
         out[f"tanh/s, {name}"] = rate(len(a), lambda: _tanh(a, b))
         m = np.ones((1024, 1024), dtype)
         out[f"GEMM GFlop/s, {name}"] = rate(2 * 1024**3, lambda: m @ m)
@@ -377,14 +426,23 @@ def machine(repeat):
 def table_networks(limits, options):
     sizes = [(128, 64, 32, 1), (512, 32, 16, 1), (2048, 16, 8, 1), (128, 32, 256, 16), (128, 32, 512, 128)]
     for n, L, S, B in options.networks or (sizes[:1] + sizes[3:4] if options.quick else sizes):
-        for dtype in nfd_min.DTYPES:
+        for dtype in DTYPES:
             stream = Stream.digits(S, 0.1, batch=B, rng=0)
             weights = nfd_min.draw_weights(n, L, stream.d, dtype=dtype, rng=0)
             memory = 1e3 * 2 * S / B * reading(weights[1].nbytes)
             work = 6 * n * n * L * S / limits[f"GEMM GFlop/s, {dtype}"] / 1e6
-            runs = {"ours": lambda: finite_net.train(stream, n, L, weights=weights, dtype=dtype, keep="outputs").f}
-            yield compare(f"A. network, {dtype}", f"n {n}, L {L}, steps {S // B}, batch {B}", runs | network_peers(stream, weights), "ms",
-                          1e3, max(memory, work) if B > 1 else memory, options.repeat)
+            runs = {
+                "ours": lambda: finite_net.train(stream, n, L, weights=weights, dtype=dtype, keep="outputs").f
+            }
+            yield compare(
+                f"A. network, {dtype}",
+                f"n {n}, L {L}, steps {S // B}, batch {B}",
+                runs | network_peers(stream, weights),
+                "ms",
+                1e3,
+                max(memory, work) if B > 1 else memory,
+                options.repeat,
+            )
 
 
 def table_particles(limits, options):
@@ -392,24 +450,52 @@ def table_particles(limits, options):
         S, L = 3, 16 if N < 10**6 else 8
         scale = 1e9 / (2 * S * L * N)
         stream = Stream.digits(S, 0.1, rng=0)
-        for dtype in nfd_min.DTYPES:
+        for dtype in DTYPES:
             noise, rng = sde.draw_noise(S, N, L, dtype=dtype, rng=0), np.random.default_rng(0)
-            memory = 3 * reading(2 * noise.xi.nbytes) * scale  # the noise, and p and g of its size, written and read
+            memory = (
+                3 * reading(2 * noise.xi.nbytes) * scale
+            )  # the noise, and p and g of its size, written and read
             compute = 0.5 / limits[f"tanh/s, {dtype}"]
             limit = max(memory, compute)
             solve = partial(sde.solve, stream, N, L, dtype=dtype, keep="outputs")
             peers = particle_peers(stream, noise)
-            yield compare(f"B. particles, normals given, {dtype}", f"N {N}, L {L}, {S} passes", {"ours": lambda: solve(noise=noise).f} | peers,
-                          "ns", scale, limit, options.repeat)
+            yield compare(
+                f"B. particles, normals given, {dtype}",
+                f"N {N}, L {L}, {S} passes",
+                {"ours": lambda: solve(noise=noise).f} | peers,
+                "ns",
+                scale,
+                limit,
+                options.repeat,
+            )
             drawn = {name: partial(with_draw, name, run, (S, L, N), dtype) for name, run in peers.items()}
-            yield compare(f"B. particles, normals drawn, {dtype}", f"N {N}, L {L}, {S} passes", {"ours": lambda: dice(solve, rng)} | drawn,
-                          "ns", scale, limit + 1 / limits[f"normals/s, {dtype}"], options.repeat)
+            yield compare(
+                f"B. particles, normals drawn, {dtype}",
+                f"N {N}, L {L}, {S} passes",
+                {"ours": lambda: dice(solve, rng)} | drawn,
+                "ns",
+                scale,
+                limit + 1 / limits[f"normals/s, {dtype}"],
+                options.repeat,
+            )
         for coupling in ("nearest", "full"):
             noise = sde.draw_noise(S, N, L, rng=0)
-            runs = {c: partial(dice, partial(sde.solve, stream, N, L, coupling=c, noise=noise, keep="outputs")) for c in ("none", coupling)}
+            runs = {
+                c: partial(dice, partial(sde.solve, stream, N, L, coupling=c, noise=noise, keep="outputs"))
+                for c in ("none", coupling)
+            }
             seconds, _ = alternate(runs, options.repeat)
-            row = dict(work=f'coupling="{coupling}" / "none"', size=f"N {N}, L {L}, {S} passes", unit="times", ours=seconds[coupling] / seconds["none"],
-                       peers={}, best=None, ratio=None, limit=None, fraction=None)
+            row = dict(
+                work=f'coupling="{coupling}" / "none"',
+                size=f"N {N}, L {L}, {S} passes",
+                unit="times",
+                ours=seconds[coupling] / seconds["none"],
+                peers={},
+                best=None,
+                ratio=None,
+                limit=None,
+                fraction=None,
+            )
             print(line(row), flush=True)
             yield row
 
@@ -443,25 +529,41 @@ def table_width(options):
     stream = Stream.digits(3, 0.1, rng=0)
 
     def explicit():
-        weights = finite_net.normals(np.random.default_rng(0), (L, n, n), "float32")
-        start = (nfd_min.draw_weights(n, 1, stream.d, dtype="float32", rng=0)[0], weights, np.ones(n, "float32"))
+        weights = normals(np.random.default_rng(0), (L, n, n), "float32")
+        start = (
+            nfd_min.draw_weights(n, 1, stream.d, dtype="float32", rng=0)[0],
+            weights,
+            np.ones(n, "float32"),
+        )
         finite_net.train(stream, n, L, weights=start, dtype="float32", keep="outputs")
 
-    runs = {"ours": lambda: dice(partial(sde.solve, stream, n, L, coupling="full", dtype="float32", keep="outputs")), "matrices": explicit}
+    runs = {
+        "ours": lambda: dice(
+            partial(sde.solve, stream, n, L, coupling="full", dtype="float32", keep="outputs")
+        ),
+        "matrices": explicit,
+    }
     yield compare("width without matrices, float32", f"n {n}, L {L}, 3 passes", runs, "ms", 1e3, None, 3)
 
 
 def of_network(width, depth):
-    stream, weights = Stream.digits(4, 0.01, rng=0), nfd_min.draw_weights(width, depth, 64, dtype="float32", rng=0, normals=finite_net.normals)
+    stream, weights = (
+        Stream.digits(4, 0.01, rng=0),
+        nfd_min.draw_weights(width, depth, 64, dtype="float32", rng=0, by=normals),
+    )
     return partial(finite_net.train, stream, width, depth, weights=weights, dtype="float32", keep="outputs")
 
 
 def of_particles(particles, steps, passes):
-    stream, noise = Stream.digits(passes, 0.01, rng=0), sde.draw_noise(passes, particles, steps, dtype="float32", rng=0)
+    stream, noise = (
+        Stream.digits(passes, 0.01, rng=0),
+        sde.draw_noise(passes, particles, steps, dtype="float32", rng=0),
+    )
     return partial(sde.solve, stream, particles, steps, noise=noise, dtype="float32", keep="outputs")
 
 
-GROWTH = (  # beyond the caches, where the cost is that of memory: what is varied, its sizes, a run of one size, expected exponent
+# beyond the caches, where the cost is that of memory: what is varied, its sizes, a run of one size, exponent
+GROWTH = (
     ("width n, matrices", (1536, 2048, 3072), lambda n: of_network(n, 8), 2),
     ("depth L, matrices", (64, 128, 256), lambda L: of_network(512, L), 1),
     ("particles N", (100_000, 200_000, 400_000), lambda N: of_particles(N, 16, 3), 1),
@@ -472,7 +574,10 @@ GROWTH = (  # beyond the caches, where the cost is that of memory: what is varie
 
 def table_growth(options):
     """The fitted exponents of the cost in the sizes, weights and noise given."""
-    print("\n" + "{:28} {:24} {:>9} {:>9} {:>18}".format("varied", "sizes", "expected", "measured", "95% interval"))
+    print(
+        "\n"
+        + "{:28} {:24} {:>9} {:>9} {:>18}".format("varied", "sizes", "expected", "measured", "95% interval")
+    )
     for name, sizes, run_of, expected in GROWTH:
         runs, times = {size: run_of(size) for size in sizes}, []
         for _ in range(1 + options.repeat):
@@ -483,34 +588,57 @@ def table_growth(options):
                 run()
                 row.append((time.perf_counter() - start) / (size if "per pass" in name else 1))
             times.append(row)
-        fit = nfd_min.fit_slope(sizes, times[1:])
-        print("{:28} {:24} {:>9} {:>9.2f} {:>18}".format(name, ", ".join(map(str, sizes)), expected, fit.slope, f"[{fit.low:.2f}, {fit.high:.2f}]"),
-              flush=True)
+        fit = fit_slope(sizes, times[1:])
+        print(
+            "{:28} {:24} {:>9} {:>9.2f} {:>18}".format(
+                name, ", ".join(map(str, sizes)), expected, fit.slope, f"[{fit.low:.2f}, {fit.high:.2f}]"
+            ),
+            flush=True,
+        )
         yield dict(varied=name, sizes=sizes, expected=expected, slope=fit.slope, low=fit.low, high=fit.high)
 
 
 def in_a_new_process(function, *arguments, **environment):
     """What this module's function prints there, as JSON."""
     code = f"import bench; bench.{function}(*{arguments!r})"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
-                         env=os.environ | environment)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+        env=os.environ | environment,
+    )
     return json.loads(run.stdout)
 
 
-def child_compiles(dtype):
-    """Runs every kind of kernel once; prints {kernel: seconds of its compilation with what it calls, as far as that is new}."""
-    for n, L, B in ((8, 2, 1), (512, 1, 1), (128, 4, 64)):  # alone, shared by rows, by samples
+def every_kernel(dtype):
+    """Run every kind of kernel once: the networks alone, shared by rows and by samples, and the particles."""
+    for n, L, B in ((8, 2, 1), (512, 1, 1), (128, 4, 64)):
         finite_net.train(Stream.digits(B, 0.1, batch=B, rng=0), n, L, dtype=dtype, rng=0)
     sde.solve(Stream.digits(2, 0.1, rng=0), 10, 2, dtype=dtype, rng=0)
-    kernels = {f"{module.__name__}.{name}": k for module in (finite_net, sde) for name, k in vars(module).items() if hasattr(k, "get_metadata")}
-    print(json.dumps({name: sum(m["timers"]["compiler_lock"] for m in k.get_metadata().values()) for name, k in kernels.items() if k.signatures}))
+
+
+def child_compiles(dtype):
+    """Prints {kernel: seconds of its compilation with what it calls, as far as that is new}."""
+    every_kernel(dtype)
+    kernels = {}
+    for module in (nfd_kernels, finite_net, sde):
+        for name, of in vars(module).items():
+            for k in of if isinstance(of, list) else [of]:  # a kernel, or both variants of some
+                if hasattr(k, "get_metadata") and k.signatures:
+                    kernels[f"{module.__name__}.{k.__qualname__.replace('_' + nfd_kernels.STAMP, '')}"] = k
+    seconds = {
+        name: [m["timers"]["compiler_lock"] for m in k.get_metadata().values()] for name, k in kernels.items()
+    }
+    print(json.dumps({name: sum(each) for name, each in seconds.items()}))
 
 
 def table_compile(options):
     """Seconds that Numba needs for each kernel, from an empty cache."""
-    print(f"\n{'kernel':30} " + " ".join(f"{dtype + ', s':>12}" for dtype in nfd_min.DTYPES))
+    print(f"\n{'kernel':30} " + " ".join(f"{dtype + ', s':>12}" for dtype in DTYPES))
     seconds = {}
-    for dtype in nfd_min.DTYPES:
+    for dtype in DTYPES:
         with tempfile.TemporaryDirectory() as empty:
             seconds[dtype] = in_a_new_process("child_compiles", dtype, NUMBA_CACHE_DIR=empty)
     for name in seconds[dtype]:
@@ -522,16 +650,32 @@ def table_compile(options):
 MEMORY = {  # (module, function, its arguments)
     'train, keep="all"': ("finite_net", "train", dict(width=256, depth=32, keep="all"), 1000),
     'train, keep="outputs"': ("finite_net", "train", dict(width=1024, depth=32, keep="outputs"), 200),
-    'train, decoupled': ("finite_net", "train", dict(width=512, depth=64, keep="outputs", backward="decoupled"), 100),
+    "train, decoupled": (
+        "finite_net",
+        "train",
+        dict(width=512, depth=64, keep="outputs", backward="decoupled"),
+        100,
+    ),
     'solve, keep="all"': ("sde", "solve", dict(particles=100_000, steps=32, keep="all"), 4),
     'solve, keep="outputs"': ("sde", "solve", dict(particles=100_000, steps=32, keep="outputs"), 4),
-    'solve, "nearest"': ("sde", "solve", dict(particles=100_000, steps=32, keep="outputs", coupling="nearest"), 4),
-    'solve, "full", 40 passes': ("sde", "solve", dict(particles=10_000, steps=32, keep="outputs", coupling="full"), 40),
+    'solve, "nearest"': (
+        "sde",
+        "solve",
+        dict(particles=100_000, steps=32, keep="outputs", coupling="nearest"),
+        4,
+    ),
+    'solve, "full", 40 passes': (
+        "sde",
+        "solve",
+        dict(particles=10_000, steps=32, keep="outputs", coupling="full"),
+        40,
+    ),
 }
 
 
 def child_memory(work):
-    """Prints the bytes that the run's check of memory counts and by how much it raises the most the process ever had (Linux)."""
+    """Prints the bytes that the run's check of memory counts and by how much it raises the most the process
+    ever had (Linux)."""
 
     def most():
         return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
@@ -566,7 +710,9 @@ def sizes(fields, text):
     """'512,32,16,1' or several such with spaces between them, as tuples of integers."""
     out = [tuple(map(int, part.split(","))) for part in text.split()]
     if not all(len(size) == fields and min(size) > 0 for size in out):
-        raise argparse.ArgumentTypeError(f"{text!r}: {fields} integers >= 1 with commas between them are expected")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: {fields} integers >= 1 with commas between them are expected"
+        )
     return [size[0] for size in out] if fields == 1 else out
 
 
@@ -575,16 +721,29 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="few and small sizes")
     parser.add_argument("--json", type=output_path, metavar="FILE", help="write the table")
     parser.add_argument("--repeat", type=int, default=7, metavar="R", help="medians of so many (default: 7)")
-    parser.add_argument("--networks", type=partial(sizes, 4), metavar="'N,L,S,B ..'", help="width, depth, samples, batch of the rows A")
-    parser.add_argument("--particles", type=partial(sizes, 1), metavar="'N ..'", help="numbers of particles of the rows B")
+    parser.add_argument(
+        "--networks",
+        type=partial(sizes, 4),
+        metavar="'N,L,S,B ..'",
+        help="width, depth, samples, batch of the rows A",
+    )
+    parser.add_argument(
+        "--particles", type=partial(sizes, 1), metavar="'N ..'", help="numbers of particles of the rows B"
+    )
     options = parser.parse_args(arguments)
     limits = machine(options.repeat)
     print("this machine:", ", ".join(f"{name} {value:.3g}" for name, value in limits.items()), end="\n\n")
     header = ROW.format("work", "size", "ours", "best peer", "", "ratio", "limit", "fraction")
     print(header, "-" * len(header), sep="\n", flush=True)
     rows = [*table_networks(limits, options), *table_particles(limits, options), *table_width(options)]
-    report = dict(machine=limits, peers=sorted(installed()), rows=rows, growth=list(table_growth(options)),
-                  compile=list(table_compile(options)), memory=list(table_memory(options)))
+    report = dict(
+        machine=limits,
+        peers=sorted(installed()),
+        rows=rows,
+        growth=list(table_growth(options)),
+        compile=list(table_compile(options)),
+        memory=list(table_memory(options)),
+    )
     if options.json:
         replace_file(Path(options.json), lambda file: file.write(json.dumps(report, indent=1).encode()))
 

@@ -1,34 +1,94 @@
 """The command nfd-audit: table, files, exit status, bad arguments."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import nfd_audit
-from nfd_audit import Bound, Claim, Experiment, Rate, main
+from nfd_audit import CLAIMS, Bound, Claim, Experiment, Rate, main
+from nfd_experiments import relu_case
+from nfd_io import replace_file
+from sde import relu_moments
 
-IDS = ["gradients", "gia-width", "init-limit", "depth-rate", "nearest-coupling", "nondegeneracy", "gaussian-init", "gaussian-update",
-       "exact-law", "first-step-kernel", "full-coupling", "coupled-limit", "width-rate", "post-activation", "alignment", "two-layer-collapse",
-       "transfer"]
+IDS = [
+    "gradients",
+    "gia-width",
+    "init-limit",
+    "depth-rate",
+    "nearest-coupling",
+    "nondegeneracy",
+    "gaussian-init",
+    "gaussian-update",
+    "exact-law",
+    "first-step-kernel",
+    "full-coupling",
+    "coupled-limit",
+    "width-rate",
+    "post-activation",
+    "alignment",
+    "two-layer-collapse",
+    "transfer",
+]
+
+
+def uniform(seed):
+    return np.random.default_rng(seed).uniform()
 
 
 def test_table_json_and_plot(tmp_path, capsys):
     report, picture = tmp_path / "a.json", tmp_path / "a.png"
-    status = main(["--claims", "nearest-coupling,gradients", "--seed", "3", "--json", str(report), "--plot", str(picture)])
+    status = main(
+        [
+            "--claims",
+            "nearest-coupling,gradients",
+            "--seed",
+            "3",
+            "--json",
+            str(report),
+            "--plot",
+            str(picture),
+        ]
+    )
     out, err = capsys.readouterr()
     assert status == 0 and "2 of 2 verdicts as expected" in out and err == ""
-    assert [line.split()[0] for line in out.splitlines() if line.endswith("holds") and line[0] != " "] == ["nearest-coupling", "gradients"]
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("holds") and line[0] != " "] == [
+        "nearest-coupling",
+        "gradients",
+    ]
     written = json.loads(report.read_text())
-    assert set(written["versions"]) == {"python", "nfd-min", "numpy", "numba", "scipy"} and written["seed"] == 3
+    assert (
+        set(written["versions"]) == {"python", "nfd-min", "numpy", "numba", "scipy"} and written["seed"] == 3
+    )
     near, gradients = written["claims"]
-    assert {"id", "equation", "statement", "predicted", "slope", "low", "high", "verdict", "expected", "points"} <= set(near)
-    assert near["predicted"] == -2 and near["low"] < near["slope"] < near["high"] and near["verdict"] == near["expected"] == "holds"
+    assert {
+        "id",
+        "equation",
+        "statement",
+        "predicted",
+        "slope",
+        "low",
+        "high",
+        "verdict",
+        "expected",
+        "points",
+    } <= set(near)
+    assert (
+        near["predicted"] == -2
+        and near["low"] < near["slope"] < near["high"]
+        and near["verdict"] == near["expected"] == "holds"
+    )
     assert [p["L"] for p in near["points"]] == [32, 64, 128, 256] and len(near["points"][0]["errors"]) == 12
     assert gradients["slope"] is None and gradients["rates"][0]["worst"] < 1e-6
     assert len(gradients["points"]) == 4 * 5 * 2 * 3  # activations, architectures, batches, parameters
     assert picture.read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 2
-    again = [nfd_audit.audit(nfd_audit.CLAIMS["nearest-coupling"], nfd_audit.data_source(), seed=s) for s in (3, 4)]
+    again = [nfd_audit.audit(nfd_audit.CLAIMS["nearest-coupling"], seed=s) for s in (3, 4)]
     assert again[0] == near and again[1]["slope"] != near["slope"]
 
 
@@ -40,46 +100,72 @@ def test_own_data(tmp_path, capsys):
 
 
 def test_a_surprise_is_exit_status_1(monkeypatch, capsys):
-    claim = Claim("always", "[0]", "one", (Experiment(lambda data, full, rng: {"x": {2: 2.0, 4: 4.0}}, (2, 2), (Rate("x", "n", -1),)),))
+    claim = Claim(
+        "always",
+        "[0]",
+        "one",
+        (Experiment(lambda data, seed: {"x": {2: 2.0, 4: 4.0}}, (2, 2), (Rate("x", -1),)),),
+    )
     monkeypatch.setitem(nfd_audit.CLAIMS, "always", claim)
-    assert main(["--claims", "always"]) == 1
+    assert main(["--claims", "always", "--workers", "1"]) == 1
     assert "0 of 1 verdicts as expected; not: always" in capsys.readouterr().out
     monkeypatch.setitem(nfd_audit.CLAIMS, "always", claim._replace(expected="fails"))
-    assert main(["--claims", "always"]) == 0
+    assert main(["--claims", "always", "--workers", "1"]) == 0
 
 
-@pytest.mark.parametrize("slope, noise, verdict", [
-    (-1, 0.01, "holds"), (-1.09, 0.001, "holds"), (-1.11, 0.001, "fails"), (-0.5, 0.01, "fails"), (-1.5, 0.01, "fails"),
-    (0, 0.01, "fails"), (-1, 1.0, "inconclusive"), (-1.1, 0.01, "inconclusive"),
-])
+@pytest.mark.parametrize(
+    "slope, noise, verdict",
+    [
+        (-1, 0.01, "holds"),
+        (-1.09, 0.001, "holds"),
+        (-1.11, 0.001, "fails"),
+        (-0.5, 0.01, "fails"),
+        (-1.5, 0.01, "fails"),
+        (0, 0.01, "fails"),
+        (-1, 1.0, "inconclusive"),
+        (-1.1, 0.01, "inconclusive"),
+    ],
+)
 def test_verdict_rule(slope, noise, verdict):
     rng = np.random.default_rng(0)
     points = [{n: n**slope * np.exp(noise * rng.standard_normal()) for n in (8, 16, 32)} for _ in range(10)]
-    assert Rate("x", "n", -1, 0.1).judge(points)["verdict"] == verdict
+    assert Rate("x", -1, 0.1).judge(points)["verdict"] == verdict
 
 
 def test_bounds():
     points = [{"a": 0.1, "b": 0.5}, {"a": 0.2, "b": 0.3}]
-    assert Bound("x", 0.6).judge(points)["verdict"] == Bound("x", 0.05, above=True).judge(points)["verdict"] == "holds"
-    assert Bound("x", 0.4).judge(points)["verdict"] == Bound("x", 0.15, above=True).judge(points)["verdict"] == "fails"
+    assert (
+        Bound("x", 0.6).judge(points)["verdict"]
+        == Bound("x", 0.05, above=True).judge(points)["verdict"]
+        == "holds"
+    )
+    assert (
+        Bound("x", 0.4).judge(points)["verdict"]
+        == Bound("x", 0.15, above=True).judge(points)["verdict"]
+        == "fails"
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--claims", "gradient"], "unknown claim 'gradient'; the claims are gradients, gia-width"),
-    (["--claims", ""], "unknown claim ''"),
-    (["--seed", "-1"], "'-1' is not an integer >= 0"),
-    (["--seed", "x"], "'x' is not an integer >= 0"),
-    (["--quick", "--full"], "not allowed with"),
-    (["--data", "missing.npz"], "cannot use 'missing.npz' as data"),
-    (["--json", "missing/a.json"], "existing, writable directory"),
-    (["--plot", "a.pdf"], "'a.pdf' must end in .png"),
-    (["--plot", "a.png", "--claims", "gradients"], "none of these claims has one"),
-    (["--plot", "a.png", "--json", "./a.png"], "name the same file"),
-    (["--json", "."], "existing, writable directory"),
-    (["--json", "/dev/null"], "existing, writable directory"),
-    (["--json", "x" * 300], "existing, writable directory"),
-    (["--speed"], "unrecognized arguments"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--claims", "gradient"], "unknown claim 'gradient'; the claims are gradients, gia-width"),
+        (["--claims", ""], "unknown claim ''"),
+        (["--seed", "-1"], "'-1' is not an integer >= 0"),
+        (["--seed", "x"], "'x' is not an integer >= 0"),
+        (["--quick", "--full"], "not allowed with"),
+        (["--data", "missing.npz"], "cannot use 'missing.npz' as data"),
+        (["--json", "missing/a.json"], "existing, writable directory"),
+        (["--plot", "a.pdf"], "'a.pdf' must end in .png"),
+        (["--plot", "a.png", "--claims", "gradients"], "none of these claims has one"),
+        (["--plot", "a.png", "--json", "./a.png"], "name the same file"),
+        (["--json", "."], "existing, writable directory"),
+        (["--json", "/dev/null"], "existing, writable directory"),
+        (["--json", "x" * 300], "existing, writable directory"),
+        (["--workers", "0"], "'0' is not an integer >= 1"),
+        (["--speed"], "unrecognized arguments"),
+    ],
+)
 def test_bad_arguments(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -96,10 +182,15 @@ def test_too_few_samples(tmp_path, capsys):
 
 
 def test_prop_3_1_is_measured_on_the_network():
-    data, rng = nfd_audit.data_source(), np.random.default_rng(0)
-    ratios = [nfd_audit.measure_post(data, False, rng)["E h_L / bound, post"]["L = 16"] for _ in range(60)]
-    exact = nfd_audit.sde.relu_moments(1, 16, "post")
-    assert abs(np.mean(ratios) / (exact.mean[-1] / exact.bound[-1]) - 1) < 4 * np.std(ratios) / np.mean(ratios) / np.sqrt(60) < 0.1
+    read = nfd_audit.to_exact("post", "mean", "bound")
+    given = dict(data=None, width=128, depth=16)
+    ratios = [read(relu_case(**given, seed=s), given)["L = 16"] for s in range(60)]
+    exact = relu_moments(1, 16, "post")
+    assert (
+        abs(np.mean(ratios) / (exact.mean[-1] / exact.bound[-1]) - 1)
+        < 4 * np.std(ratios) / np.mean(ratios) / np.sqrt(60)
+        < 0.1
+    )
 
 
 def test_nothing_half_written(tmp_path):
@@ -109,7 +200,7 @@ def test_nothing_half_written(tmp_path):
 
     (tmp_path / "a.json").write_text("old")
     with pytest.raises(KeyboardInterrupt):
-        nfd_audit.replace_file(tmp_path / "a.json", fail)
+        replace_file(tmp_path / "a.json", fail)
     assert (tmp_path / "a.json").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -118,15 +209,168 @@ def test_the_claims():
 
 
 def test_one_bad_rate_is_the_claim_s_verdict():
-    rates = tuple(Rate(label, "n", -1) for label in "ab")
-    claim = Claim("two", "[0]", "-", (Experiment(lambda data, full, rng: {"a": {2: 2.0, 4: 1.0}, "b": {2: 1.0, 4: 1.0}}, (2, 2), rates),))
-    assert nfd_audit.audit(claim, None)["verdict"] == "fails"
-    noisy = claim._replace(experiments=(claim.experiments[0]._replace(
-        measure=lambda data, full, rng: {"a": {2: 2.0, 4: 1.0}, "b": {2: 1.0, 4: rng.uniform()}}),))
-    assert nfd_audit.audit(noisy, None)["verdict"] == "inconclusive"
+    rates = tuple(Rate(label, -1) for label in "ab")
+    claim = Claim(
+        "two",
+        "[0]",
+        "-",
+        (Experiment(lambda data, seed: {"a": {2: 2.0, 4: 1.0}, "b": {2: 1.0, 4: 1.0}}, (2, 2), rates),),
+    )
+    assert nfd_audit.audit(claim)["verdict"] == "fails"
+    noisy = claim._replace(
+        experiments=(
+            claim.experiments[0]._replace(
+                measure=lambda data, seed: {"a": {2: 2.0, 4: 1.0}, "b": {2: 1.0, 4: uniform(seed)}}
+            ),
+        )
+    )
+    assert nfd_audit.audit(noisy)["verdict"] == "inconclusive"
 
 
 def test_experiments_of_a_claim_have_their_own_random_numbers():
-    experiment = Experiment(lambda data, full, rng: {"x": {1: rng.uniform()}}, (3, 3), (Bound("x", 2),))
-    first, second = nfd_audit.audit(Claim("twice", "[0]", "-", (experiment, experiment)), None)["rates"]
+    experiment = Experiment(lambda data, seed: {"x": {1: uniform(seed)}}, (3, 3), (Bound("x", 2),))
+    first, second = nfd_audit.audit(Claim("twice", "[0]", "-", (experiment, experiment)))["rates"]
     assert len(set(first["points"][0]["errors"] + second["points"][0]["errors"])) == 6
+
+
+def test_what_has_no_slope_is_inconclusive():
+    for bad in (0.0, None):
+        measure = lambda data, seed: {"x": {2: 1.0, 4: bad}}
+        claim = Claim("none", "[0]", "-", (Experiment(measure, (2, 2), (Rate("x", -1),)),))
+        assert nfd_audit.audit(claim)["verdict"] == "inconclusive"
+    at_edge = [{L: {0.1: 3.0, 0.2: 2.0, 0.4: 1.0} for L in (4, 8)}] * 3
+    assert nfd_audit.BestEta("best eta", 0).judge(at_edge)["verdict"] == "inconclusive"
+
+
+def test_one_repetition_has_one_seed():
+    """Runs whose difference is read have the same weights; different repetitions have not."""
+    (experiment,), full = CLAIMS["alignment"].experiments, False
+    cases = experiment.cases(None, full, (0,))
+    each = len(experiment.values(full))
+    assert each == 8 and len(cases) == 8 * experiment.repeat[full]
+    assert len({case.seed for case in cases[:each]}) == 1 and cases[0].seed != cases[each].seed
+
+
+COMMAND = [sys.executable, nfd_audit.__file__, "--claims", "nearest-coupling,alignment", "--seed", "5"]
+
+
+def table(*arguments, **how):
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300, **how)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout.rsplit("\n\n", 1)[0]
+
+
+@pytest.fixture(scope="module")
+def one_worker(tmp_path_factory):
+    """The table and the points with one worker."""
+    path = tmp_path_factory.mktemp("one") / "a.json"
+    return table("--workers", "1", "--json", str(path)), json.loads(path.read_text())["claims"]
+
+
+def test_numbers_do_not_depend_on_the_workers(one_worker, tmp_path):
+    out = table("--workers", "2", "--json", str(tmp_path / "b.json"))
+    assert (out, json.loads((tmp_path / "b.json").read_text())["claims"]) == one_worker
+    assert [line.split()[0] for line in out.splitlines() if line[0] not in " -"] == [
+        "claim",
+        "nearest-coupling",
+        "alignment",
+    ]
+
+
+def begun(directory, number, **how):
+    """A process of the command, once it has completed so many cases, and its store."""
+    arguments = ["--workers", "2", "--json", str(directory / "a.json")]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
+    )
+    while not (stores := list(directory.glob("a.json*.partial"))) or lines_of(stores[0]) < number:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    return process, stores[0]
+
+
+def lines_of(store):
+    return store.read_text().count("\n")
+
+
+def children(pid):
+    """Of a process, with their own children: their numbers."""
+    out = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    parents = [tuple(map(int, line.split())) for line in out.splitlines()]
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents if its_parent == parent]
+    return found[1:]
+
+
+def wait_for_end(pids):
+    end = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < end, "a process is left behind"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+def test_interrupted_it_goes_on(how, one_worker, tmp_path):
+    process, store = begun(tmp_path, 5, start_new_session=True)
+    workers = children(process.pid)
+    if how == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and len(err.splitlines()) == 1
+    assert "interrupted" in err and str(store) in err and "the same command" in err
+    wait_for_end(workers)
+    kept = lines_of(store)
+    assert 5 <= kept < 12 + 384
+    if how == "SIGTERM":
+        return
+    store.write_text(store.read_text().replace("[[", "[[[", 1))  # one of the lines is no result
+    out = table("--workers", "2", "--json", str(tmp_path / "a.json"))
+    written = json.loads((tmp_path / "a.json").read_text())["claims"]
+    assert (out, written) == one_worker and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_a_killed_worker(tmp_path):
+    process, store = begun(tmp_path, 3)
+    workers = children(process.pid)
+    names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in workers}
+    os.kill(next(pid for pid, name in names.items() if "spawn_main" in name), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a worker process died" in err and len(err.splitlines()) == 1
+    wait_for_end(workers)
+    assert lines_of(store) >= 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_workers_end_with_a_killed_parent(tmp_path):
+    process, _ = begun(tmp_path, 1)
+    workers = children(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(workers) >= 2
+    wait_for_end(workers)
+
+
+def test_a_resumed_audit_measures_nothing_again(tmp_path, monkeypatch, capsys):
+    """With everything in the store the table is read off it; and the store is gone afterwards."""
+    calls = []
+
+    def measure(*, data, seed):
+        calls.append(seed)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return {"x": {2: 2.0, 4: 1.0 + 1e-9 * uniform(seed)}}
+
+    claim = Claim("two", "[0]", "-", (Experiment(measure, (4, 4), (Rate("x", -1),)),))
+    monkeypatch.setitem(nfd_audit.CLAIMS, "two", claim)
+    command = ["--claims", "two", "--workers", "1", "--json", str(tmp_path / "a.json")]
+    assert main(command) == 130 and len(calls) == 3
+    assert "interrupted" in capsys.readouterr().err
+    assert main(command) == 0 and len(calls) == 5 and len(set(calls)) == 4
+    assert "1 of 1 verdicts as expected" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert main([*command, "--seed", "1"]) == 0 and len(calls) == 9

@@ -8,7 +8,11 @@ import pytest
 
 import bench
 
-LIMITS = {f"{what}, {dtype}": 1.0 for what in ("normals/s", "tanh/s", "GEMM GFlop/s") for dtype in bench.nfd_min.DTYPES}
+LIMITS = {
+    f"{what}, {dtype}": 1.0
+    for what in ("normals/s", "tanh/s", "GEMM GFlop/s")
+    for dtype in bench.nfd_min.DTYPES
+}
 
 
 @pytest.fixture
@@ -25,7 +29,11 @@ def test_networks_and_their_peers(options):
 
 def test_particles_and_their_peers(options):
     rows = list(bench.table_particles(LIMITS, options))
-    assert len(rows) == 6 and all("numpy" in row["peers"] for row in rows[:4]) and [row["unit"] for row in rows[4:]] == ["times"] * 2
+    assert (
+        len(rows) == 6
+        and all("numpy" in row["peers"] for row in rows[:4])
+        and [row["unit"] for row in rows[4:]] == ["times"] * 2
+    )
 
 
 def test_a_peer_that_does_something_else_is_noticed():
@@ -34,7 +42,7 @@ def test_a_peer_that_does_something_else_is_noticed():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
-@pytest.mark.parametrize("work", ['train, decoupled', 'solve, keep="outputs"'])
+@pytest.mark.parametrize("work", ["train, decoupled", 'solve, keep="outputs"'])
 def test_memory_is_what_the_docstring_says(work):
     counted, measured = bench.in_a_new_process("child_memory", work)
     assert counted / 1.5 < measured < 1.5 * counted

@@ -1,4 +1,5 @@
-"""Explicit-matrix networks: the fast kernels against the plain text, and everything a caller can get wrong."""
+"""Explicit-matrix networks: the fast kernels against the plain text, and everything a caller can get
+wrong."""
 
 import os
 import subprocess
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 import finite_net
+import nfd_io
+import nfd_kernels
 import nfd_min
 import sde
 from nfd_min import ACTIVATIONS, Stream
@@ -44,7 +47,8 @@ def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
 
 @pytest.mark.parametrize("n, batch", [(300, 1), (270, 16), (200, 13), (90, 70), (520, 1), (515, 9)])
 def test_fast_equals_plain_in_chunks_and_threads(n, batch):
-    """Matrices of more than one chunk of rows; the kernels that share a mini-batch by its samples, and by rows."""
+    """Matrices of more than one chunk of rows; the kernels that share a mini-batch by its samples, and by
+    rows."""
     stream, weights = stream_of(3 * batch, 0.3, batch), nfd_min.draw_weights(n, 2, 5, decoupled=True, rng=1)
     for backward in ("reused", "decoupled"):
         fast = finite_net.train(stream, n, 2, backward=backward, weights=weights)
@@ -57,19 +61,26 @@ def test_fast_equals_plain_in_chunks_and_threads(n, batch):
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_normals_are_those_of_numpy(dtype):
     fast, plain = np.random.default_rng(3), np.random.default_rng(3)
-    drawn = finite_net.normals(fast, (3, 4, 50), dtype)
-    assert drawn.dtype == dtype and np.array_equal(drawn, nfd_min.normals(plain, (3, 4, 50), dtype))
+    drawn = nfd_kernels.normals(fast, (3, 4, 50), dtype)
+    assert drawn.dtype == dtype and np.array_equal(drawn, nfd_io.normals(plain, (3, 4, 50), dtype))
     assert np.array_equal(drawn, np.random.default_rng(3).standard_normal((3, 4, 50)).astype(dtype))
     assert fast.standard_normal() == plain.standard_normal()
 
 
 def test_large_draws_are_shared_by_generators():
     fast, plain = np.random.default_rng(3), np.random.default_rng(3)
-    drawn = finite_net.normals(fast, (2, 2**21 + 1), "float32")
-    assert np.array_equal(drawn, nfd_min.normals(plain, drawn.shape, "float32")) and fast.random() == plain.random()
+    drawn = nfd_kernels.normals(fast, (2, 2**21 + 1), "float32")
+    assert (
+        np.array_equal(drawn, nfd_io.normals(plain, drawn.shape, "float32"))
+        and fast.random() == plain.random()
+    )
     eighths = np.array_split(drawn.ravel(), 8)
     assert all(abs(np.mean(a)) < 0.01 and abs(np.std(a) - 1) < 0.01 for a in eighths)
-    assert all(abs(np.dot(a[:500_000], b[:500_000])) < 5 * 500_000**0.5 for i, a in enumerate(eighths) for b in eighths[:i])
+    assert all(
+        abs(np.dot(a[:500_000], b[:500_000])) < 5 * 500_000**0.5
+        for i, a in enumerate(eighths)
+        for b in eighths[:i]
+    )
 
 
 def test_runs_do_not_share_memory():
@@ -83,7 +94,9 @@ def test_runs_do_not_share_memory():
             run(stream_of(9, seed=1), 50, 7, dtype="float32")
             again = run(small, 20, 4)
             for field, a in before.items():
-                assert np.array_equal(a, getattr(first, field)) and np.array_equal(a, getattr(again, field)), field
+                assert np.array_equal(a, getattr(first, field)) and np.array_equal(
+                    a, getattr(again, field)
+                ), field
 
 
 def test_weights_that_are_read_only_or_not_aligned():
@@ -98,7 +111,8 @@ def test_weights_that_are_read_only_or_not_aligned():
 
 
 def test_long_runs_in_several_spans(monkeypatch):
-    """The compiled loop returns to Python now and then; where, does not matter, not even for waiting updates."""
+    """The compiled loop returns to Python now and then; where, does not matter, not even for waiting
+    updates."""
     stream = stream_of(60, 0.1, 2)
     whole = finite_net.train(stream, 12, 3, rng=0)
     ends = []
@@ -109,21 +123,14 @@ def test_long_runs_in_several_spans(monkeypatch):
     assert all(np.array_equal(getattr(whole, name), getattr(spans, name)) for name in FIELDS)
 
 
-def test_the_copies_of_a_kernel_are_the_same():
-    import inspect
-
-    for name in ("_phi", "_times_dphi"):
-        assert inspect.getsource(getattr(sde, name).py_func) == inspect.getsource(getattr(finite_net, name).py_func)
-
-
 @pytest.mark.parametrize("dtype, allowed", [("float64", 2e-15), ("float32", 1e-6)])
 def test_tanh_in_vector_registers(dtype, allowed):
     x = np.concatenate([np.linspace(-30, 30, 9999), np.geomspace(1e-30, 1, 999)]).astype(dtype)
     out = np.empty_like(x)
-    finite_net._phi(0, x, out)
+    nfd_kernels.PHI["tanh"][0](x, out)
     assert np.max(np.abs(out / np.tanh(x.astype(float)) - 1)[x != 0]) < allowed
     special = np.array([0, -0.0, np.inf, -np.inf, np.nan], dtype)
-    finite_net._phi(0, special, special)
+    nfd_kernels.PHI["tanh"][0](special, special)
     assert np.array_equal(special, [0, 0, 1, -1, np.nan], equal_nan=True)
 
 
@@ -139,7 +146,9 @@ def test_float32_is_float64_rounded():
 
 def test_keep():
     stream = stream_of(6, batch=2)
-    everything, kernels, outputs = (finite_net.train(stream, 20, 3, rng=0, keep=keep) for keep in ("all", "kernels", "outputs"))
+    everything, kernels, outputs = (
+        finite_net.train(stream, 20, 3, rng=0, keep=keep) for keep in ("all", "kernels", "outputs")
+    )
     assert all(np.array_equal(everything.f, run.f) for run in (kernels, outputs))
     assert np.array_equal(everything.C, kernels.C) and np.array_equal(everything.Gamma, kernels.Gamma)
     assert kernels.h is kernels.g is outputs.h is outputs.g is outputs.C is outputs.Gamma is None
@@ -149,14 +158,22 @@ def test_keep():
 
 @pytest.mark.parametrize("block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0.5)])
 def test_outputs_on_test_inputs(block, exponent):
-    """They are what training on the same inputs with the same weights gives, before every second step and after the last one."""
-    stream, test = stream_of(10, batch=2), np.random.default_rng(1).standard_normal((200, 5))  # more than go at once
+    """They are what training on the same inputs with the same weights gives, before every second step and
+    after the last one."""
+    stream, test = (
+        stream_of(10, batch=2),
+        np.random.default_rng(1).standard_normal((200, 5)),
+    )  # more than go at once
     how = dict(block=block, internal_lr_exponent=exponent, rng=0)
     run = finite_net.train(stream, 20, 3, test=test, test_every=2, **how)
     assert run.test_f.shape == (4, 200)
     for e, seen in enumerate((0, 4, 8, 10)):
         X, y = np.vstack([stream.X[:seen], test[150:152]]), np.append(stream.y[:seen], [0, 0])
-        assert np.allclose(finite_net.train(Stream(X, y, stream.eta, 2), 20, 3, **how).f[seen:], run.test_f[e, 150:152], rtol=1e-12)
+        assert np.allclose(
+            finite_net.train(Stream(X, y, stream.eta, 2), 20, 3, **how).f[seen:],
+            run.test_f[e, 150:152],
+            rtol=1e-12,
+        )
     without = finite_net.train(stream, 20, 3, **how)
     assert without.test_f is None and np.array_equal(without.h, run.h)
 
@@ -169,10 +186,18 @@ def test_diverged_runs_have_no_later_test_outputs():
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_only_w1_has_the_inner_rate(exponent):
-    """After one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^a times W1's own update make it."""
+    """After one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^a times W1's own update make
+    it."""
     n, L, eta = 30, 4, 0.3
     weights = nfd_min.draw_weights(n, L, 5, block="two-layer", rng=0)
-    run = finite_net.train(Stream(np.ones((2, 5)), [1.0, 1.0], eta), n, L, block="two-layer", internal_lr_exponent=exponent, weights=weights)
+    run = finite_net.train(
+        Stream(np.ones((2, 5)), [1.0, 1.0], eta),
+        n,
+        L,
+        block="two-layer",
+        internal_lr_exponent=exponent,
+        weights=weights,
+    )
     p0, p1 = np.tanh(run.h[:, :L])
     own = -eta * (0 if exponent == -np.inf else L**exponent) * run.chi[0] * run.C[:, 0, 1, None] * run.gx[0]
     through_h = np.einsum("lim,lm->li", weights[1][:, 0], p1 - p0) / np.sqrt(n)
@@ -185,9 +210,13 @@ def test_only_w1_has_the_inner_rate(exponent):
 def test_weights_are_drawn_from_rng():
     stream = stream_of(3)
     U, W, v, W_back = nfd_min.draw_weights(20, 3, 5, decoupled=True, rng=7)
-    assert np.array_equal(finite_net.train(stream, 20, 3, rng=7).f, finite_net.train(stream, 20, 3, weights=(U, W, v)).f)
+    assert np.array_equal(
+        finite_net.train(stream, 20, 3, rng=7).f, finite_net.train(stream, 20, 3, weights=(U, W, v)).f
+    )
     drawn = finite_net.train(stream, 20, 3, rng=7, backward="decoupled")
-    assert np.array_equal(drawn.f, finite_net.train(stream, 20, 3, weights=(U, W, v, W_back), backward="decoupled").f)
+    assert np.array_equal(
+        drawn.f, finite_net.train(stream, 20, 3, weights=(U, W, v, W_back), backward="decoupled").f
+    )
     given = finite_net.train(stream, 20, 3, rng=7, backward="decoupled", weights=(U, W, v))  # W~ from rng
     assert np.array_equal(given.f[:1], drawn.f[:1]) and not np.array_equal(given.f, drawn.f)
 
@@ -195,8 +224,10 @@ def test_weights_are_drawn_from_rng():
 def test_weights_in_any_memory_order():
     stream = stream_of(3)
     weights = nfd_min.draw_weights(10, 3, 5, rng=7)
-    assert np.array_equal(finite_net.train(stream, 10, 3, weights=weights).f,
-                          finite_net.train(stream, 10, 3, weights=[np.asfortranarray(w) for w in weights]).f)
+    assert np.array_equal(
+        finite_net.train(stream, 10, 3, weights=weights).f,
+        finite_net.train(stream, 10, 3, weights=[np.asfortranarray(w) for w in weights]).f,
+    )
 
 
 PROGRAM = """
@@ -207,7 +238,8 @@ bits = hashlib.sha256()
 for batch in (1, 4):
     stream = Stream(rng.standard_normal((4, 64)), rng.standard_normal(4), 0.3, batch)
     runs = [sde.solve(stream, 9000, 4, rng=1, coupling=c) for c in ("none", "nearest", "full")]
-    runs += [finite_net.train(stream, n, 3, rng=1, block=block) for n in (150, 520) for block in ("pre", "two-layer")]
+    for block in ("pre", "two-layer"):
+        runs += [finite_net.train(stream, n, 3, rng=1, block=block) for n in (150, 520)]
     many = Stream(rng.standard_normal((40, 64)), rng.standard_normal(40), 0.3, 20)
     runs.append(finite_net.train(many, 300, 3, rng=1))
     runs.append(sde.solve(stream, 9000, 2, rng=1, coupling="full", block="two-layer"))
@@ -223,7 +255,9 @@ def test_same_bits_on_any_number_of_threads():
     for threads in "12":
         names = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
         environment = os.environ | dict.fromkeys(names, threads)
-        run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+        )
         outputs.add(run.stdout)
     assert len(outputs) == 1
 
@@ -231,10 +265,10 @@ def test_same_bits_on_any_number_of_threads():
 def test_without_a_directory_to_cache_in():
     program = """from numba.core import caching
 caching.CacheImpl._locator_classes = []  # what a read-only installation without a home directory leaves
-import sde, finite_net
+import sde, finite_net, nfd_kernels
 import numpy as np
 out = np.empty(1)
-finite_net._phi(0, np.array([0.5]), out)
+nfd_kernels.PHI["tanh"][0](np.array([0.5]), out)
 print(out[0])"""
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0 and np.isclose(float(run.stdout), np.tanh(0.5)), run.stderr
@@ -267,14 +301,25 @@ def test_squares_and_errors_that_overflow(n, dtype, big, huge):
         warnings.simplefilter("error")
         for large in (big, -big):
             weights = np.full((n, 1), large), *zeros
-            run = finite_net.train(Stream(np.ones((3, 1)), np.ones(3), 0.1), n, 1, scaling="vanilla", weights=weights, dtype=dtype)
+            run = finite_net.train(
+                Stream(np.ones((3, 1)), np.ones(3), 0.1),
+                n,
+                1,
+                scaling="vanilla",
+                weights=weights,
+                dtype=dtype,
+            )
             assert run.diverged_at == (0, 0) and np.isnan(run.h[:, 0]).all()
         if dtype == "float64":
             stream = Stream(np.ones((2, 1)), [huge, 0.0], 1e-300)
             weights = np.full((n, 1), 1.05e154 / np.sqrt(n)), zeros[0], np.full(n, -1.2e154 / np.sqrt(n))
             run, plain = finite_net.train(stream, n, 1, weights=weights), nfd_min.sgd(stream, weights)
-            assert run.diverged_at == plain.diverged_at is not None and np.array_equal(run.chi, plain.chi, equal_nan=True)
-        finite_net.train(Stream(np.full((2, 3), 1e40), np.ones(2), 0.1), 8, 2, dtype="float32", rng=0)  # no warning
+            assert run.diverged_at == plain.diverged_at is not None and np.array_equal(
+                run.chi, plain.chi, equal_nan=True
+            )
+        finite_net.train(
+            Stream(np.full((2, 3), 1e40), np.ones(2), 0.1), 8, 2, dtype="float32", rng=0
+        )  # no warning
 
 
 def test_divergence_inside_a_batch():
@@ -284,38 +329,58 @@ def test_divergence_inside_a_batch():
         warnings.simplefilter("error")
         run = finite_net.train(Stream(X, np.ones(4), 0.1, 2), 8, 3, "identity", rng=0, dtype="float32")
     assert run.diverged_at == (3, 0)
-    assert np.isfinite(run.h[:3]).all() and np.isnan(run.h[3]).all() and np.isfinite(run.g[:2]).all() and np.isnan(run.g[2:]).all()
+    assert (
+        np.isfinite(run.h[:3]).all()
+        and np.isnan(run.h[3]).all()
+        and np.isfinite(run.g[:2]).all()
+        and np.isnan(run.g[2:]).all()
+    )
     assert np.isfinite(run.f[:3]).all() and np.isnan(run.f[3])
     assert np.allclose(run.min_eig()[0], run.min_eig(2)[0])  # only the first batch has its backward passes
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(width=0), "width=0 must be an integer >= 1"),
-    (dict(width=4.0), "width=4.0"),
-    (dict(depth=0), "depth=0"),
-    (dict(depth=-3), "depth=-3"),
-    (dict(depth=True), "depth=True"),
-    (dict(phi="gelu"), "phi='gelu' is unknown; allowed: tanh, relu, erf, identity"),
-    (dict(backward="both"), "backward='both' is unknown; allowed: reused, decoupled"),
-    (dict(scaling="ntk"), "scaling='ntk' is unknown; allowed: depth-mup, mup, vanilla"),
-    (dict(dtype="float16"), "dtype='float16' is unknown; allowed: float64, float32"),
-    (dict(keep="some"), "keep='some' is unknown; allowed: all, kernels, outputs"),
-    (dict(width=10**7), "train.* needs .* GiB; this machine has"),
-    (dict(weights=(np.ones((4, 5)),)), "a tuple of 3 or 4 arrays"),
-    (dict(block="three-layer"), "block='three-layer' is unknown; allowed: pre, post, two-layer"),
-    (dict(internal_lr_exponent=0.5), 'internal_lr_exponent=0.5 is for block="two-layer", not block=\'pre\''),
-    (dict(block="two-layer", internal_lr_exponent=np.nan), "internal_lr_exponent=nan must be a number"),
-    (dict(block="two-layer", internal_lr_exponent="a"), "internal_lr_exponent='a' must be a number"),
-    (dict(block="two-layer", weights=(np.ones((4, 5)), np.ones((2, 4, 4)), np.ones(4))), r"expected \(2, 2, 4, 4\)"),
-    (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \(T, 5\)"),
-    (dict(test=np.full((3, 5), np.inf)), "test must be finite"),
-    (dict(test=np.ones((3, 5)), test_every=0), "test_every=0 must be an integer >= 1"),
-    (dict(weights=5), "a tuple of 3 or 4 arrays"),
-    (dict(stream="abc"), "stream must be a Stream, not str"),
-    (dict(phi=nfd_min.Activation("tanh", np.sin, np.cos)), "is unknown; allowed: tanh"),
-    (dict(weights=(np.ones((4, 5)), np.ones((3, 4, 4)), np.ones(4))), r"weights: W has shape \(3, 4, 4\), expected \(2, 4, 4\)"),
-    (dict(weights=(np.ones((4, 5)), np.full((2, 4, 4), np.nan), np.ones(4))), "weights: W must be finite"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(width=0), "width=0 must be an integer >= 1"),
+        (dict(width=4.0), "width=4.0"),
+        (dict(depth=0), "depth=0"),
+        (dict(depth=-3), "depth=-3"),
+        (dict(depth=True), "depth=True"),
+        (dict(phi="gelu"), "phi='gelu' is unknown; allowed: tanh, relu, erf, identity"),
+        (dict(backward="both"), "backward='both' is unknown; allowed: reused, decoupled"),
+        (dict(scaling="ntk"), "scaling='ntk' is unknown; allowed: depth-mup, mup, vanilla"),
+        (dict(dtype="float16"), "dtype='float16' is unknown; allowed: float64, float32"),
+        (dict(keep="some"), "keep='some' is unknown; allowed: all, kernels, outputs"),
+        (dict(width=10**7), "train.* needs .* GiB; this machine has"),
+        (dict(weights=(np.ones((4, 5)),)), "a tuple of 3 or 4 arrays"),
+        (dict(block="three-layer"), "block='three-layer' is unknown; allowed: pre, post, two-layer"),
+        (
+            dict(internal_lr_exponent=0.5),
+            "internal_lr_exponent=0.5 is for block=\"two-layer\", not block='pre'",
+        ),
+        (dict(block="two-layer", internal_lr_exponent=np.nan), "internal_lr_exponent=nan must be a number"),
+        (dict(block="two-layer", internal_lr_exponent="a"), "internal_lr_exponent='a' must be a number"),
+        (
+            dict(block="two-layer", weights=(np.ones((4, 5)), np.ones((2, 4, 4)), np.ones(4))),
+            r"expected \(2, 2, 4, 4\)",
+        ),
+        (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \(T, 5\)"),
+        (dict(test=np.full((3, 5), np.inf)), "test must be finite"),
+        (dict(test=np.ones((3, 5)), test_every=0), "test_every=0 must be an integer >= 1"),
+        (dict(weights=5), "a tuple of 3 or 4 arrays"),
+        (dict(stream="abc"), "stream must be a Stream, not str"),
+        (dict(phi=nfd_min.Activation("tanh", np.sin, np.cos)), "is unknown; allowed: tanh"),
+        (
+            dict(weights=(np.ones((4, 5)), np.ones((3, 4, 4)), np.ones(4))),
+            r"weights: W has shape \(3, 4, 4\), expected \(2, 4, 4\)",
+        ),
+        (
+            dict(weights=(np.ones((4, 5)), np.full((2, 4, 4), np.nan), np.ones(4))),
+            "weights: W must be finite",
+        ),
+    ],
+)
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         finite_net.train(**(dict(stream=stream_of(2), width=4, depth=2) | change))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import nfd_io
 import nfd_min
-from nfd_min import ACTIVATIONS, Stream, fit_slope
+from nfd_min import ACTIVATIONS, Stream
 
 SCALINGS = ("depth-mup", "mup", "vanilla")
 
@@ -28,7 +29,8 @@ def test_dphi_is_the_derivative_of_phi(phi):
 @pytest.mark.parametrize("block, a", [("pre", 0), ("post", 0), ("two-layer", 0.5), ("two-layer", -np.inf)])
 @pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, scaling, batch):
-    """[1]-[3], [29], MATH 8, and the step [2]: it is -eta n times the gradient of the mean loss of the mini-batch."""
+    """[1]-[3], [29], MATH 8, and the step [2]: it is -eta n times the gradient of the mean loss of the
+    mini-batch."""
     n, L, d, eta, eps = 9, 3, 4, 0.3, 1e-5
     rng = np.random.default_rng([batch, *map(ord, phi.name + block + scaling)])
     X, y = rng.standard_normal((2 * batch, d)), rng.standard_normal(2 * batch)
@@ -39,15 +41,22 @@ def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, sca
         U, W, v = weights
         h = U @ x / sqrt(d)
         for W_l in W:
-            branch = {"pre": lambda: W_l @ phi.phi(h) / sqrt(n), "post": lambda: phi.phi(W_l @ h / sqrt(n)),
-                      "two-layer": lambda: W_l[1] @ phi.phi(W_l[0] @ phi.phi(h) / sqrt(n)) / sqrt(n)}[block]()
+            branch = {
+                "pre": lambda: W_l @ phi.phi(h) / sqrt(n),
+                "post": lambda: phi.phi(W_l @ h / sqrt(n)),
+                "two-layer": lambda: W_l[1] @ phi.phi(W_l[0] @ phi.phi(h) / sqrt(n)) / sqrt(n),
+            }[block]()
             h = skip * h + s * branch
         return v @ h / n
 
     def loss():
         return np.mean([(output(weights, x) - t) ** 2 for x, t in zip(X[:batch], y)]) / 2
 
-    run = nfd_min.sgd(Stream(X, y, eta, batch), weights, phi, scaling=scaling, block=block, internal_lr_exponent=a)
+    run = nfd_min.sgd(
+        Stream(X, y, eta, batch), weights, phi, scaling=scaling, block=block, internal_lr_exponent=a
+    )
+    layers = nfd_min.chain(block, phi, L, scaling, a)
+    h, g = nfd_min.join(run.h, run.x), nfd_min.join(run.g, run.gx)
     stepped = []
     for i, w in enumerate(weights):
         difference = np.empty_like(w)
@@ -59,9 +68,13 @@ def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, sca
             down = loss()
             w[index] = keep
             difference[index] = (up - down) / (2 * eps)
-        exact = sum(
-            run.chi[k] * nfd_min.gradients(X[k], run.h[k], run.g[k], run.x[k], run.gx[k], phi, s, block)[i]
-            for k in range(batch)) / batch
+        exact = (
+            sum(
+                run.chi[k] * nfd_min.gradients(X[k], h[k], g[k], layers)[i].reshape(w.shape)
+                for k in range(batch)
+            )
+            / batch
+        )
         assert np.linalg.norm(exact - difference) < 1e-6 * np.linalg.norm(difference), "UWv"[i]
         if w.ndim == 4:
             exact[:, 0] *= 3**a if a > 0 else a == 0  # L^a for W1
@@ -87,7 +100,11 @@ def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
         h[k, 0] = U @ x / sqrt(d) - sum(a[j] * g[j, 0] * (stream.X[j] @ x) / d for j in past)
         for l in range(1, L + 1):
             p = phi(h[k, l - 1])
-            h[k, l] = h[k, l - 1] + W[l - 1] @ p / sqrt(n * L) - sum(a[j] * (phi(h[j, l - 1]) @ p / n) * g[j, l] for j in past) / L
+            h[k, l] = (
+                h[k, l - 1]
+                + W[l - 1] @ p / sqrt(n * L)
+                - sum(a[j] * (phi(h[j, l - 1]) @ p / n) * g[j, l] for j in past) / L
+            )
         g[k, L] = v - sum(a[j] * h[j, L] for j in past)
         for l in range(L, 0, -1):
             z = W_back[l - 1].T @ g[k, l] / sqrt(n * L)
@@ -101,7 +118,8 @@ def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
 
 
 def test_gaussian_representation_at_initialisation():
-    """Prop 4.1 [7] gives the network's own increments back, from innovations that are standard normal and independent."""
+    """Prop 4.1 [7] gives the network's own increments back, from innovations that are standard normal and
+    independent."""
     n, L = 40, 5
     rng = np.random.default_rng(0)
     all_xi, all_zeta = [], []
@@ -118,7 +136,10 @@ def test_gaussian_representation_at_initialisation():
             assert np.allclose(z, p * (g[l] @ u) / (p @ p) + np.linalg.norm(g[l]) / sqrt(n) * across)
         all_xi.append(xi)
         all_zeta.append(zeta)
-    all_xi, all_zeta = np.array(all_xi), np.array(all_zeta)  # the audit tests single directions, on tiny networks
+    all_xi, all_zeta = (
+        np.array(all_xi),
+        np.array(all_zeta),
+    )  # the audit tests single directions, on tiny networks
     for sample in (all_xi, all_zeta):
         assert stats.kstest(sample.ravel(), "norm").pvalue > 1e-3
     assert abs(np.mean(all_xi * all_zeta)) < 4 / sqrt(all_xi.size)
@@ -136,14 +157,16 @@ def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
     n, L = 9, 4
     rng = np.random.default_rng(1)
     U, W, v, W_back = nfd_min.draw_weights(n, L, 3, decoupled=True, rng=rng)
-    h, x = nfd_min.forward(U @ rng.standard_normal(3), W, nfd_min.TANH, 1, 1 / sqrt(L))
-    g, _ = nfd_min.backward(h, x, v, W_back, nfd_min.TANH, 1, 1 / sqrt(L))
+    layers = nfd_min.chain("pre", "tanh", L)
+    h = nfd_min.forward(U @ rng.standard_normal(3), W, layers)
+    g = nfd_min.backward(h, v, W_back, layers)
     zeta = np.array([W_back[l].T @ g[l + 1] / np.linalg.norm(g[l + 1]) for l in range(L)])
     assert relative(nfd_min.decoupled_backward(h, v, zeta), g) < 1e-13
 
 
 def test_innovations_are_projected():
-    """Without (I - p p^T / |p|^2) in [7], or (I - g g^T / |g|^2) and the aligned term in [15], a direction would not be fresh."""
+    """Without (I - p p^T / |p|^2) in [7], or (I - g g^T / |g|^2) and the aligned term in [15], a direction
+    would not be fresh."""
     n, rng, pairs = 5, np.random.default_rng(0), []
     for _ in range(400):
         U, W, v = nfd_min.draw_weights(n, 2, 3, rng=rng)
@@ -153,8 +176,14 @@ def test_innovations_are_projected():
         xi1 = nfd_min.update_innovation(h, g, h1, W, rng=rng)
         p_perp = p[1, 1] - p[0, 1] * (p[0, 1] @ p[1, 1]) / (p[0, 1] @ p[0, 1])
         g2, z0 = g[2] / np.linalg.norm(g[2]), W[1].T @ g[2] / np.linalg.norm(g[2])
-        pairs.append((zeta[0] @ p[0, 0] / np.linalg.norm(p[0, 0]), xi[0] @ g[1] / np.linalg.norm(g[1]),
-                      xi1[1] @ g2, z0 @ p_perp / np.linalg.norm(p_perp)))
+        pairs.append(
+            (
+                zeta[0] @ p[0, 0] / np.linalg.norm(p[0, 0]),
+                xi[0] @ g[1] / np.linalg.norm(g[1]),
+                xi1[1] @ g2,
+                z0 @ p_perp / np.linalg.norm(p_perp),
+            )
+        )
     zeta_p, xi_g, xi1_g, z0_p = np.array(pairs).T
     assert stats.spearmanr(zeta_p, xi_g).pvalue > 1e-3 and stats.spearmanr(xi1_g, z0_p).pvalue > 1e-3
     assert stats.kstest(zeta_p, "norm").pvalue > 1e-3 and stats.kstest(xi1_g, "norm").pvalue > 1e-3
@@ -171,7 +200,9 @@ def test_update_innovation():
         p0, p1 = np.tanh(h[l - 1]), np.tanh(h1[l - 1])
         rho = p0 @ p1 / (p0 @ p0)
         across = xi1[l - 1] - g[l] * (g[l] @ xi1[l - 1]) / (g[l] @ g[l])
-        u1 = rho * W[l - 1] @ p0 / sqrt(n) + g[l] * (W[l - 1].T @ g[l] / sqrt(n) @ (p1 - rho * p0)) / (g[l] @ g[l])
+        u1 = rho * W[l - 1] @ p0 / sqrt(n) + g[l] * (W[l - 1].T @ g[l] / sqrt(n) @ (p1 - rho * p0)) / (
+            g[l] @ g[l]
+        )
         u1 += np.linalg.norm(p1 - rho * p0) / sqrt(n) * across
         assert np.allclose(u1, W[l - 1] @ p1 / sqrt(n), atol=1e-13)
         assert abs(g[l] @ xi1[l - 1]) > 1e-6  # the free direction is filled
@@ -179,7 +210,7 @@ def test_update_innovation():
         assert np.isfinite(nfd_min.update_innovation(h_, g_, h1_, W, rng=0)).all()
 
 
-# Lazily revealed matrices --------------------------------------------------------------------------------------
+# Lazily revealed matrices
 
 
 def test_lazy_gaussian_is_one_matrix():
@@ -191,10 +222,14 @@ def test_lazy_gaussian_is_one_matrix():
         for y, (_, Wty) in zip(Y, answers):
             assert np.isclose(y @ Wx, x @ Wty, rtol=1e-12, atol=1e-12)  # the dot test, for every pair
         assert np.allclose(W @ x, Wx, atol=1e-13)  # the same question, the same answer
-    assert np.allclose(W @ (X[0] - 2 * X[3]), answers[0][0] - 2 * answers[3][0]) and not (W @ np.zeros(6)).any()
+    assert (
+        np.allclose(W @ (X[0] - 2 * X[3]), answers[0][0] - 2 * answers[3][0]) and not (W @ np.zeros(6)).any()
+    )
     dense = W.complete()
     assert dense.shape == (9, 6)
-    assert all(np.allclose(dense @ x, Wx) and np.allclose(dense.T @ y, Wty) for x, y, (Wx, Wty) in zip(X, Y, answers))
+    assert all(
+        np.allclose(dense @ x, Wx) and np.allclose(dense.T @ y, Wty) for x, y, (Wx, Wty) in zip(X, Y, answers)
+    )
     assert np.allclose(W @ X[5], dense @ X[5]) and np.allclose(W.T @ Y[5], dense.T @ Y[5])
 
 
@@ -229,12 +264,18 @@ def test_lazy_gaussian_stays_one_matrix_for_nearly_spanned_vectors(epsilon):
     answers, back = [W @ a for a in asked], W.T @ y
     dense = W.complete()
     for a, Wa in zip(asked, answers):
-        assert abs(y @ Wa - a @ back) < 1e-13 / epsilon * 50 and np.abs(dense @ a - Wa).max() < 1e-13 / epsilon
+        assert (
+            abs(y @ Wa - a @ back) < 1e-13 / epsilon * 50 and np.abs(dense @ a - Wa).max() < 1e-13 / epsilon
+        )
     assert np.abs(dense.T @ y - back).max() < 1e-13 / epsilon
 
 
 def test_lazy_gaussian_knows_a_rounded_vector_again():
-    W, x, y = nfd_min.LazyGaussian((40, 30), rng=1), np.random.default_rng(0).standard_normal(30).astype(np.float32), np.ones(40)
+    W, x, y = (
+        nfd_min.LazyGaussian((40, 30), rng=1),
+        np.random.default_rng(0).standard_normal(30).astype(np.float32),
+        np.ones(40),
+    )
     answer, again, back = W @ x, W @ x, W.T @ y
     assert np.array_equal(answer, again) or np.allclose(answer, again, rtol=1e-13)
     assert np.isclose(y @ answer, x.astype(float) @ back) and np.allclose(W.complete().T @ y, back)
@@ -266,31 +307,42 @@ def test_min_eig():
     run = nfd_min.sgd(Stream(np.eye(3), np.ones(3), 0.5), nfd_min.draw_weights(20, 4, 3, rng=0))
     C, Gamma = run.min_eig()
     assert C.shape == Gamma.shape == (4,)
-    assert np.isclose(C[2], np.linalg.eigvalsh(run.C[2])[0]) and np.isclose(Gamma[1], np.linalg.eigvalsh(run.Gamma[1])[0])
+    assert np.isclose(C[2], np.linalg.eigvalsh(run.C[2])[0]) and np.isclose(
+        Gamma[1], np.linalg.eigvalsh(run.Gamma[1])[0]
+    )
     assert np.allclose(run.min_eig(1)[0], run.C[:, 0, 0])
     with pytest.raises(ValueError, match="passes=4 must be between 1 and .* 3"):
         run.min_eig(4)
 
 
-# The data ------------------------------------------------------------------------------------------------------
+# The data
 
 
 def test_digits():
     stream = Stream.digits(1797, 0.1, rng=0)
     assert stream.X.shape == (1797, 64) and set(stream.y) == {-1.0, 1.0}
     assert np.allclose((stream.X**2).sum(axis=1), 64)
-    X, label = nfd_min.load_data()
-    assert X.shape == (1797, 64) and X.max() == 16 and np.bincount(label).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    X, label = nfd_io.load_data()
+    assert (
+        X.shape == (1797, 64)
+        and X.max() == 16
+        and np.bincount(label).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    )
     centred = X - X.mean(axis=0)
     i = np.argmax(centred @ stream.X[0] / np.linalg.norm(centred, axis=1))  # the image it came from
-    assert np.allclose(stream.X[0], centred[i] * 8 / np.linalg.norm(centred[i])) and stream.y[0] == (-1) ** label[i]
+    assert (
+        np.allclose(stream.X[0], centred[i] * 8 / np.linalg.norm(centred[i]))
+        and stream.y[0] == (-1) ** label[i]
+    )
 
 
 def test_digits_of_two_classes_over_several_epochs():
     a, b = (Stream.digits(800, 0.1, batch=8, classes=(3, 5), rng=1) for _ in range(2))
     assert np.array_equal(a.X, b.X)
     assert not np.array_equal(a.X[:365], a.X[365:730])  # each epoch in its own order
-    assert len(np.unique(a.X[:365], axis=0)) == 365 and sum(a.y[:365] == 1) == 183  # one epoch: 183 threes, 182 fives
+    assert (
+        len(np.unique(a.X[:365], axis=0)) == 365 and sum(a.y[:365] == 1) == 183
+    )  # one epoch: 183 threes, 182 fives
 
 
 def test_data_files(tmp_path):
@@ -309,21 +361,24 @@ def test_data_files(tmp_path):
     assert np.allclose(Stream.digits(6, 0.1, data=tmp_path / "e.csv", rng=0).X, streams[0].X)
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.txt", "1,2\n", "must end in .npz or .csv"),
-    ("a.npz", "not a zip", "cannot use"),
-    ("a.csv", "", "no rows"),
-    ("a.csv", "1,2,0\n1,x,1\n", "cannot use"),
-    ("a.csv", "1,2,0\n1,1\n", "cannot use"),
-    ("a.csv", "1,2,0\n1,nan,1\n", "must be finite"),
-    ("a.csv", "1,2,0.5\n1,3,1\n", "integer labels"),
-    ("a.csv", "1\n2\n", "expected"),
-    ("a.csv", "1,2,0\n2,3,0\n", "one label only"),
-    ("a.csv", "0,1,0\n2,3,1\n1,2,1\n", "equals the mean"),
-    ("a.csv", "1,oops,1\n2,3,1\n", "cannot use"),
-    ("a.csv", "0,1,1\n2,3,3\n1,5,5\n", "all odd or all even"),
-    ("a.csv", "0,1,1\n2,3,1e19\n", "at most 2"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", "1,2\n", "must end in .npz or .csv"),
+        ("a.npz", "not a zip", "cannot use"),
+        ("a.csv", "", "no rows"),
+        ("a.csv", "1,2,0\n1,x,1\n", "cannot use"),
+        ("a.csv", "1,2,0\n1,1\n", "cannot use"),
+        ("a.csv", "1,2,0\n1,nan,1\n", "must be finite"),
+        ("a.csv", "1,2,0.5\n1,3,1\n", "integer labels"),
+        ("a.csv", "1\n2\n", "expected"),
+        ("a.csv", "1,2,0\n2,3,0\n", "one label only"),
+        ("a.csv", "0,1,0\n2,3,1\n1,2,1\n", "equals the mean"),
+        ("a.csv", "1,oops,1\n2,3,1\n", "cannot use"),
+        ("a.csv", "0,1,1\n2,3,3\n1,5,5\n", "all odd or all even"),
+        ("a.csv", "0,1,1\n2,3,1e19\n", "at most 2"),
+    ],
+)
 def test_bad_data_file(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -334,83 +389,65 @@ def test_more_bad_data_files(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.ones((2, 2)))
     np.savez(tmp_path / "b.npz", X=np.ones((2, 2)), y=np.ones(3))
     np.savez(tmp_path / "c.npz", X=np.array([object()]), y=np.ones(1))
-    for name, message in (("a.npz", "expected X"), ("b.npz", r"shape \(3,\)"), ("c.npz", "cannot use"), ("d.npz", "No such file")):
+    for name, message in (
+        ("a.npz", "expected X"),
+        ("b.npz", r"shape \(3,\)"),
+        ("c.npz", "cannot use"),
+        ("d.npz", "No such file"),
+    ):
         with pytest.raises(ValueError, match=message):
             Stream.digits(2, 0.1, data=tmp_path / name)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(X=np.ones(4)), r"X has shape \(4,\)"),
-    (dict(X=np.ones((0, 3))), "X has shape"),
-    (dict(y=np.ones(3)), r"y has shape \(3,\), expected \(4,\)"),
-    (dict(X=np.full((4, 2), np.nan)), "X must be finite"),
-    (dict(y=[1, 2, np.inf, 0]), "y must be finite"),
-    (dict(X="abc"), "X must be an array of real numbers"),
-    (dict(X=np.ones((4, 2)) * 1j), "complex"),
-    (dict(eta=-0.1), "eta=-0.1"),
-    (dict(eta=float("nan")), "eta=nan"),
-    (dict(eta=float("inf")), "eta=inf"),
-    (dict(eta="1"), "eta='1'"),
-    (dict(eta=10**400), "eta=1000"),
-    (dict(X=[[10**400]] * 4), "X must be an array of real numbers"),
-    (dict(X=np.full((4, 2), 1e160)), "X is too large"),
-    (dict(batch=0), "batch=0 must be an integer >= 1"),
-    (dict(batch=1.5), "batch=1.5"),
-    (dict(batch=3), "batch=3 does not divide the number of samples S=4"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(X=np.ones(4)), r"X has shape \(4,\)"),
+        (dict(X=np.ones((0, 3))), "X has shape"),
+        (dict(y=np.ones(3)), r"y has shape \(3,\), expected \(4,\)"),
+        (dict(X=np.full((4, 2), np.nan)), "X must be finite"),
+        (dict(y=[1, 2, np.inf, 0]), "y must be finite"),
+        (dict(X="abc"), "X must be an array of real numbers"),
+        (dict(X=np.ones((4, 2)) * 1j), "complex"),
+        (dict(eta=-0.1), "eta=-0.1"),
+        (dict(eta=float("nan")), "eta=nan"),
+        (dict(eta=float("inf")), "eta=inf"),
+        (dict(eta="1"), "eta='1'"),
+        (dict(eta=10**400), "eta=1000"),
+        (dict(X=[[10**400]] * 4), "X must be an array of real numbers"),
+        (dict(X=np.full((4, 2), 1e160)), "X is too large"),
+        (dict(batch=0), "batch=0 must be an integer >= 1"),
+        (dict(batch=1.5), "batch=1.5"),
+        (dict(batch=3), "batch=3 does not divide the number of samples S=4"),
+    ],
+)
 def test_bad_stream(change, message):
     with pytest.raises(ValueError, match=message):
         Stream(**(dict(X=np.ones((4, 2)), y=np.ones(4), eta=0.1) | change))
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(samples=0), "samples=0"),
-    (dict(classes=(3, 11)), r"classes=\(3, 11\) must be two different labels"),
-    (dict(classes=(3, 3)), "two different labels"),
-    (dict(classes=3), "two different labels"),
-    (dict(samples=10**13), "needs .* GiB"),
-    (dict(eta=-1), "eta=-1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(samples=0), "samples=0"),
+        (dict(classes=(3, 11)), r"classes=\(3, 11\) must be two different labels"),
+        (dict(classes=(3, 3)), "two different labels"),
+        (dict(classes=3), "two different labels"),
+        (dict(samples=10**13), "needs .* GiB"),
+        (dict(eta=-1), "eta=-1"),
+    ],
+)
 def test_bad_digits(change, message):
     with pytest.raises(ValueError, match=message):
         Stream.digits(**(dict(samples=4, eta=0.1) | change))
 
 
 def test_unknown_names():
-    for call in (lambda: nfd_min.activation("gelu"), lambda: nfd_min.residual("ntk", 3), lambda: nfd_min.choose("keep", None, nfd_min.KEEP)):
+    for call in (
+        lambda: nfd_min.activation("gelu"),
+        lambda: nfd_min.residual("ntk", 3),
+        lambda: nfd_io.choose("keep", None, nfd_io.KEEP),
+    ):
         with pytest.raises(ValueError, match="unknown; allowed: "):
             call()
     assert nfd_min.activation(nfd_min.ERF) is nfd_min.activation("erf") is nfd_min.ERF
-
-
-# Slopes --------------------------------------------------------------------------------------------------------
-
-
-def test_fit_slope_of_a_power_law():
-    sizes = np.array([3, 5, 11, 40])
-    fit = fit_slope(sizes, [2 * sizes**-1.5, 3 * sizes**-1.5])
-    assert np.allclose(fit[:3], -1.5) and np.isclose(np.exp(fit.intercept), 2.5)
-
-
-@pytest.mark.parametrize("replicates, confidence", [(20, 0.95), (4, 0.95), (20, 0.5)])
-def test_fit_slope_interval_covers(replicates, confidence):
-    """The interval holds the true slope as often as it says, also when levels share their noise, which differs by size."""
-    rng, sizes, hits = np.random.default_rng(0), np.array([4, 8, 16, 32]), 0
-    for _ in range(2000):
-        common, own = rng.gamma(9, 1 / 9, (replicates, 1)), np.exp(0.2 / sizes**0.15 * rng.standard_normal((replicates, 4)))
-        fit = fit_slope(sizes, common * own / np.exp(0.02 / sizes**0.3) / sizes, confidence=confidence)
-        hits += fit.low <= -1 <= fit.high
-    assert abs(hits / 2000 - confidence) < 3 * sqrt(confidence * (1 - confidence) / 2000)
-
-
-def test_fit_slope_with_one_replicate_far_above_the_rest():
-    assert np.isfinite(fit_slope([1, 2], [[1e20, 1], [1, 1], [1, 2]])).all()
-
-
-@pytest.mark.parametrize("sizes, errors", [
-    ([1, 2], [[1, 1]]), ([2, 2], [[1, 1], [1, 1]]), ([1, 2], [[1, 0], [1, 0]]), ([1, 2], [[1, np.nan], [1, 1]]),
-    ([1, 2, 3], [[1, 1], [1, 1]]), ([-1, 2], [[1, 1], [1, 1]]),
-])
-def test_fit_slope_rejects(sizes, errors):
-    with pytest.raises(ValueError):
-        fit_slope(sizes, errors)

@@ -1,4 +1,5 @@
-"""Particles against the plain text and closed forms; initialisation kernels against closed forms and quadrature."""
+"""Particles against the plain text and closed forms; initialisation kernels against closed forms and
+quadrature."""
 
 import warnings
 from functools import partial
@@ -10,6 +11,7 @@ from scipy import stats
 from scipy.integrate import quad, trapezoid
 
 import finite_net
+import nfd_limits
 import nfd_min
 import sde
 from nfd_min import ACTIVATIONS, Stream
@@ -23,11 +25,22 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("eta", [0.2, 0.01])  # at 0.01 the readouts v^k, so Gamma near layer L, are almost collinear
-@pytest.mark.parametrize("coupling, block, exponent", [
-    ("none", "pre", 0), ("nearest", "pre", 0), ("full", "pre", 0), ("none", "two-layer", 0.5), ("full", "two-layer", 0.5)])
+@pytest.mark.parametrize(
+    "eta", [0.2, 0.01]
+)  # at 0.01 the readouts v^k, so Gamma near layer L, are almost collinear
+@pytest.mark.parametrize(
+    "coupling, block, exponent",
+    [
+        ("none", "pre", 0),
+        ("nearest", "pre", 0),
+        ("full", "pre", 0),
+        ("none", "two-layer", 0.5),
+        ("full", "two-layer", 0.5),
+    ],
+)
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, coupling, block, exponent, eta, batch):
+    """[20]-[25], with the correction [17], [103], [104] or with W~ = W."""
     L, T = (5, 5) if block == "pre" else (3, 6)
     stream, noise = stream_of(6, eta, batch), nfd_min.draw_noise(6, 5000, T, rng=1)  # 3 chunks of particles
     how = dict(coupling=coupling, block=block, internal_lr_exponent=exponent, noise=noise)
@@ -43,14 +56,19 @@ def test_fast_equals_plain(phi, coupling, block, exponent, eta, batch):
 @pytest.mark.parametrize("backward, coupling", [("decoupled", "none"), ("reused", "full")])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling, block, exponent, batch):
-    """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to rounding."""
+    """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to
+    rounding."""
     N, L, S, d = 20, 3, 6, 7
     stream = stream_of(S, 0.3, batch, d)
     weights = nfd_min.draw_weights(N, L, d, block=block, decoupled=backward == "decoupled", rng=1)
     U, W, v, W_back = weights if backward == "decoupled" else (*weights, weights[1])
-    net = finite_net.train(stream, N, L, phi, block=block, internal_lr_exponent=exponent, backward=backward, weights=weights)
+    net = finite_net.train(
+        stream, N, L, phi, block=block, internal_lr_exponent=exponent, backward=backward, weights=weights
+    )
 
-    def directions(V):  # Gram-Schmidt; 0 for a row in the span of those before it (one mini-batch has one readout)
+    def directions(
+        V,
+    ):  # Gram-Schmidt; 0 for a row in the span of those before it (one mini-batch has one readout)
         Q = np.zeros(V.shape)
         for k, row in enumerate(V):
             for q in Q[:k]:
@@ -64,11 +82,20 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling
         places[:, :: 1 + (block == "two-layer")], places[:, 1 : 2 * L * (block == "two-layer") : 2] = h, x
         return places
 
-    p, g, W, W_back = ACTIVATIONS[phi].phi(interleave(net.h, net.x)), interleave(net.g, net.gx), W.reshape(-1, N, N), W_back.reshape(-1, N, N)
+    p, g, W, W_back = (
+        ACTIVATIONS[phi].phi(interleave(net.h, net.x)),
+        interleave(net.g, net.gx),
+        W.reshape(-1, N, N),
+        W_back.reshape(-1, N, N),
+    )
     xi = np.stack([directions(p[:, t]) @ W_t.T for t, W_t in enumerate(W)], axis=1)
     zeta = np.stack([directions(g[:, t + 1]) @ W_t for t, W_t in enumerate(W_back)], axis=1)
-    how = dict(coupling=coupling, block=block, internal_lr_exponent=exponent,
-               noise=nfd_min.Noise(directions(stream.X) @ U.T, v, xi, zeta))
+    how = dict(
+        coupling=coupling,
+        block=block,
+        internal_lr_exponent=exponent,
+        noise=nfd_min.Noise(directions(stream.X) @ U.T, v, xi, zeta),
+    )
     for run in sde.solve(stream, N, L, phi, **how), nfd_min.nfd(stream, phi=phi, **how):
         for name in FIELDS + ("x", "gx") * (block != "pre"):
             a, b = getattr(run, name), getattr(net, name)
@@ -76,20 +103,27 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling
 
 
 def test_nearest_layer_correction_of_the_backward_pass():
-    """[104] at L = 2: the second backward pass first differs by d_1 phi'(h^1_0), from Gamma_2 and E[phi' phi'] of layer 1."""
+    """[104] at L = 2: the second backward pass first differs by d_1 phi'(h^1_0), from Gamma_2 and E[phi'
+    phi'] of layer 1."""
     stream = stream_of(2, 0.3)
     noise = nfd_min.draw_noise(2, 4000, 2, rng=1)
-    for solve in (lambda c: sde.solve(stream, 4000, 2, noise=noise, coupling=c)), (lambda c: nfd_min.nfd(stream, noise, coupling=c)):
+    for solve in (
+        (lambda c: sde.solve(stream, 4000, 2, noise=noise, coupling=c)),
+        (lambda c: nfd_min.nfd(stream, noise, coupling=c)),
+    ):
         none, near = solve("none"), solve("nearest")
         change = near.h[1, 2] - none.h[1, 2]  # reaches g^1 through chi only, so not at all
         assert change.any() and np.array_equal(none.g[1, 1:], near.g[1, 1:])
         dphi = 1 - np.tanh(none.h) ** 2
         d = -0.3 * none.chi[0] / 4 * np.mean(none.g[0, 2] * none.g[1, 2]) * np.mean(dphi[0, 1] * dphi[1, 1])
-        assert np.allclose(near.g[1, 0] - none.g[1, 0], d * dphi[1, 0] * np.tanh(none.h[0, 0]), rtol=1e-9, atol=1e-13)
+        assert np.allclose(
+            near.g[1, 0] - none.g[1, 0], d * dphi[1, 0] * np.tanh(none.h[0, 0]), rtol=1e-9, atol=1e-13
+        )
 
 
 def test_nearest_layer_correction_formula():
-    """[17]: with h^0, g^0 shared, layer l of pass 1 first differs by c_l = -(eta chi / L^2) C_{l-2} E[phi' phi'] g^0_l."""
+    """[17]: with h^0, g^0 shared, layer l of pass 1 first differs by c_l = -(eta chi / L^2) C_{l-2} E[phi'
+    phi'] g^0_l."""
     stream, L = stream_of(2, 0.3), 3
     noise = nfd_min.draw_noise(2, 4000, L, rng=1)
     none, near = (sde.solve(stream, 4000, L, noise=noise, coupling=c) for c in ("none", "nearest"))
@@ -102,46 +136,87 @@ def test_nearest_layer_correction_formula():
 
 @pytest.mark.parametrize("L", [8, 64])
 def test_linear_closed_form(L):
-    """Linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD and -(2E + E / (1 + 1/L)) eta chi_0 for the
-    network; the distance is the reused weights."""
+    """Linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD and -(2E + E / (1 + 1/L)) eta
+    chi_0 for the network; the distance is the reused weights."""
     E, eta, stream = (1 + 1 / L) ** L, 0.1, Stream(np.ones((2, 3)), [1.0, 1.0], 0.1)
     nfd = [sde.solve(stream, 20_000, L, "identity", rng=r, keep="outputs") for r in range(8)]
     net = [finite_net.train(stream, 150, L, "identity", rng=r, keep="outputs") for r in range(100)]
     for runs, slope in (nfd, 2 * E), (net, 2 * E + E / (1 + 1 / L)):
-        error = np.array([run.f[1] - run.f[0] + slope * eta * run.chi[0] for run in runs])  # f_0 -> 0 with size
+        error = np.array(
+            [run.f[1] - run.f[0] + slope * eta * run.chi[0] for run in runs]
+        )  # f_0 -> 0 with size
         allowed = 3 * error.std(ddof=1) / sqrt(len(runs))
         assert abs(error.mean()) < allowed < 0.2 * E * eta, error.mean()  # E eta: one term of the formula
 
 
-@pytest.mark.parametrize("phi, batch, block, exponent", [
-    ("tanh", 1, "pre", 0), ("relu", 2, "pre", 0), ("tanh", 2, "two-layer", 0.5), ("relu", 1, "two-layer", 0.5)])
+@pytest.mark.parametrize(
+    "phi, batch, block, exponent",
+    [
+        ("tanh", 1, "pre", 0),
+        ("relu", 2, "pre", 0),
+        ("tanh", 2, "two-layer", 0.5),
+        ("relu", 1, "two-layer", 0.5),
+    ],
+)
 def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
     """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N."""
     rng, runs, how = np.random.default_rng(0), 1200, dict(block=block, internal_lr_exponent=exponent)
-    stream = Stream(1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch)  # similar inputs: strong coupling
+    stream = Stream(
+        1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch
+    )  # similar inputs: strong coupling
 
     def sample(run):
         h, g = run.h, run.g
-        return np.r_[run.f, (h[:, -1] ** 2).sum(axis=1), (g[:, 0] ** 2).sum(axis=1), (h[:, 0] * g[:, 0]).sum(axis=1)]
+        return np.r_[
+            run.f, (h[:, -1] ** 2).sum(axis=1), (g[:, 0] ** 2).sum(axis=1), (h[:, 0] * g[:, 0]).sum(axis=1)
+        ]
 
-    particles = {c: np.array([sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1], **how)) for r in range(runs)])
-                 for c in ("none", "full")}
-    networks = {b: np.array([sample(finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2], **how)) for r in range(runs)])
-                for b in ("decoupled", "reused")}
-    p = {(c, b): min(stats.ks_2samp(x, y).pvalue for x, y in zip(particles[c].T, networks[b].T)) for c in particles for b in networks}
+    particles = {
+        c: np.array(
+            [sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1], **how)) for r in range(runs)]
+        )
+        for c in ("none", "full")
+    }
+    networks = {
+        b: np.array(
+            [sample(finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2], **how)) for r in range(runs)]
+        )
+        for b in ("decoupled", "reused")
+    }
+    p = {
+        (c, b): min(stats.ks_2samp(x, y).pvalue for x, y in zip(particles[c].T, networks[b].T))
+        for c in particles
+        for b in networks
+    }
     assert p["none", "decoupled"] > 1e-4 and p["full", "reused"] > 1e-4
     assert p["none", "reused"] < 1e-6 and p["full", "decoupled"] < 1e-6  # the test can tell them apart
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_two_layer_closed_form(exponent):
-    """Linear phi, two-layer blocks, one step, same input, |x|^2 = d: f_1 = -eta chi (2 E + (1 + L^a) E / (1 + 1/L)) for the
-    network and -2 E eta chi for decoupled weights, whatever a."""
+    """Linear phi, two-layer blocks, one step, same input, |x|^2 = d: f_1 = -eta chi (2 E + (1 + L^a) E / (1 +
+    1/L)) for the network and -2 E eta chi for decoupled weights, whatever a."""
     L, eta = 16, 0.03
-    E, rate, stream = (1 + 1 / L) ** L, 0 if exponent == -np.inf else L**exponent, Stream(np.ones((2, 3)), [1.0, 1.0], eta)
+    E, rate, stream = (
+        (1 + 1 / L) ** L,
+        0 if exponent == -np.inf else L**exponent,
+        Stream(np.ones((2, 3)), [1.0, 1.0], eta),
+    )
     for coupling, slope in ("none", 2 * E), ("full", 2 * E + (1 + rate) * E / (1 + 1 / L)):
-        runs = [sde.solve(stream, 40_000, L, "identity", block="two-layer", internal_lr_exponent=exponent, coupling=coupling, rng=r,
-                          keep="outputs") for r in range(8)]
+        runs = [
+            sde.solve(
+                stream,
+                40_000,
+                L,
+                "identity",
+                block="two-layer",
+                internal_lr_exponent=exponent,
+                coupling=coupling,
+                rng=r,
+                keep="outputs",
+            )
+            for r in range(8)
+        ]
         error = np.array([(run.f[1] - run.f[0]) / (eta * run.chi[0]) + slope for run in runs])
         allowed = 4 * error.std(ddof=1) / sqrt(len(runs))
         assert abs(error.mean()) < allowed < 0.3 * E, (coupling, error)
@@ -155,32 +230,52 @@ def test_noise_of_two_layer_blocks_comes_in_pairs():
 def test_a_two_layer_run_says_in_which_block_it_diverged():
     run = sde.solve(stream_of(40, 5.0), 50, 3, "identity", block="two-layer", rng=0)
     k, l = run.diverged_at
-    assert 0 <= l <= 3 and np.isfinite(run.h[:k]).all() and np.isfinite(run.x[:k]).all() and np.isnan(run.f[k + 1 :]).all()
+    assert (
+        0 <= l <= 3
+        and np.isfinite(run.h[:k]).all()
+        and np.isfinite(run.x[:k]).all()
+        and np.isnan(run.f[k + 1 :]).all()
+    )
 
 
 def test_response_functions():
-    """Linear phi, one step, same input: at depth L, A^{10}_l = -eta chi_0 r_{l-1}, r_l = r_{l-1} + (C_l + r_{l-1}) / L, r_0 = 1,
-    which tends to -eta chi_0 (1 + t) e^t; B^{00} = 0 at initialisation, and nothing responds to a later pass."""
+    """Linear phi, one step, same input: at depth L, A^{10}_l = -eta chi_0 r_{l-1}, r_l = r_{l-1} + (C_l +
+    r_{l-1}) / L, r_0 = 1, which tends to -eta chi_0 (1 + t) e^t; B^{00} = 0 at initialisation, and nothing
+    responds to a later pass."""
     L, runs = 16, []
     for rng in range(8):
-        runs.append(sde.solve(Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), 20_000, L, "identity", coupling="full", rng=rng))
+        runs.append(
+            sde.solve(
+                Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), 20_000, L, "identity", coupling="full", rng=rng
+            )
+        )
     a = np.array([0.1 * run.chi[0] for run in runs])
     A, B = np.array([run.A for run in runs]), np.array([run.B for run in runs])
     r = [1.0]
     for l in range(1, L + 1):
         r.append(r[-1] + ((1 + 1 / L) ** l + r[-1]) / L)
-    assert A.shape == B.shape == (8, L, 2, 2) and not A[..., 0, :].any() and not A[..., 1, 1].any() and not B[..., 0, 1].any()
+    assert (
+        A.shape == B.shape == (8, L, 2, 2)
+        and not A[..., 0, :].any()
+        and not A[..., 1, 1].any()
+        and not B[..., 0, 1].any()
+    )
     error = A[..., 1, 0] + a[:, None] * r[:-1]
-    assert (np.abs(error.mean(axis=0)) < 5 * error.std(axis=0) / sqrt(7)).all() and error.std(axis=0).max() < 0.1
-    assert (np.abs(B[..., 0, 0].mean(axis=0)) < 5 * B[..., 0, 0].std(axis=0) / sqrt(7)).all() and B[..., 0, 0].std(axis=0).max() < 0.1
+    assert (np.abs(error.mean(axis=0)) < 5 * error.std(axis=0) / sqrt(7)).all() and error.std(
+        axis=0
+    ).max() < 0.1
+    assert (np.abs(B[..., 0, 0].mean(axis=0)) < 5 * B[..., 0, 0].std(axis=0) / sqrt(7)).all() and B[
+        ..., 0, 0
+    ].std(axis=0).max() < 0.1
     last = B[:, -1, 1, 0] + a  # g^1_L = v - eta chi_0 h^0_L and h^0_L holds u^0_L / sqrt(L)
     assert abs(last.mean()) < 5 * last.std() / sqrt(7) and last.std() < 0.1
 
 
 @pytest.mark.parametrize("phi", ["tanh", "identity"])
 def test_response_functions_of_several_passes(phi):
-    """By Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}), i < k, is the derivative of phi(h^k_{l-1}) in it,
-    and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A R)_{ki}. For g^k and xi_i, i <= k, likewise."""
+    """By Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}), i < k, is the derivative of
+    phi(h^k_{l-1}) in it, and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A
+    R)_{ki}. For g^k and xi_i, i <= k, likewise."""
     N, L, S = 400_000, 3, 4
     X = 1 + 0.5 * np.random.default_rng(0).standard_normal((S, 5))  # similar inputs: strong responses
     stream, noise = Stream(X, [2, 2, -2, 2], 0.2), sde.draw_noise(S, N, L, rng=3)
@@ -190,7 +285,11 @@ def test_response_functions_of_several_passes(phi):
         R, R_back = (np.linalg.cholesky(a @ a.T / N) for a in (p[:, l - 1], run.g[:, l]))
         A = sqrt(L) * np.tril(p[:, l - 1] @ noise.zeta[:, l - 1].T / N, -1)
         B = sqrt(L) * np.tril(run.g[:, l] @ noise.xi[:, l - 1].T / N)
-        size = 6 * sqrt(L / N) * np.sqrt(max(np.mean(p[:, l - 1] ** 2, axis=1).max(), np.mean(run.g[:, l] ** 2, axis=1).max()))
+        size = (
+            6
+            * sqrt(L / N)
+            * np.sqrt(max(np.mean(p[:, l - 1] ** 2, axis=1).max(), np.mean(run.g[:, l] ** 2, axis=1).max()))
+        )
         assert np.abs(run.A[l - 1] @ R_back - A).max() < size and np.abs(run.B[l - 1] @ R - B).max() < size
         assert np.abs(A[2:]).max() > 4 * size or l == 1
 
@@ -210,10 +309,18 @@ def test_repeated_and_zero_samples_are_not_new_directions():
 
 def test_noise_keep_and_dtype():
     stream = stream_of(3)
-    drawn, given = sde.solve(stream, 100, 4, rng=5), sde.solve(stream, 100, 4, noise=sde.draw_noise(3, 100, 4, rng=5))
+    drawn, given = (
+        sde.solve(stream, 100, 4, rng=5),
+        sde.solve(stream, 100, 4, noise=sde.draw_noise(3, 100, 4, rng=5)),
+    )
     assert all(np.array_equal(getattr(drawn, name), getattr(given, name)) for name in FIELDS)
     kernels, outputs = (sde.solve(stream, 100, 4, rng=5, keep=keep) for keep in ("kernels", "outputs"))
-    assert np.array_equal(kernels.C, drawn.C) and np.array_equal(outputs.f, drawn.f) and kernels.h is None and outputs.C is None
+    assert (
+        np.array_equal(kernels.C, drawn.C)
+        and np.array_equal(outputs.f, drawn.f)
+        and kernels.h is None
+        and outputs.C is None
+    )
     for l in range(4):
         assert np.allclose(drawn.C[l], np.tanh(drawn.h[:, l]) @ np.tanh(drawn.h[:, l]).T / 100)
         assert np.allclose(drawn.Gamma[l], drawn.g[:, l] @ drawn.g[:, l].T / 100)
@@ -231,7 +338,9 @@ def test_layers_that_are_not_kept(phi, block):
     """keep="outputs" stores few layers of h; the numbers, and where a run diverges, are the same."""
     stream, run = stream_of(4, 0.5), partial(sde.solve, particles=60, steps=5, phi=phi, block=block, rng=5)
     for coupling in ("none", "full"):
-        assert np.array_equal(run(stream, coupling=coupling).f, run(stream, coupling=coupling, keep="outputs").f)
+        assert np.array_equal(
+            run(stream, coupling=coupling).f, run(stream, coupling=coupling, keep="outputs").f
+        )
     wild = stream_of(6, 1e150)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -245,86 +354,127 @@ def test_divergence():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         noise = sde.draw_noise(6, 50, 40, rng=0)
-        run, plain = sde.solve(stream, 50, 40, "identity", noise=noise), nfd_min.nfd(stream, noise, "identity")
+        run, plain = (
+            sde.solve(stream, 50, 40, "identity", noise=noise),
+            nfd_min.nfd(stream, noise, "identity"),
+        )
     k, _ = run.diverged_at
     assert run.diverged_at == plain.diverged_at and 1 < k < 6
     assert np.isfinite(run.f[:k]).all() and np.isfinite(run.h[:k]).all() and np.isnan(run.h[k + 1 :]).all()
-    assert np.isfinite(run.C[:, :k, :k]).all() and np.isnan(run.C[:, k]).all() and np.isfinite(run.min_eig()[0]).all()
+    assert (
+        np.isfinite(run.C[:, :k, :k]).all()
+        and np.isnan(run.C[:, k]).all()
+        and np.isfinite(run.min_eig()[0]).all()
+    )
     full = sde.solve(stream, 50, 40, "identity", noise=noise, coupling="full")
     k, _ = full.diverged_at
-    assert np.isfinite(full.A[:, :k, :k]).all() and np.isfinite(full.B[:, :k, :k]).all() and np.isnan(full.A[:, k]).all()
+    assert (
+        np.isfinite(full.A[:, :k, :k]).all()
+        and np.isfinite(full.B[:, :k, :k]).all()
+        and np.isnan(full.A[:, k]).all()
+    )
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(particles=0), "particles=0 must be an integer >= 1"),
-    (dict(steps=0), "steps=0"),
-    (dict(steps=2.0), "steps=2.0"),
-    (dict(phi="sin"), "phi='sin' is unknown"),
-    (dict(coupling="strong"), "coupling='strong' is unknown; allowed: none, nearest, full"),
-    (dict(dtype="int"), "dtype='int' is unknown"),
-    (dict(keep=None), "keep=None is unknown"),
-    (dict(particles=10**12), "solve.* needs .* GiB; this machine has"),
-    (dict(noise=sde.draw_noise(2, 4, 3)), r"noise: xi has shape \(2, 3, 4\), expected \(2, 2, 4\)"),
-    (dict(noise=5), "the 4 arrays u, v, xi, zeta"),
-    (dict(stream=3), "stream must be a Stream, not int"),
-    (dict(block="post"), "block='post' is unknown; allowed: pre, two-layer"),
-    (dict(block="two-layer", coupling="nearest"), 'coupling="nearest" is a formula for block="pre" only'),
-    (dict(internal_lr_exponent=1), 'internal_lr_exponent=1 is for block="two-layer"'),
-    (dict(block="two-layer", noise=sde.draw_noise(2, 4, 2)), r"noise: xi has shape \(2, 2, 4\), expected \(2, 4, 4\)"),
-    (dict(dtype=[]), "dtype=\\[\\] is unknown"),
-    (dict(noise=(1, 2)), "the 4 arrays u, v, xi, zeta"),
-    (dict(noise=sde.draw_noise(2, 4, 2)._replace(v=np.full(4, np.nan))), "noise: v must be finite"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(particles=0), "particles=0 must be an integer >= 1"),
+        (dict(steps=0), "steps=0"),
+        (dict(steps=2.0), "steps=2.0"),
+        (dict(phi="sin"), "phi='sin' is unknown"),
+        (dict(coupling="strong"), "coupling='strong' is unknown; allowed: none, nearest, full"),
+        (dict(dtype="int"), "dtype='int' is unknown"),
+        (dict(keep=None), "keep=None is unknown"),
+        (dict(particles=10**12), "solve.* needs .* GiB; this machine has"),
+        (dict(noise=sde.draw_noise(2, 4, 3)), r"noise: xi has shape \(2, 3, 4\), expected \(2, 2, 4\)"),
+        (dict(noise=5), "the 4 arrays u, v, xi, zeta"),
+        (dict(stream=3), "stream must be a Stream, not int"),
+        (dict(block="post"), "block='post' is unknown; allowed: pre, two-layer"),
+        (dict(block="two-layer", coupling="nearest"), 'coupling="nearest" is a formula for block="pre" only'),
+        (dict(internal_lr_exponent=1), 'internal_lr_exponent=1 is for block="two-layer"'),
+        (
+            dict(block="two-layer", noise=sde.draw_noise(2, 4, 2)),
+            r"noise: xi has shape \(2, 2, 4\), expected \(2, 4, 4\)",
+        ),
+        (dict(dtype=[]), "dtype=\\[\\] is unknown"),
+        (dict(noise=(1, 2)), "the 4 arrays u, v, xi, zeta"),
+        (dict(noise=sde.draw_noise(2, 4, 2)._replace(v=np.full(4, np.nan))), "noise: v must be finite"),
+    ],
+)
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         sde.solve(**(dict(stream=stream_of(2), particles=4, steps=2) | change))
 
 
-# Kernels at initialisation -------------------------------------------------------------------------------------
+# Kernels at initialisation
+# -------------------------------------------------------------------------------------
 
 X = np.random.default_rng(0).standard_normal((3, 4)) * [[1.0], [3.0], [0.3]]  # variances from 0.1 to 10
 
 
 def test_init_kernels_linear():
-    """Q = e^t K, Gamma = e^(1-t), Theta = 3 e K; at depth L, E = (1 + 1/L)^L: Theta = (2E + E / (1 + 1/L)) K."""
+    """Q = e^t K, Gamma = e^(1-t), Theta = 3 e K; at depth L, E = (1 + 1/L)^L: Theta = (2E + E / (1 + 1/L))
+    K."""
     K = X @ X.T / 4
     limit = sde.init_kernels(X, "identity")
     assert np.allclose(limit.Q, np.exp(limit.t)[:, None, None] * K, rtol=1e-9)
-    assert np.allclose(limit.Gamma, np.exp(1 - limit.t)[:, None, None], rtol=1e-9) and np.allclose(limit.Theta, 3 * e * K, rtol=1e-9)
+    assert np.allclose(limit.Gamma, np.exp(1 - limit.t)[:, None, None], rtol=1e-9) and np.allclose(
+        limit.Theta, 3 * e * K, rtol=1e-9
+    )
     L = 7
     E, finite = (1 + 1 / L) ** L, sde.init_kernels(X, "identity", L)
     assert np.allclose(finite.Q[3], (1 + 1 / L) ** 3 * K) and np.allclose(finite.Gamma[3], (1 + 1 / L) ** 4)
-    assert np.allclose(finite.Theta, (2 * E + E / (1 + 1 / L)) * K) and np.allclose(finite.t, np.arange(8) / 7)
+    assert np.allclose(finite.Theta, (2 * E + E / (1 + 1 / L)) * K) and np.allclose(
+        finite.t, np.arange(8) / 7
+    )
 
 
 @pytest.mark.parametrize("phi", ["erf", "relu", "tanh"])
 def test_gaussian_moments_against_another_quadrature(phi):
     """Gauss-Hermite with 200 nodes a side; relu has kinks, so in polar coordinates, where it is smooth."""
     A = X @ X.T / 4
-    phi_phi, dphi_dphi = sde.gaussian_moments(A, ACTIVATIONS[phi])
+    phi_phi, dphi_dphi = nfd_limits.gaussian_moments(A, ACTIVATIONS[phi])
     z, weight = np.polynomial.hermite_e.hermegauss(200)
     weight = weight / weight.sum()
     for a in range(3):
         for b in range(3):
-            r = np.linalg.cholesky(A[np.ix_([a, b], [a, b])]) if a != b else np.array([[sqrt(A[a, a]), 0]] * 2)
+            r = (
+                np.linalg.cholesky(A[np.ix_([a, b], [a, b])])
+                if a != b
+                else np.array([[sqrt(A[a, a]), 0]] * 2)
+            )
             if phi == "relu":
                 angle = np.arange(40000) * 2 * np.pi / 40000 + 1e-5
                 s, t = r @ np.array([np.cos(angle), np.sin(angle)])
-                expected = 2 * np.mean(np.maximum(s, 0) * np.maximum(t, 0)), np.mean((s > 0) & (t > 0))  # E radius^2 = 2
+                expected = (
+                    2 * np.mean(np.maximum(s, 0) * np.maximum(t, 0)),
+                    np.mean((s > 0) & (t > 0)),
+                )  # E radius^2 = 2
                 tolerance = 1e-4
             else:
                 s, t = (r[i, 0] * z[:, None] + r[i, 1] * z for i in (0, 1))
                 f = ACTIVATIONS[phi]
                 expected = weight @ (f.phi(s) * f.phi(t)) @ weight, weight @ (f.dphi(s) * f.dphi(t)) @ weight
                 tolerance = 1e-3 if A.max() > 5 else 1e-6
-            assert np.allclose((phi_phi[a, b], dphi_dphi[a, b]), expected, rtol=tolerance, atol=tolerance), (a, b)
+            assert np.allclose((phi_phi[a, b], dphi_dphi[a, b]), expected, rtol=tolerance, atol=tolerance), (
+                a,
+                b,
+            )
 
 
 @pytest.mark.parametrize("sigma", [0.3, 1.3, 5.0])
 def test_tanh_quadrature_to_ten_digits(sigma):
-    moments = sde.gaussian_moments(np.array([[sigma**2]]), nfd_min.TANH)
+    moments = nfd_limits.gaussian_moments(np.array([[sigma**2]]), nfd_min.TANH)
     for moment, f in zip(moments, (nfd_min.TANH.phi, nfd_min.TANH.dphi)):
-        exact = quad(lambda z: f(sigma * z) ** 2 * stats.norm.pdf(z), -12, 12, points=[0], epsabs=1e-13, epsrel=1e-13, limit=200)[0]
+        exact = quad(
+            lambda z: f(sigma * z) ** 2 * stats.norm.pdf(z),
+            -12,
+            12,
+            points=[0],
+            epsabs=1e-13,
+            epsrel=1e-13,
+            limit=200,
+        )[0]
         assert abs(moment[0, 0] - exact) < 1e-10
 
 
@@ -332,7 +482,9 @@ def test_tanh_quadrature_is_exact_where_a_closed_form_exists():
     """The rule used for tanh, given erf under another name, against erf's closed form."""
     A = X @ X.T / 4
     other = nfd_min.Activation("other", nfd_min.ERF.phi, nfd_min.ERF.dphi)
-    for rule, exact in zip(sde.gaussian_moments(A, other), sde.gaussian_moments(A, nfd_min.ERF)):
+    for rule, exact in zip(
+        nfd_limits.gaussian_moments(A, other), nfd_limits.gaussian_moments(A, nfd_min.ERF)
+    ):
         assert np.allclose(rule, exact, rtol=1e-9, atol=1e-12)
 
 
@@ -341,19 +493,29 @@ def test_depth_converges_to_the_limit(phi):
     """Richardson: 2 K(2L) - K(L) is closer to the limit than K(2L), by two orders at L = 200."""
     limit = sde.init_kernels(X, phi)
     coarse, fine = (sde.init_kernels(X, phi, L) for L in (192, 384))
-    for a, b, exact in ((coarse.Theta, fine.Theta, limit.Theta), (coarse.Q[96], fine.Q[192], limit.Q[32]),
-                        (coarse.Gamma[96], fine.Gamma[192], limit.Gamma[32])):
+    for a, b, exact in (
+        (coarse.Theta, fine.Theta, limit.Theta),
+        (coarse.Q[96], fine.Q[192], limit.Q[32]),
+        (coarse.Gamma[96], fine.Gamma[192], limit.Gamma[32]),
+    ):
         assert np.abs(2 * b - a - exact).max() < 0.02 * np.abs(b - exact).max()
 
 
 def test_depth_one():
     """At L = 1 the only growth factor is taken at layer 0: Gamma_0 = 1 + E[phi'(h_0) phi'(h_0)]."""
-    kernels, (phi_phi, dphi_dphi) = sde.init_kernels(X, "tanh", 1), sde.gaussian_moments(X @ X.T / 4, nfd_min.TANH)
-    assert np.allclose(kernels.Gamma, [1 + dphi_dphi, np.ones((3, 3))]) and np.allclose(kernels.Q[1], X @ X.T / 4 + phi_phi)
+    kernels, (phi_phi, dphi_dphi) = (
+        sde.init_kernels(X, "tanh", 1),
+        nfd_limits.gaussian_moments(X @ X.T / 4, nfd_min.TANH),
+    )
+    assert np.allclose(kernels.Gamma, [1 + dphi_dphi, np.ones((3, 3))]) and np.allclose(
+        kernels.Q[1], X @ X.T / 4 + phi_phi
+    )
 
 
 def test_large_inputs():
-    exact = sde.gaussian_moments(np.array([[900.0]]), nfd_min.TANH)[1]  # E tanh'^2 ~ (4/3) / (sigma sqrt(2 pi))
+    exact = nfd_limits.gaussian_moments(np.array([[900.0]]), nfd_min.TANH)[
+        1
+    ]  # E tanh'^2 ~ (4/3) / (sigma sqrt(2 pi))
     assert np.allclose(exact, 4 / 3 / 30 / sqrt(2 * np.pi), rtol=2e-3)
     assert np.isfinite(sde.init_kernels([[1e9]], "erf", 2).Theta).all()
     for bad, message in (([[100.0]], "beyond 1600"), ([[1e160]], "too large")):
@@ -362,13 +524,22 @@ def test_large_inputs():
 
 
 def test_relu_moments():
-    """One layer for any variance, Prop 3.1's bound, the growth like exp(2 sqrt(L / 2 pi)), and every layer of networks."""
+    """One layer for any variance, Prop 3.1's bound, the growth like exp(2 sqrt(L / 2 pi)), and every layer of
+    networks."""
     for var in (0.3, 5.0):
-        one = sde.relu_moments(var, 1, "post")  # E max(sigma Z, 0) = sigma / sqrt(2 pi), E max(sigma Z, 0)^2 = sigma^2 / 2
+        one = sde.relu_moments(
+            var, 1, "post"
+        )  # E max(sigma Z, 0) = sigma / sqrt(2 pi), E max(sigma Z, 0)^2 = sigma^2 / 2
         assert np.allclose(one.mean, [0, sqrt(var / 2 / np.pi)]) and np.allclose(one.square, [var, 1.5 * var])
     post = sde.relu_moments(1, 4000, "post")
-    assert (post.mean[1:] >= post.bound[1:] * (1 - 1e-12)).all() and post.bound[1] == post.mean[1] and np.allclose(post.bound[2:] / post.bound[1:-1], 1 + 1 / sqrt(2 * np.pi * 4000))
-    growth = np.log(post.square[-1] / sde.relu_moments(1, 1000, "post").square[-1]) / (2 / sqrt(2 * np.pi) * (sqrt(4000) - sqrt(1000)))
+    assert (
+        (post.mean[1:] >= post.bound[1:] * (1 - 1e-12)).all()
+        and post.bound[1] == post.mean[1]
+        and np.allclose(post.bound[2:] / post.bound[1:-1], 1 + 1 / sqrt(2 * np.pi * 4000))
+    )
+    growth = np.log(post.square[-1] / sde.relu_moments(1, 1000, "post").square[-1]) / (
+        2 / sqrt(2 * np.pi) * (sqrt(4000) - sqrt(1000))
+    )
     assert 0.97 < growth < 1.03
     stream, n, L = Stream(np.ones((1, 3)), [0.0], 0), 200, 6
     for block in ("pre", "post"):
@@ -404,24 +575,32 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
         run = finite_net.train(stream, n, L, rng=r)
         h, g, p = run.h, run.g, np.tanh(run.h)
         theta = h[:, L] @ h[:, L].T / n + (g[:, 0] @ g[:, 0].T / n) * stream.gram
-        theta += sum((g[:, l] @ g[:, l].T / n) * (p[:, l - 1] @ p[:, l - 1].T / n) for l in range(1, L + 1)) / L
+        theta += (
+            sum((g[:, l] @ g[:, l].T / n) * (p[:, l - 1] @ p[:, l - 1].T / n) for l in range(1, L + 1)) / L
+        )
         thetas.append(theta)
     exact = sde.init_kernels(stream.X, depth=L).Theta
     assert (np.abs(np.mean(thetas, axis=0) - exact) < 5 * np.std(thetas, axis=0) / sqrt(11)).all()
     assert np.std(thetas, axis=0).max() < 0.2 * exact.max()
 
 
-# Closed forms --------------------------------------------------------------------------------------------------
+# Closed forms
+# --------------------------------------------------------------------------------------------------
 
 
 def test_linear_limit_one_step():
-    """MATH: f_1 and E h^2 after one step on the same input, at depth L and in the limit, for both couplings."""
+    """MATH: f_1 and E h^2 after one step on the same input, at depth L and in the limit, for both
+    couplings."""
     same, a = Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), -0.1
     for L in (1, 8, 64):
         E = (1 + 1 / L) ** L
-        assert np.allclose(sde.linear_limit(same, "full", L).f, [0, -(2 * E + E / (1 + 1 / L)) * a], atol=1e-13)
+        assert np.allclose(
+            sde.linear_limit(same, "full", L).f, [0, -(2 * E + E / (1 + 1 / L)) * a], atol=1e-13
+        )
         assert np.allclose(sde.linear_limit(same, "none", L).f, [0, -2 * E * a], atol=1e-13)
-        assert np.allclose(sde.linear_limit(same, "none", L).h2[0], E) and np.allclose(sde.linear_limit(same, "none", L).g2[0], E)
+        assert np.allclose(sde.linear_limit(same, "none", L).h2[0], E) and np.allclose(
+            sde.linear_limit(same, "none", L).g2[0], E
+        )
     full, none = sde.linear_limit(same, "full"), sde.linear_limit(same, "none")
     assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(none.f[1], -2 * e * a, rtol=1e-8)
     assert np.allclose(full.h2, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
@@ -432,7 +611,8 @@ def test_linear_limit_one_step():
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("coupling", ["full", "none"])
 def test_linear_limit_is_the_limit_of_particles(coupling, batch):
-    """Several steps, different inputs; the same at depth 6 and, by the two depths' Richardson value, in the limit."""
+    """Several steps, different inputs; the same at depth 6 and, by the two depths' Richardson value, in the
+    limit."""
     stream, runs = stream_of(4, 0.15, batch), []
     exact = sde.linear_limit(stream, coupling, 6)
     for r in range(12):
@@ -442,13 +622,21 @@ def test_linear_limit_is_the_limit_of_particles(coupling, batch):
     other = sde.linear_limit(stream, "none" if coupling == "full" else "full", 6)
     worst = np.abs(error.mean(axis=0)) / (error.std(axis=0, ddof=1) / sqrt(12))
     assert worst.max() < 6  # 12 numbers, t with 11 degrees of freedom
-    assert np.abs((np.array([other.f, other.h2, other.g2]) - np.mean(runs, axis=0)) / (error.std(axis=0, ddof=1) / sqrt(12))).max() > 20
+    assert (
+        np.abs(
+            (np.array([other.f, other.h2, other.g2]) - np.mean(runs, axis=0))
+            / (error.std(axis=0, ddof=1) / sqrt(12))
+        ).max()
+        > 20
+    )
     coarse, fine = (np.array(sde.linear_limit(stream, coupling, L)) for L in (64, 128))
     limit = np.array(sde.linear_limit(stream, coupling))
     assert np.abs(2 * fine - coarse - limit).max() < 0.1 * np.abs(fine - limit).max()
 
 
-@pytest.mark.parametrize("bad", [dict(coupling="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7), dict(stream=3)])
+@pytest.mark.parametrize(
+    "bad", [dict(coupling="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7), dict(stream=3)]
+)
 def test_linear_limit_rejects(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         sde.linear_limit(**(dict(stream=stream_of(2)) | bad))
@@ -466,7 +654,7 @@ def test_first_step_kernel(phi):
     x = np.array([1.0, -1.0, 1.0, 1.0])
     Theta, Theta_NFD = sde.first_step_kernel(x, phi)
     kernels = sde.init_kernels(x[None], phi)
-    phi_2 = [sde.gaussian_moments(Q, ACTIVATIONS[phi])[0][0, 0] for Q in kernels.Q]
+    phi_2 = [nfd_limits.gaussian_moments(Q, ACTIVATIONS[phi])[0][0, 0] for Q in kernels.Q]
     assert np.isclose(Theta, kernels.Theta[0, 0]) and Theta_NFD < Theta
     assert np.isclose(Theta_NFD, kernels.Q[-1, 0, 0] + trapezoid(phi_2, kernels.t) + 1, rtol=1e-3)
     if phi == "identity":

@@ -1,0 +1,723 @@
+"""Experiments: what is measured, for the claims (nfd_audit), the figures (nfd_figures) and the tests alike.
+
+A Case is a function, its arguments and a seed. `sweep` runs cases anywhere, with the same results. The
+functions below return dicts; `data` is the path of a data file, or None for the digits.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import signal
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from itertools import product
+from math import lcm, sqrt
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numba
+import numpy as np
+import scipy
+from scipy.special import stdtrit
+
+import finite_net
+import nfd_min
+import sde
+from nfd_io import finite_array, load_data, progress
+from nfd_min import ACTIVATIONS, Stream, coarsen
+
+# ------------------------------------------------------------------------------------------------------------
+# Sweeps
+
+
+class Case(NamedTuple):
+    """run(**given, seed=seed), which depends on nothing else."""
+
+    run: Callable
+    given: dict
+    seed: tuple  # of int >= 0, for numpy.random.default_rng
+
+
+def plain(value):
+    """The same in JSON's types: arrays as lists, numbers that are not finite as None."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, range, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def sweep(cases, *, executor=None, store=None, label="sweep", hear=None):
+    """The results of all cases, in their order, in JSON's types (`plain`).
+
+    cases : list of Case; functions are told apart by their names
+    executor : any concurrent.futures.Executor (processes, Dask, mpi4py, ..); by default the cases run here,
+        one by one. Results do not depend on it.
+    store : path of a file that takes each result as soon as it is there. If the sweep is interrupted, by
+        Ctrl-C or a worker that dies, the file has all that were completed, and the next call runs the others
+        only.
+    hear : called with (index of the case, result) as soon as a result is there
+    """
+    keys = [json.dumps(plain([run.__qualname__, given, seed]), sort_keys=True) for run, given, seed in cases]
+    results = _read_store(store)
+    todo = [i for i, key in enumerate(keys) if key not in results]
+    hear = hear or (lambda i, result: None)
+
+    def keep(i, result):
+        results[keys[i]] = result = plain(result)
+        if store is not None:
+            with open(store, "a") as file:
+                file.write("\n" + json.dumps([keys[i], result]))  # on a new line, even after half a line
+        hear(i, result)
+
+    for i in sorted(set(range(len(cases))) - set(todo)):
+        hear(i, results[keys[i]])
+    if executor is None:
+        for i in progress(todo, label):
+            keep(i, cases[i].run(**cases[i].given, seed=cases[i].seed))
+        return [results[key] for key in keys]
+    futures = {executor.submit(cases[i].run, **cases[i].given, seed=cases[i].seed): i for i in todo}
+    try:
+        done = as_completed(futures)
+        for _ in progress(range(len(todo)), label):
+            future = next(done)
+            keep(futures.pop(future), future.result())
+    except BaseException:
+        for future, i in futures.items():
+            if not future.cancel() and future.done() and future.exception() is None:
+                keep(i, future.result())
+        raise
+    return [results[key] for key in keys]
+
+
+def _read_store(store):
+    results = {}
+    if store is not None and Path(store).exists():
+        for line in Path(store).read_text(errors="replace").splitlines():
+            try:
+                key, result = json.loads(line)
+                results[str(key)] = result
+            except (ValueError, TypeError):  # the line that was being written when the process was killed
+                continue
+    return results
+
+
+def store_path(directory, name, data, *options):
+    """The path of a sweep's store, whose name is another one for other data, code or options."""
+    here, (X, y) = Path(__file__).parent, load_data(data)
+    code = [p.read_bytes() for p in sorted([*here.glob("nfd_*.py"), here / "finite_net.py", here / "sde.py"])]
+    digest = hashlib.sha256(b"".join([X.tobytes(), y.tobytes(), *code, repr(options).encode()])).hexdigest()
+    return Path(directory) / f"{name}-{digest[:12]}.partial"
+
+
+@contextmanager
+def local_workers(workers):
+    """An executor of that many processes on this machine, which share its cores; for one, None: this process.
+
+    Ctrl-C and SIGTERM raise KeyboardInterrupt in the parent process alone. With any exception the workers end
+    at once. To be used in the main thread.
+    """
+    others, pool = set(multiprocessing.active_children()), None
+    interrupted = signal.getsignal(signal.SIGINT)
+    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if workers > 1:
+            threads = max(1, numba.get_num_threads() // workers)
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,))
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the workers inherit
+            with _environment(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))):
+                for _ in range(workers):  # each of these starts one
+                    pool.submit(int)
+            signal.signal(signal.SIGINT, interrupted)
+        yield pool
+    except BaseException:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGTERM, terminated)
+        signal.signal(signal.SIGINT, interrupted)
+
+
+@contextmanager
+def _environment(variables):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+def _begin(threads):
+    numba.set_num_threads(threads)
+    sys.modules["tqdm"] = None  # no progress bars of their own
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # none is left alone
+
+
+def versions():
+    """What the results may depend on."""
+    modules = {module.__name__: module.__version__ for module in (np, numba, scipy)}
+    return {"python": platform.python_version(), "nfd-min": nfd_min.__version__} | modules
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Slopes, gaps, best learning rates
+
+
+class Slope(NamedTuple):
+    """error ~ exp(intercept) * size^slope, and the confidence interval low <= slope <= high."""
+
+    slope: float
+    low: float
+    high: float
+    intercept: float
+
+
+def fit_slope(sizes, errors, *, confidence=0.95):
+    """Least-squares slope of log(mean error) against log(size), and its confidence interval.
+
+    sizes : array, shape (K,): two or more different positive numbers
+    errors : array, shape (R, K), positive: R >= 2 replicates; those of one row may share their randomness
+    confidence : between 0 and 1
+
+    The interval is Student's t on the R jackknife pseudo-values (leave one replicate out), so it needs
+    neither independent levels nor equal noise at each size. ValueError for anything else.
+    """
+    sizes = finite_array("sizes", sizes, ("K",))
+    errors = finite_array("errors", errors, ("R", len(sizes)))
+    R, K = len(errors), len(np.unique(sizes))
+    if R < 2 or K < 2:
+        raise ValueError(f"a slope needs 2 replicates and 2 different sizes or more, not {R} and {K}")
+    if (sizes <= 0).any() or (errors <= 0).any() or not 0 < confidence < 1:
+        raise ValueError("sizes and errors must be positive and 0 < confidence < 1")
+    return _jackknife(sizes, errors, lambda rows: rows.mean(axis=0), confidence)[0]
+
+
+def _jackknife(sizes, rows, value, confidence=0.95):
+    """Slope of log(value(rows)) against log(size), with the interval of its jackknife over the rows, and the
+    pseudo-values of log(value), shape (R, K).
+
+    value : of an array like rows, shape (R, K, ..), returns positive numbers, shape (K,)
+    """
+    R, x = len(rows), np.log(sizes) - np.log(sizes).mean()
+    whole = np.log(value(rows))
+    pseudo = np.array([R * whole - (R - 1) * np.log(value(np.delete(rows, r, axis=0))) for r in range(R)])
+    slope, slopes = whole @ x / (x @ x), pseudo @ x / (x @ x)
+    half = stdtrit(R - 1, (1 + confidence) / 2) * slopes.std(ddof=1) / sqrt(R)
+    return Slope(slope, slope - half, slope + half, whole.mean() - slope * np.log(sizes).mean()), pseudo
+
+
+def mean_gap(a, b):
+    """Mean absolute difference of two loss curves after the first step (before it the two networks are the
+    same), or NaN if one of them is ever above 10 or not finite."""
+    a, b = np.array(a, float), np.array(b, float)
+    return np.mean(np.abs(a - b)[1:]) if (a < 10).all() and (b < 10).all() else np.nan
+
+
+def late_loss(losses):
+    """Mean of the second half of training losses (.., steps), where each comes before its own step."""
+    losses = np.array(losses, float)
+    return losses[..., losses.shape[-1] // 2 :].mean(axis=-1)
+
+
+def best_eta(etas, losses):
+    """(eta of the lowest loss, whether it is inside): by a parabola in log eta through the lowest loss and
+    its neighbours.
+
+    Where a neighbour is missing or not finite, that eta itself: at the edge of etas it is only a bound, so
+    not inside.
+    """
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    i = int(np.argmin(losses))
+    if not 0 < i < len(etas) - 1:
+        return float(etas[i]), False
+    if not np.isfinite(losses[i - 1 : i + 2]).all():
+        return float(etas[i]), True
+    curvature, slope, _ = np.polyfit(np.log(etas[i - 1 : i + 2]) - np.log(etas[i]), losses[i - 1 : i + 2], 2)
+    return float(etas[i] * np.exp(-slope / (2 * curvature))), True
+
+
+def best_eta_slope(depths, etas, losses):
+    """Slope of the best eta of the mean loss against depth, with its jackknife interval over the seeds, and
+    the pseudo-values of that eta, shape (seeds, depths).
+
+    losses : array, shape (seeds, depths, etas)
+
+    (None, None) if that eta is at an edge of etas for any depth, all seeds or all but one.
+    """
+
+    def best(rows):
+        each = [best_eta(etas, mean) for mean in rows.mean(axis=0)]
+        return [eta if inside else np.nan for eta, inside in each]
+
+    fit, pseudo = _jackknife(depths, np.asarray(losses), best)
+    return (fit, np.exp(pseudo)) if np.isfinite(fit).all() else (None, None)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Data
+
+
+@lru_cache(maxsize=4)
+def pool(data):
+    """All samples of a file: X (N, d) and targets y (N,), in a fixed random order."""
+    everything = Stream.digits(len(load_data(data)[0]), 0, data=data, rng=0)
+    return everything.X, everything.y
+
+
+def images(data):
+    """X, y to train on and X, y to test with (a fifth, at most 500)."""
+    X, y = pool(data)
+    held_out = max(1, min(500, len(X) // 5))
+    return X[held_out:], y[held_out:], X[:held_out], y[:held_out]
+
+
+def sequence(data, order, eta, batch=1, *, rng):
+    """The Stream of different samples, drawn by `rng`, in that order: (0, 1, 0) is two of them in turn."""
+    X, y = pool(data)
+    order = list(order)
+    rows = np.random.default_rng(rng).choice(len(X), max(order) + 1, replace=False)[order]
+    return Stream(X[rows], y[rows], eta, batch)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Measured by claims and by figures. `root`: a seed of the samples, for cases that share them; by default each
+# draws its own.
+
+
+def train_case(*, data, width, depth, steps, batch, eta, test_every=None, seed, **how):
+    """Mini-batch SGD on the training images, whose order and the weights depend on the seed alone.
+
+    test_every : steps between evaluations on the test images; by default there are none
+    how : more arguments of finite_net.train
+
+    Returns {"train": loss of each mini-batch before its step, "test": of each evaluation, "diverged_at"}.
+    """
+    X, y, X_test, y_test = images(data)
+    rng = np.random.default_rng([*seed, 0])
+    order = np.concatenate([rng.permutation(len(X)) for _ in range(-(-steps * batch // len(X)))])
+    order = order[: steps * batch]
+    tests = dict(test=X_test, test_every=test_every) if test_every else {}
+    stream = Stream(X[order], y[order], eta, batch)
+    run = finite_net.train(stream, width, depth, rng=[*seed, 1], keep="outputs", **tests, **how)
+    with np.errstate(over="ignore"):
+        train = np.mean(run.chi.reshape(steps, batch) ** 2, axis=1) / 2
+        test = np.mean((run.test_f - y_test) ** 2, axis=1) / 2 if test_every else []
+    return dict(train=train, test=test, diverged_at=run.diverged_at)
+
+
+def moments(run):
+    """f, E h_L^2 and E g_0^2 of each pass."""
+    with np.errstate(all="ignore"):
+        return dict(f=run.f, h2=np.mean(run.h[:, -1] ** 2, axis=1), g2=np.mean(run.g[:, 0] ** 2, axis=1))
+
+
+def width_case(*, data, order, eta, widths, depth, particles, networks, against, seed):
+    """Mean squared errors of so many networks of width n against infinite width, at the same depth.
+
+    Returns {coupling of the limit, of those in `against`: {quantity: array (widths, passes)}}: of f, E h_L^2
+    ("h") and E g_0^2 ("g") of each pass, and of the kernels C and Gamma of the passes up to it, mean over
+    layers.
+    """
+    rng = np.random.default_rng(seed)
+    stream = sequence(data, order, eta, rng=rng)
+    limits = {c: sde.solve(stream, particles, depth, coupling=c, rng=rng) for c in against}
+    errors = {c: {name: [] for name in ("f", "h", "g", "C", "Gamma")} for c in against}
+    for n in widths:
+        nets = [finite_net.train(stream, n, depth, rng=rng) for _ in range(networks)]
+        for c, limit in limits.items():
+            each = [_kernel_errors(net, limit) for net in nets]
+            ends = [
+                {key: (moments(net)[key] - value) ** 2 for key, value in moments(limit).items()}
+                for net in nets
+            ]
+            for name, key in dict(f="f", h="h2", g="g2").items():
+                errors[c][name].append(np.mean([end[key] for end in ends], axis=0))
+            for name in ("C", "Gamma"):
+                errors[c][name].append(np.mean([error[name].mean(axis=1) for error in each], axis=0))
+    return errors
+
+
+def _kernel_errors(net, limit, m=1):
+    """Squared errors of C and Gamma against those of m times as many layers, mean over the first k+1 passes:
+    two arrays, shape (passes, layers)."""
+    square = {name: (getattr(net, name) - getattr(limit, name)[::m]) ** 2 for name in ("C", "Gamma")}
+    return {
+        name: np.array([a[:, :k, :k].mean(axis=(1, 2)) for k in range(1, len(net.f) + 1)])
+        for name, a in square.items()
+    }
+
+
+def depth_case(*, data, order, eta, particles, depths, reference, coupling, against, seed):
+    """Infinite width in L layers against `reference` layers, on the same Brownian paths.
+
+    Returns {coupling of the reference, of those in `against`: {quantity: array (depths, passes)}}: squared
+    errors of f of each pass, and the maximum over layers of those of h and g (mean over the particles) and of
+    C and Gamma (mean over the passes up to it).
+    """
+    rng = np.random.default_rng(seed)
+    stream = sequence(data, order, eta, rng=rng)
+    noise = sde.draw_noise(len(stream), particles, reference, rng=rng)
+    fine = {c: sde.solve(stream, particles, reference, coupling=c, noise=noise) for c in against}
+    out = {c: {name: [] for name in ("f", "h", "g", "C", "Gamma")} for c in against}
+    for L in depths:
+        m = reference // L
+        net = sde.solve(stream, particles, L, coupling=coupling, noise=coarsen(noise, m))
+        for c, ref in fine.items():
+            out[c]["f"].append((net.f - ref.f) ** 2)
+            out[c]["h"].append(np.mean((net.h - ref.h[:, ::m]) ** 2, axis=2).max(axis=1))
+            out[c]["g"].append(np.mean((net.g - ref.g[:, ::m]) ** 2, axis=2).max(axis=1))
+            for name, error in _kernel_errors(net, ref, m).items():
+                out[c][name].append(error.max(axis=1))
+    return out
+
+
+def coupling_case(*, data, order, eta, particles, depths, couplings, seed, root=None):
+    """What the coupling changes, on the same noise, against depth; infinite width.
+
+    Returns {coupling: {quantity: array (depths, passes)}}: f, E h_L^2 ("h2") and E g_0^2 ("g2"), and the mean
+    squared change, from the first of the couplings, of h_L ("h_L"), and of h and g (maximum over layers).
+    """
+    rng, finest = np.random.default_rng(seed), lcm(*depths)
+    stream = sequence(data, order, eta, rng=rng if root is None else root)
+    noise = sde.draw_noise(len(stream), particles, finest, rng=rng)
+    out = {c: {name: [] for name in ("f", "h2", "g2", "h_L", "h", "g")} for c in couplings}
+    for L in depths:
+        first = None
+        for c, values in out.items():
+            run = sde.solve(stream, particles, L, coupling=c, noise=coarsen(noise, finest // L))
+            first = first or run
+            h, g = (np.mean((a - b) ** 2, axis=2) for a, b in ((run.h, first.h), (run.g, first.g)))
+            changes = dict(h_L=h[:, L], h=h.max(axis=1), g=g.max(axis=1))
+            for name, value in (moments(run) | changes).items():
+                values[name].append(value)
+    return out
+
+
+def eigenvalue_case(*, data, passes, eta, particles, depths, coupling, seed, root=None):
+    """Smallest eigenvalues of C_l (l < L) and Gamma_l (l <= L) of the first 2, 3, .. passes, on different
+    inputs: {L: {name: [[for each l], ..]}}. [26]"""
+    rng, out = np.random.default_rng(seed), {}
+    stream = sequence(data, range(passes), eta, rng=rng if root is None else root)
+    for L in depths:
+        run, out[L] = sde.solve(stream, particles, L, coupling=coupling, rng=rng), {"C": [], "Gamma": []}
+        for k in range(2, passes + 1):
+            C, Gamma = run.min_eig(k)
+            readouts = np.einsum("jn,kn->jk", run.g[:k, L], run.g[:k, L]) / particles
+            out[L]["C"].append(C)
+            out[L]["Gamma"].append([*Gamma, np.linalg.eigvalsh(readouts)[0]])
+    return out
+
+
+def relu_case(*, data, width, depth, seed):
+    """Mean and mean square of h_L of ReLU networks at initialisation, one input: {block: {"mean": ..,
+    "square": ..}}."""
+    rng, out = np.random.default_rng(seed), {}
+    stream = sequence(data, [0], 0, rng=rng)
+    for block in ("pre", "post"):
+        h = finite_net.train(stream, width, depth, "relu", block=block, rng=rng).h[0, depth]
+        out[block] = dict(mean=h.mean(), square=np.mean(h**2))
+    return out
+
+
+def two_layer_case(*, data, eta, particles, depths, coupling, seed):
+    """What the updates of W1 do, for a = 0 and 1/2, in one step of two-layer blocks on a sample, at that
+    sample; infinite width.
+
+    Returns {"own update": mean square, over layers, of what W1_l's own update adds to x_l,
+             "part of f^1": |what the updates of all W1 add to f^1| / (eta chi)}, as {a: array (depths,)}.
+    """
+    rng = np.random.default_rng(seed)
+    stream = sequence(data, [0, 0], eta, rng=rng)
+    out = {name: {a: [] for a in (0.0, 0.5)} for name in ("own update", "part of f^1")}
+    for L in depths:
+        noise = sde.draw_noise(2, particles, 2 * L, rng=rng)
+        run = partial(sde.solve, stream, particles, L, block="two-layer", coupling=coupling, noise=noise)
+        fixed = run(internal_lr_exponent=-np.inf)
+        step = eta * fixed.chi[0]
+        for a in (0.0, 0.5):
+            free = run(internal_lr_exponent=a)
+            own = step * L**a * free.C[:, 0, 1, None] * free.gx[0]
+            out["own update"][a].append(np.mean(own**2))
+            out["part of f^1"][a].append(abs((free.f[1] - fixed.f[1]) / step))
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Measured by figures alone
+
+
+def network_case(*, data, order, eta, width, depth, seed, root):
+    """f, E h_L^2, E g_0^2 of each pass of one network."""
+    return moments(finite_net.train(sequence(data, order, eta, rng=root), width, depth, rng=seed))
+
+
+def scaling_case(*, data, samples, batch, eta, width, depth, seed, root):
+    """Mean training loss and E phi(h_{L-1})^2 of the last mini-batch, of one network."""
+    stream = sequence(data, range(samples), eta, batch, rng=root)
+    return _loss_and_kernel(finite_net.train(stream, width, depth, rng=seed, keep="kernels"), batch)
+
+
+def floor_case(*, data, samples, batch, eta, particles, depth, seed, root):
+    """The same in the limit."""
+    stream, how = sequence(data, range(samples), eta, batch, rng=root), dict(coupling="full", dtype="float32")
+    return _loss_and_kernel(sde.solve(stream, particles, depth, rng=seed, keep="kernels", **how), batch)
+
+
+def _loss_and_kernel(run, batch):
+    return dict(loss=np.mean(run.chi**2) / 2, kernel=np.mean(np.diag(run.C[-1])[-batch:]))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Measured by claims alone: {label: {size or case: value}}
+
+
+def gradient_case(*, data, seed):
+    """Backpropagation against central differences of the mean loss of one mini-batch, entry by entry."""
+    n, L, rng, errors = 6, 3, np.random.default_rng(seed), {}
+    scalings = [("pre", scaling) for scaling in ("depth-mup", "mup", "vanilla")]
+    architectures = [*scalings, ("post", "depth-mup"), ("two-layer", "depth-mup")]
+    for phi, (block, scaling), batch in product(ACTIVATIONS.values(), architectures, (1, 4)):
+        stream = sequence(data, range(batch), 0.1, batch, rng=rng)
+        weights = finite_net.draw_weights(n, L, stream.d, block=block, rng=rng)
+        net = finite_net.train(stream, n, L, phi, block=block, scaling=scaling, weights=weights)
+        layers = nfd_min.chain(block, phi, L, scaling)
+        passes = zip(stream.X, nfd_min.join(net.h, net.x), nfd_min.join(net.g, net.gx))
+        each = [nfd_min.gradients(*one, layers) for one in passes]
+        for name, i, per_sample in zip(("U", "W", "v"), range(3), zip(*each)):
+            exact = np.tensordot(net.chi, per_sample, 1) / batch
+            pairs = []
+            for index in rng.permutation(weights[i].size)[:40]:
+                slope = _central_difference(stream, layers, weights, i, index)
+                if slope is not None:
+                    pairs.append((exact.flat[index], slope))
+            a, b = np.transpose(pairs)
+            size = max(np.linalg.norm(a), np.linalg.norm(b))  # 0 if every relu is off
+            error = np.linalg.norm(a - b) / size if size else 0.0
+            errors[f"{name} {phi.name} {block} {scaling} batch {batch}"] = error
+    return {"relative error": errors}
+
+
+def _central_difference(stream, layers, weights, i, index, step=1e-5):
+    """Of the mean loss in weights[i].flat[index]; None if there is the kink of a ReLU between the two."""
+    before, losses, signs = weights[i].flat[index], [], []
+    for change in (step, -step):
+        weights[i].flat[index] = before + change
+        U, W, v = weights
+        inputs = U @ stream.X.T / np.sqrt(stream.d)
+        h = np.array([nfd_min.forward(h_0, W.reshape(-1, len(v), len(v)), layers) for h_0 in inputs.T])
+        losses.append(np.mean((h[:, -1] @ v / len(v) - stream.y) ** 2) / 2)
+        signs.append(h > 0)
+    weights[i].flat[index] = before
+    if layers[-1].phi.name == "relu" and (signs[0] != signs[1]).any():
+        return None
+    return (losses[0] - losses[1]) / (2 * step)
+
+
+def gia_case(*, data, widths, seed):
+    """(1/n) |g_l - g~_l|^2 at initialisation, maximum over layers, mean over 16 inputs; explicit matrices.
+    [9]"""
+    rng, out, scaled = np.random.default_rng(seed), {}, {}
+    for L in (4, 16, 64):
+        errors = {}
+        for n in widths:
+            stream = sequence(data, range(16), 0, 16, rng=rng)
+            weights = finite_net.draw_weights(n, L, stream.d, rng=rng)
+            net = finite_net.train(stream, n, L, weights=weights)
+            _, zeta = nfd_min.innovations(net.h, net.g, weights[1], rng=rng)
+            g = nfd_min.decoupled_backward(net.h, weights[2], zeta)
+            errors[n] = np.mean((net.g - g) ** 2, axis=(0, 2)).max()
+        out[f"|g - g~|^2, L = {L}"] = errors
+        scaled[L] = np.mean([n * errors[n] for n in widths])
+    return out | {"n |g - g~|^2": scaled}
+
+
+def init_width_case(*, data, widths, seed):
+    """Squared error of the kernels <h_a, h_b>/n and <g_a, g_b>/n of width n against infinite width, at L = 8,
+    mean over layers and pairs of 4 inputs."""
+    rng, errors, L = np.random.default_rng(seed), {}, 8
+    stream = sequence(data, range(4), 0, 4, rng=rng)
+    limit = sde.init_kernels(stream.X, depth=L)
+    for n in widths:
+        net = finite_net.train(stream, n, L, rng=rng)
+        errors[n] = sum(
+            np.mean((np.einsum("aln,bln->lab", a, a) / n - exact) ** 2)
+            for a, exact in ((net.h, limit.Q), (net.g, limit.Gamma))
+        )
+    return {"(kernels - limit)^2": errors}
+
+
+def init_depth_case(*, data, seed):
+    """Largest error of Q, Gamma, Theta of depth L against infinite depth, both by quadrature."""
+    X = sequence(data, range(4), 0, rng=seed).X
+    limit, errors = sde.init_kernels(X), {}
+    for L in (16, 32, 64):  # divisors of the 64 steps of the limit's time grid
+        at = sde.init_kernels(X, depth=L)
+        pairs = (at.Q, limit.Q), (at.Gamma, limit.Gamma), (at.Theta[None], limit.Theta[None])
+        errors[L] = max(np.abs(a - b[:: max(1, (len(b) - 1) // L)]).max() for a, b in pairs)
+    return {"|kernels - limit|": errors}
+
+
+def _small_network(data, width, depth, rng, passes=1):
+    """A tanh network after `passes` steps on one sample each: weights and Trajectory."""
+    stream = sequence(data, range(passes), 0.5, rng=rng)
+    weights = finite_net.draw_weights(width, depth, stream.d, rng=rng)
+    return weights, finite_net.train(stream, width, depth, weights=weights)
+
+
+def _normality(p_values, name, vectors):
+    """Test vectors, shape (R, n), for N(0, I): their entries and, so that one direction in n matters, their
+    lengths."""
+    from scipy import stats
+
+    n = vectors.shape[1]
+    p_values[f"{name}, entries"] = stats.kstest(vectors.ravel(), "norm").pvalue
+    p_values[f"{name}, length"] = stats.kstest(np.sum(vectors**2, axis=1), stats.chi2(n).cdf).pvalue
+
+
+def _independence(p_values, name, a, b):
+    """Test b, shape (R, n), for being N(0, I) along the direction of a."""
+    from scipy import stats
+
+    p_values[name] = stats.kstest(_along(a, b), "norm").pvalue
+
+
+def _correlation(p_values, name, a, b):
+    from scipy import stats
+
+    p_values[name] = stats.spearmanr(a, b).pvalue
+
+
+def _along(a, b):
+    """The component of each b along the direction of a: shape (R,), from two arrays of shape (R, n)."""
+    return np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1)
+
+
+def gaussian_init_case(*, data, networks, seed):
+    """Prop 4.1 on explicit matrices: [7] as an identity, and the law of the innovations it defines."""
+    n, L, rng, rows, worst = 6, 2, np.random.default_rng(seed), [], 0
+    for _ in range(networks):
+        (_, W, _), run = _small_network(data, n, L, rng)
+        h, g = run.h[0], run.g[0]
+        xi, zeta = nfd_min.innovations(h, g, W, rng=rng)
+        for l in range(1, L + 1):
+            p = np.tanh(h[l - 1])
+            u, z = W[l - 1] @ p / np.sqrt(n), W[l - 1].T @ g[l] / np.sqrt(n)
+            across = zeta[l - 1] - p * (p @ zeta[l - 1]) / (p @ p)
+            worst = max(
+                worst,
+                np.abs(u - np.linalg.norm(p) / np.sqrt(n) * xi[l - 1]).max(),  # [7]
+                np.abs(z - p * (g[l] @ u) / (p @ p) - np.linalg.norm(g[l]) / np.sqrt(n) * across).max(),
+            )
+        rows.append((*xi, *zeta, np.tanh(h[0]), g[1]))
+    xi_1, xi_2, zeta_1, zeta_2, p_0, g_1 = np.array(rows).transpose(1, 0, 2)
+    p = {}
+    for name, vectors in dict(xi_1=xi_1, xi_2=xi_2, zeta_1=zeta_1, zeta_2=zeta_2).items():
+        _normality(p, name, vectors)
+    _independence(p, "xi_1, zeta_1", xi_1, zeta_1)
+    _independence(p, "xi_2, zeta_2", xi_2, zeta_2)
+    _independence(p, "zeta_1, zeta_2", zeta_1, zeta_2)
+    # Without the projection, zeta along phi(h_0) would be what xi is along g_1.
+    _correlation(p, "zeta_1 along phi(h_0), xi_1 along g_1", _along(p_0, zeta_1), _along(g_1, xi_1))
+    return {"residual of [7]": {"largest": worst}, "p-value": p}
+
+
+def gaussian_update_case(*, data, networks, seed):
+    """Prop 5.1 on explicit matrices: [15] as an identity, and the law of the third innovation."""
+    n, L, rng, rows, worst = 6, 2, np.random.default_rng(seed), [], 0
+    for _ in range(networks):
+        (_, W, _), run = _small_network(data, n, L, rng, passes=2)
+        (h, h1), g = run.h, run.g[0]
+        xi, zeta = nfd_min.innovations(h, g, W, rng=rng)
+        xi1 = nfd_min.update_innovation(h, g, h1, W, rng=rng)
+        for l in range(1, L + 1):
+            p0, p1, W_l = np.tanh(h[l - 1]), np.tanh(h1[l - 1]), W[l - 1]
+            u0, u1, z0 = W_l @ p0 / np.sqrt(n), W_l @ p1 / np.sqrt(n), W_l.T @ g[l] / np.sqrt(n)
+            rho, square = p0 @ p1 / (p0 @ p0), g[l] @ g[l]
+            p_perp, across = p1 - rho * p0, xi1[l - 1] - g[l] * (g[l] @ xi1[l - 1]) / square
+            noise = np.linalg.norm(p_perp) / np.sqrt(n) * across
+            worst = max(worst, np.abs(u1 - (rho * u0 + g[l] * (z0 @ p_perp) / square + noise)).max())  # [15]
+        rows.append((*xi, *zeta, *xi1, g[2], z0, p_perp))  # z0, p_perp of layer 2
+    xi_1, xi_2, zeta_1, zeta_2, xi1_1, xi1_2, g_2, z0, p_perp = np.array(rows).transpose(1, 0, 2)
+    p = {}
+    _normality(p, "xi1_1", xi1_1)
+    _normality(p, "xi1_2", xi1_2)
+    _independence(p, "xi_1, xi1_1", xi_1, xi1_1)
+    _independence(p, "xi_2, xi1_2", xi_2, xi1_2)
+    _independence(p, "zeta_1, xi1_1", zeta_1, xi1_1)
+    _independence(p, "zeta_2, xi1_2", zeta_2, xi1_2)
+    _independence(p, "g_2, xi1_2", g_2, xi1_2)
+    # Without the backward-aligned term and the projection, xi^1 along g would be what z^0 is along p_perp.
+    along_p_perp = _along(p_perp, z0) / np.linalg.norm(g_2, axis=1)
+    _correlation(p, "xi1_2 along g_2, z0 along p_perp", _along(g_2, xi1_2), along_p_perp)
+    return {"residual of [15]": {"largest": worst}, "p-value": p}
+
+
+def _law(runs, run, rng):
+    """f, |h_L|^2, |g_0|^2, <h_0, g_0> of every pass of `runs` independent runs run(rng=rng): array, shape
+    (runs, 4 S)."""
+    rows = []
+    for _ in range(runs):
+        t = run(rng=rng)
+        h, g = t.h, t.g
+        squares = np.sum(h[:, -1] ** 2, 1), np.sum(g[:, 0] ** 2, 1), np.sum(h[:, 0] * g[:, 0], 1)
+        rows.append(np.concatenate([t.f, *squares]))
+    return np.array(rows)
+
+
+def law_case(*, data, runs, activations, batches, seed):
+    """Kolmogorov-Smirnov: explicit matrices against particles without matrices, n = 12, L = 4, 4 passes;
+    smallest p-value of the 16 statistics. That "none" is told from "reused" shows what the test can see."""
+    from scipy import stats
+
+    rng, same, different = np.random.default_rng(seed), {}, {}
+    blocks = {"one-layer": {}, "two-layer": dict(block="two-layer", internal_lr_exponent=0.5)}
+    for phi, batch, (block, how) in product(activations, batches, blocks.items()):
+        given = (sequence(data, range(4), 0.7, batch, rng=rng), 12, 4, phi)
+        laws = {
+            b: _law(runs, partial(finite_net.train, *given, backward=b, **how), rng)
+            for b in ("reused", "decoupled")
+        } | {c: _law(runs, partial(sde.solve, *given, coupling=c, **how), rng) for c in ("full", "none")}
+        for b, c, p in (("reused", "full", same), ("decoupled", "none", same), ("reused", "none", different)):
+            p[f"{phi}, {block}, batch {batch}, {b} / {c}"] = min(
+                stats.ks_2samp(x, y).pvalue for x, y in zip(laws[b].T, laws[c].T)
+            )
+    return {"p-value": same, "p-value, reused / none": different}
+
+
+def first_step_case(*, data, particles, seed):
+    """-d f^1 / d(eta chi_0) at eta = 1e-3 against Theta and Theta_NFD by quadrature, L = 16."""
+    rng, out = np.random.default_rng(seed), {}
+    stream = sequence(data, [0, 0], 1e-3, rng=rng)
+    kernels = sde.first_step_kernel(stream.X[0], depth=16)
+    for label, coupling, kernel in zip(("network / Theta", "NFD / Theta_NFD"), ("full", "none"), kernels):
+        run = sde.solve(stream, particles, 16, coupling=coupling, rng=rng, keep="outputs")
+        out[label] = {"ratio": (run.f[1] - run.f[0]) / (-1e-3 * run.chi[0] * kernel)}
+    return out
+
+
+def coupled_width_case(*, data, networks, seed):
+    """f_1 of explicit networks, n = 256, L = 16, on a scale where NFD is 0 and the coupled limit is 1."""
+    rng = np.random.default_rng(seed)
+    stream = sequence(data, [0, 0], 0.3, rng=rng)
+    none, coupled = (
+        sde.solve(stream, 10000, 16, rng=rng, coupling=c, keep="outputs").f[1] for c in ("none", "full")
+    )
+    nets = [finite_net.train(stream, 256, 16, rng=rng, keep="outputs").f[1] for _ in range(networks)]
+    return {"(f_1 - NFD) / (limit - NFD)": {"n = 256": (np.mean(nets) - none) / (coupled - none)}}

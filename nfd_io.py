@@ -1,0 +1,283 @@
+"""What comes from outside and what goes there: arguments, data files, memory, progress, files written whole
+or not at all."""
+
+import argparse
+import os
+import tempfile
+from importlib import resources
+from math import ceil, sqrt
+from numbers import Integral, Real
+from pathlib import Path
+
+import numpy as np
+
+KEEP = {"all": ("h", "g", "C", "Gamma"), "kernels": ("C", "Gamma"), "outputs": ()}
+DTYPES = {"float64": np.float64, "float32": np.float32}
+
+# ------------------------------------------------------------------------------------------------------------
+# Arguments of functions
+
+
+def choose(name, value, allowed):
+    """Return allowed[value], or raise a ValueError that lists the names allowed."""
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(allowed)}")
+    return allowed[value]
+
+
+def positive_int(name, value):
+    """Return value as an int, or raise ValueError unless it is an integer >= 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer >= 1")
+    return int(value)
+
+
+def finite_array(name, value, shape, dtype=float, copy=True, total=np.sum):
+    """Return value as a new C-contiguous array of that dtype (copy=None: as it is if it is one).
+
+    ValueError unless it is finite and has that shape.
+
+    shape : tuple of int or str; a string stands for any size >= 1 and is what the message prints.
+    total : the sum of an array
+    """
+    try:
+        if np.iscomplexobj(value):
+            raise TypeError("it is complex")
+        with np.errstate(over="ignore"):
+            array = (
+                np.array(value, dtype=dtype, order="C") if copy else np.ascontiguousarray(value, dtype=dtype)
+            )
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name} must be an array of real numbers of shape {_show(shape)}: {error}"
+        ) from None
+    if array.ndim != len(shape) or any(
+        a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)
+    ):
+        raise ValueError(f"{name} has shape {array.shape}, expected {_show(shape)}")
+    with np.errstate(all="ignore"):
+        finite = np.isfinite(total(array))  # one quick pass; where it is not, look closer
+    if not finite and not np.isfinite(array).all():
+        bad = np.sum(~np.isfinite(array))
+        raise ValueError(
+            f"{name} must be finite in {np.dtype(dtype)}; it holds {bad} NaN or infinite entries"
+        )
+    return array
+
+
+def _show(shape):
+    return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
+
+
+def check_samples(X, y, eta, batch):
+    """The checked fields of a nfd_min.Stream, as a dict."""
+    X = finite_array("X", X, ("S", "d"))
+    y = finite_array("y", y, (len(X),))
+    if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < 1e308:
+        raise ValueError(f"eta={eta!r} must be a finite number >= 0")
+    batch = positive_int("batch", batch)
+    if len(X) % batch:
+        raise ValueError(f"batch={batch} does not divide the number of samples S={len(X)}")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.sum(X**2, axis=1)).all():
+            raise ValueError("X is too large: the square of an input is not a finite number")
+    X.flags.writeable = y.flags.writeable = False
+    return dict(X=X, y=y, eta=float(eta), batch=batch)
+
+
+def check_memory(needed, what):
+    """Raise ValueError if `needed` bytes are more than this machine's memory, where the system tells it."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    if needed > memory:
+        raise ValueError(f"{what} needs {needed / 2**30:.3g} GiB; this machine has {memory / 2**30:.3g} GiB")
+
+
+def progress(iterable, what):
+    """Iterate with a progress bar if tqdm is installed, stderr is a terminal and the work lasts over 2 s."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iterable
+    return tqdm(iterable, desc=what, disable=None, delay=2, leave=False)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Random numbers
+
+
+def shares(rng, out):
+    """[(generator, part)] of an array `out` of shape (K,) that is to be filled with random numbers: `rng` for
+    all of it, or from 2^22 numbers on eighths with a generator each, seeded by `rng`, which can be filled at
+    the same time."""
+    if len(out) < 2**22:
+        return [(rng, out)]
+    return [(np.random.default_rng(rng.integers(2**32, size=4)), part) for part in np.array_split(out, 8)]
+
+
+def normals(rng, shape, dtype):
+    """Independent N(0,1) entries: those of `rng` or its shares in float64, rounded if dtype is float32."""
+    out = np.empty(shape, dtype)
+    for generator, part in shares(rng, out.reshape(-1)):
+        for i in range(0, len(part), 2**16):
+            part[i : i + 2**16] = generator.standard_normal(len(part[i : i + 2**16]))
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Data files
+
+
+def load_samples(samples, classes=None, data=None, rng=None):
+    """X (S, d) and targets y (S,) as nfd_min.Stream.digits describes them."""
+    S = positive_int("samples", samples)
+    X, label = load_data(data)
+    check_memory(8 * S * X.shape[1], f"Stream.digits(samples={S})")
+    found = np.unique(label)
+    if classes is None:
+        if len(found) < 2:
+            raise ValueError(f"the data have one label only, {found}; two or more are needed")
+        target = np.where(label == found[1] if len(found) == 2 else label % 2 == 0, 1.0, -1.0)
+    else:
+        if np.shape(classes) != (2,) or classes[0] == classes[1] or not np.isin(classes, found).all():
+            raise ValueError(f"classes={classes!r} must be two different labels out of {found.tolist()}")
+        keep = np.isin(label, classes)
+        X, target = X[keep], np.where(label[keep] == classes[0], 1.0, -1.0)
+    if len(np.unique(target)) < 2:
+        raise ValueError(
+            f"the labels {found.tolist()} are all odd or all even; choose two of them with classes"
+        )
+    X = X / (np.abs(X).max() or 1)  # so that no square overflows
+    X = X - X.mean(axis=0)
+    norm = np.linalg.norm(X, axis=1, keepdims=True)
+    if not norm.all():
+        raise ValueError(
+            f"sample {int(np.argmin(norm))} equals the mean of the data, so it has no direction to scale"
+        )
+    rng = np.random.default_rng(rng)
+    order = np.concatenate([rng.permutation(len(X)) for _ in range(ceil(S / len(X)))])[:S]
+    return (X * (sqrt(X.shape[1]) / norm))[order], target[order]
+
+
+def load_data(path=None):
+    """X (N, d) float64 and integer labels (N,) of a `.npz` (arrays X, y) or `.csv` (last column y; a header
+    line is skipped) file; without a path, the 1,797 handwritten digits that come with the project.
+
+    ValueError if the file cannot be read or does not hold finite numbers of those shapes.
+    """
+    try:
+        if path is None:
+            with resources.files("nfd_min_data").joinpath("digits.npz").open("rb") as file:
+                X, y = _read_npz(file)
+        elif str(path).endswith(".npz"):
+            X, y = _read_npz(path)
+        elif str(path).endswith(".csv"):
+            X, y = _read_csv(path)
+        else:
+            raise ValueError("the name must end in .npz or .csv")
+        X = finite_array("X", X, ("N", "d"))
+        y = finite_array("y", y, (len(X),))
+        if (y != np.rint(y)).any() or (np.abs(y) > 2**53).any():
+            raise ValueError(
+                "y must hold integer labels, at most 2^53; for real targets build Stream(X, y, eta) yourself"
+            )
+    except Exception as error:  # whatever a malformed archive raises: zip, zlib, pickle, text and I/O errors
+        name = "the shipped digits" if path is None else repr(str(path))
+        raise ValueError(f"cannot use {name} as data: {error}") from error
+    return X, y.astype(int)
+
+
+def _read_npz(file):
+    with np.load(file, allow_pickle=False) as npz:
+        if not {"X", "y"} <= set(npz.files):
+            raise ValueError(f"the archive has arrays {npz.files}, expected X (N, d) and y (N,)")
+        return npz["X"], npz["y"]
+
+
+def _read_csv(path):
+    with open(path, encoding="utf-8-sig") as file:
+        rows = [line for line in file if line.strip()]
+    if rows and not any(map(_is_number, rows[0].split(","))):
+        del rows[0]  # a header
+    if not rows:
+        raise ValueError("there are no rows of numbers")
+    table = np.loadtxt(rows, delimiter=",", ndmin=2)
+    return table[:, :-1], table[:, -1]
+
+
+def _is_number(text):
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def replace_file(path, write):
+    """Call write(binary file) on a temporary file beside `path`, then move it there: all or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def output_path(text):
+    try:
+        path = Path(text).resolve()
+        writable = (
+            path.parent.is_dir() and os.access(path.parent, os.W_OK) and (path.is_file() or not path.exists())
+        )
+    except OSError:
+        writable = False
+    if not writable:
+        raise argparse.ArgumentTypeError(
+            f"cannot write {text!r}: it must be a file in an existing, writable directory"
+        )
+    return path
+
+
+def picture_path(text):
+    if not text.endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
+    return output_path(text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Arguments of commands
+
+
+def seed(text):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 0")
+    return int(text)
+
+
+def sizes_list(text):
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1 or sizes != sorted(set(sizes)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be increasing integers >= 1 with commas between them, as 4,8,16"
+        )
+    return tuple(sizes)
+
+
+def count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
+    return int(text)

@@ -1,0 +1,604 @@
+"""The machine room: compiling, memory, normals, activations and vector operations. No equation of the theory
+is here.
+
+All sums run in a fixed order, so the same seed gives the same bits on any number of threads.
+"""
+
+import hashlib
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import accumulate
+from math import erf, exp, pi, prod, sqrt
+from pathlib import Path
+from types import FunctionType
+
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "10000"
+)  # a waiting thread sleeps after microseconds, not milliseconds
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.types.function_type import CompileResultWAP
+from numba.extending import intrinsic
+
+import nfd_io
+
+# ------------------------------------------------------------------------------------------------------------
+# Compiling
+
+STAMP = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+"""Part of the name of every compiled function: Numba's cache on disk sees a change of the file that a
+function is in, but not of this one, whose functions are compiled into those of other files."""
+
+FAST = {"reassoc", "nsz", "contract"}
+"""Sums may be reordered, so that they run in vector registers, but NaN and infinity keep their meaning."""
+
+PRANGE_ALONE = {"prange": True} | dict.fromkeys(
+    ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
+)  # no array expression becomes a loop of its own for all threads
+
+
+def kernel(function, parallel=False, nogil=False):
+    """Compile, with a cache on disk, or without one where the disk is read-only."""
+    options = dict(fastmath=FAST, error_model="numpy", nogil=nogil)
+    options["parallel"] = parallel and PRANGE_ALONE.copy()  # Numba empties it
+    name, qualname = function.__name__, f"{function.__qualname__}_{STAMP}" + "_parallel" * parallel
+    function = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
+    function.__qualname__ = qualname
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # no directory to cache in
+        return numba.njit(function, **options)
+
+
+parallel_kernel = partial(kernel, parallel=True)
+
+
+def compiled(function, *example):
+    """The compiled function for arguments like these, whose types it does not check: called in a microsecond
+    or two."""
+    if numba.config.DISABLE_JIT:
+        return function
+    signature = tuple(map(numba.typeof, example))
+    function.compile(signature)
+    return function.get_overload(signature)
+
+
+def at_address(function, *example):
+    """AtAddress, or the function itself where Numba is switched off (NUMBA_DISABLE_JIT)."""
+    return function if numba.config.DISABLE_JIT else AtAddress(function, *map(numba.typeof, example))
+
+
+class AtAddress:
+    """A compiled function for arguments of these types, to be given to other kernels, which call it at its
+    address: so it is compiled once, and not once more within each of them."""
+
+    def __init__(self, function, *signature):
+        function.compile(signature)
+        compiled = CompileResultWAP(function.overloads[signature])
+        self._numba_type_, self.__wrapper_address__ = numba.typeof(compiled), compiled.__wrapper_address__
+
+
+@contextmanager
+def threads(most):
+    """No more threads than that: one that has nothing to do costs more than it saves."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(before, most))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def empty(shape, dtype):
+    """numpy.empty from the start of a cache line on: vectors across two lines take twice as long to load."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def copy_of(a):
+    """A copy of an array, from the start of a cache line on."""
+    out = empty(a.shape, a.dtype)
+    out[...] = a
+    return out
+
+
+_scratch = threading.local()
+
+
+def pieces(dtype, *shapes):
+    """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it
+    is over 512 MiB: new pages from the system cost as much as what is computed in them. So they are for the
+    inside of one run."""
+    line = 64 // np.dtype(dtype).itemsize
+    sizes = [prod(shape) for shape in shapes]
+    ends = list(
+        accumulate(-(-size // line) * line for size in sizes)
+    )  # each from the start of a cache line on
+    memory = getattr(_scratch, "memory", empty((0,), np.uint8))
+    needed = ends[-1] * np.dtype(dtype).itemsize
+    if memory.nbytes < needed:
+        memory = empty((needed,), np.uint8)
+        if needed <= 2**29:
+            _scratch.memory = memory
+    memory = memory[:needed].view(dtype)
+    return [memory[a : a + n].reshape(shape) for a, n, shape in zip([0, *ends], sizes, shapes)]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Normals, and checks of large arrays
+
+
+@partial(kernel, nogil=True)
+def _fill(rng, out):
+    for m in range(len(out)):
+        out[m] = rng.standard_normal()
+
+
+def normals(rng, shape, dtype):
+    """The same numbers as nfd_io.normals, in a third of the time: no call for each number, only for each 64
+    random bits; and the shares of a large array on all threads."""
+    out = empty(shape, dtype)
+    generators, parts = zip(*nfd_io.shares(rng, out.reshape(-1)))
+    if len(parts) == 1:
+        _fill(rng, parts[0])
+    else:
+        with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+            list(pool.map(_fill, generators, parts))
+    return out
+
+
+@parallel_kernel
+def _sum(a):
+    part = np.zeros(64)
+    for i in numba.prange(64):
+        share, s = a[i * len(a) // 64 : (i + 1) * len(a) // 64], a.dtype.type(0)
+        for m in range(len(share)):
+            s += share[m]
+        part[i] = s
+    return part.sum()
+
+
+finite_array = partial(
+    nfd_io.finite_array, total=lambda a: _sum(a.reshape(-1)) if a.size > 2**16 else a.sum()
+)
+"""nfd_io.finite_array, large arrays on all threads."""
+
+# ------------------------------------------------------------------------------------------------------------
+# Activations: out = phi(x), and out *= c phi'(x), elementwise, for vectors of the same length
+
+
+@kernel
+def _tanh(x, out):
+    """Without a library call, so that it runs in vector registers: sinh(y) / cosh(y) is p / q for y = x / 32
+    by the continued fraction y / (1 + y^2 / (3 + y^2 / (5 + ..))), and p, q <- 2 p q, p^2 + q^2 doubles y,
+    five times."""
+    T = x.dtype.type  # a float64 constant would promote float32 vectors
+    big, shrink, two, one = T(20), T(1 / 32), T(2), T(1)
+    p1, p2, p3 = T(270270 / 2027025), T(6930 / 2027025), T(36 / 2027025)
+    q1, q2, q3, q4 = T(945945 / 2027025), T(51975 / 2027025), T(630 / 2027025), T(1 / 2027025)
+    for m in range(len(x)):
+        y = (big if x[m] > big else -big if x[m] < -big else x[m]) * shrink
+        z = y * y
+        p, q = y * (one + z * (p1 + z * (p2 + z * p3))), one + z * (q1 + z * (q2 + z * (q3 + z * q4)))
+        p, q = two * p * q, p * p + q * q
+        p, q = two * p * q, p * p + q * q
+        p, q = two * p * q, p * p + q * q
+        p, q = two * p * q, p * p + q * q
+        p, q = two * p * q, p * p + q * q
+        out[m] = p / q
+
+
+@kernel
+def _times_dtanh(x, phi_x, c, out):
+    one = x.dtype.type(1)
+    for m in range(len(x)):
+        out[m] *= c * (one - phi_x[m] * phi_x[m])
+
+
+@kernel
+def _relu(x, out):
+    zero = x.dtype.type(0)
+    for m in range(len(x)):
+        out[m] = x[m] if x[m] > 0 or x[m] != x[m] else zero
+
+
+@kernel
+def _times_drelu(x, phi_x, c, out):
+    zero = x.dtype.type(0)
+    for m in range(len(x)):
+        out[m] *= c if phi_x[m] > 0 else zero
+
+
+@kernel
+def _erf(x, out):
+    for m in range(len(x)):
+        out[m] = erf(x[m])
+
+
+@kernel
+def _times_derf(x, phi_x, c, out):
+    front = x.dtype.type(2 / sqrt(pi))
+    for m in range(len(x)):
+        out[m] *= c * front * exp(-x[m] * x[m])
+
+
+@kernel
+def _identity(x, out):
+    for m in range(len(x)):
+        out[m] = x[m]
+
+
+@kernel
+def _times_one(x, phi_x, c, out):
+    for m in range(len(x)):
+        out[m] *= c
+
+
+PHI = {
+    "tanh": (_tanh, _times_dtanh, False),
+    "relu": (_relu, _times_drelu, False),
+    "erf": (_erf, _times_derf, True),
+    "identity": (_identity, _times_one, False),
+}
+"""Of each activation in nfd_min.ACTIVATIONS: both functions, and whether phi' needs x itself, not phi(x)
+alone."""
+
+
+@cache
+def addresses(name, dtype):
+    """Where the two functions of an activation are in memory, for vectors of that dtype."""
+    phi, times_dphi, _ = PHI[name]
+    if numba.config.DISABLE_JIT:
+        _interpreted.extend((phi, times_dphi))
+        return len(_interpreted) - 2, len(_interpreted) - 1
+    x = np.zeros(1, dtype)
+    both = at_address(phi, x, x), at_address(times_dphi, x, x, x[0], x)
+    return tuple(f.__wrapper_address__() for f in both)
+
+
+_interpreted = []  # the functions at these addresses where Numba is switched off
+
+
+def _call(*types_of_arguments):
+    def generate(context, builder, _, arguments):
+        address, *rest = arguments
+        values = [context.get_value_type(t) for t in types_of_arguments[1:]]
+        function = ir.FunctionType(context.get_value_type(types.none), values)
+        builder.call(builder.inttoptr(address, function.as_pointer()), rest)
+        return context.get_dummy_value()
+
+    return types.void(*types_of_arguments), generate
+
+
+if numba.config.DISABLE_JIT:
+
+    def apply(address, x, out):
+        _interpreted[address](x, out)
+
+    def times_dphi(address, x, phi_x, c, out):
+        _interpreted[address](x, phi_x, c, out)
+
+else:
+
+    @intrinsic
+    def apply(typing, address, x, out):
+        """out = phi(x) by the function at that address."""
+        return _call(address, x, out)
+
+    @intrinsic
+    def times_dphi(typing, address, x, phi_x, c, out):
+        """out *= c phi'(x) by the function at that address."""
+        return _call(address, x, phi_x, c, out)
+
+
+def chain_dtype(dtype):
+    """Of one layer of a `compiled_chain`: the fields of nfd_min.Layer; matrix is its number, or -1; phi, dphi
+    are addresses."""
+    reals, integers = ("skip", "s", "rate"), ("back", "matrix", "phi", "dphi")
+    return np.dtype([(name, dtype) for name in reals] + [(name, np.int64) for name in integers], align=True)
+
+
+def compiled_chain(layers, dtype):
+    """A list of T nfd_min.Layers for compiled code: a record array, shape (T+1,), layer t in entry t."""
+    activations, s, skip, back, rate, matrix, _ = zip(*layers)
+    at = {name: addresses(name, dtype) for name in {phi.name for phi in activations}}
+    phi, dphi = zip(*[at[phi.name] for phi in activations])
+    number = [m - 1 if has_one else -1 for m, has_one in zip(accumulate(matrix), matrix)]
+    chain = np.zeros(len(layers) + 1, chain_dtype(dtype))
+    for name, values in zip(chain.dtype.names, (skip, s, rate, back, number, phi, dphi)):
+        chain[name][1:] = values
+    return chain
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Vector operations
+
+CHUNK = 2048
+"""Vectors are summed in chunks of this size, whatever the number of threads, and the chunks in their
+order."""
+
+
+@kernel
+def times(W, p, u, lo, hi):
+    """u[b, i] = sum_m W[i, m] p[b, m] for the rows i = lo..hi-1; W (n, d), p (B, d), u (B, n).
+
+    Two rows and four samples at a time: every number loaded serves several sums. One sample takes the rows in
+    their order, as fast as they arrive.
+    """
+    d, zero, last, fours = W.shape[1], W.dtype.type(0), hi - 1, len(p) // 4 * 4
+    for i in range(lo, hi, 2):
+        j = min(i + 1, last)
+        for b in range(0, fours, 4):
+            s = t = q = r = s2 = t2 = q2 = r2 = zero
+            for m in range(d):
+                s += W[i, m] * p[b, m]
+                t += W[i, m] * p[b + 1, m]
+                q += W[i, m] * p[b + 2, m]
+                r += W[i, m] * p[b + 3, m]
+                s2 += W[j, m] * p[b, m]
+                t2 += W[j, m] * p[b + 1, m]
+                q2 += W[j, m] * p[b + 2, m]
+                r2 += W[j, m] * p[b + 3, m]
+            u[b, i], u[b + 1, i], u[b + 2, i], u[b + 3, i] = s, t, q, r
+            u[b, j], u[b + 1, j], u[b + 2, j], u[b + 3, j] = s2, t2, q2, r2
+    for b in range(fours, len(p)):
+        x, y = p[b], u[b]
+        for i in range(lo, hi):
+            w, s = W[i], zero
+            for m in range(d):
+                s += w[m] * x[m]
+            y[i] = s
+
+
+@kernel
+def add_times(A, at, X, Y):
+    """Y[r] += sum_q A[r, at + q] X[q]; A (R, ..), X (Q, d), Y (R, d).
+
+    Two rows of Y and four of X at a time, or one and eight; sixteen rows of Y stay in cache while all of X
+    passes by.
+    """
+    R, (Q, d), zero = len(Y), X.shape, A.dtype.type(0)
+    for start in range(0, R, 16):
+        stop = min(start + 16, R)
+        for q in range(0, Q, 4):
+            i, j, k = min(q + 1, Q - 1), min(q + 2, Q - 1), min(q + 3, Q - 1)
+            more, still, full = q + 1 < Q, q + 2 < Q, q + 3 < Q
+            for r in range(start, stop - 1, 2):
+                a, a2 = A[r, at + q], A[r + 1, at + q]
+                b, b2 = (A[r, at + i], A[r + 1, at + i]) if more else (zero, zero)
+                c, c2 = (A[r, at + j], A[r + 1, at + j]) if still else (zero, zero)
+                e, e2 = (A[r, at + k], A[r + 1, at + k]) if full else (zero, zero)
+                for m in range(d):
+                    x, y, z, w = X[q, m], X[i, m], X[j, m], X[k, m]
+                    Y[r, m] += a * x + b * y + c * z + e * w
+                    Y[r + 1, m] += a2 * x + b2 * y + c2 * z + e2 * w
+    if R % 2:
+        y, eights = Y[R - 1], Q // 8 * 8
+        for q in range(0, eights, 8):
+            a, b, c, e = A[R - 1, at + q], A[R - 1, at + q + 1], A[R - 1, at + q + 2], A[R - 1, at + q + 3]
+            f, g, h, k = (
+                A[R - 1, at + q + 4],
+                A[R - 1, at + q + 5],
+                A[R - 1, at + q + 6],
+                A[R - 1, at + q + 7],
+            )
+            for m in range(d):
+                y[m] += (
+                    a * X[q, m]
+                    + b * X[q + 1, m]
+                    + c * X[q + 2, m]
+                    + e * X[q + 3, m]
+                    + f * X[q + 4, m]
+                    + g * X[q + 5, m]
+                    + h * X[q + 6, m]
+                    + k * X[q + 7, m]
+                )
+        for q in range(eights, Q):
+            a = A[R - 1, at + q]
+            for m in range(d):
+                y[m] += a * X[q, m]
+
+
+@kernel
+def diverged(x):
+    """Whether |x|^2, in the dtype of x, is not a finite number. (isfinite is s - s == 0, into which a
+    reordered sum may be merged.)"""
+    s = x.dtype.type(0)
+    for m in range(len(x)):
+        s += x[m] * x[m]
+    return not s < np.inf
+
+
+@kernel
+def total(part, N):
+    """The chunks' shares part (chunks, K), summed in their order, over N: shape (K,)."""
+    out = np.zeros(part.shape[1])
+    for i in range(part.shape[0]):
+        for j in range(part.shape[1]):
+            out[j] += part[i, j] / N
+    return out
+
+
+@kernel
+def dot(x, y):
+    """<x, y>, summed in their dtype."""
+    s = x.dtype.type(0)
+    for m in range(len(x)):
+        s += x[m] * y[m]
+    return s
+
+
+@kernel
+def dots(A, t, lo, hi, x, n, out):
+    """out[j] = <A[j, t, lo:hi], x> for j < n, summed in the dtype of x; four at a time, so that x is loaded
+    once for them."""
+    j = 0
+    while j + 4 <= n:
+        a, b, c, d = A[j, t][lo:hi], A[j + 1, t][lo:hi], A[j + 2, t][lo:hi], A[j + 3, t][lo:hi]
+        p = q = r = s = x.dtype.type(0)
+        for m in range(len(x)):
+            p += a[m] * x[m]
+            q += b[m] * x[m]
+            r += c[m] * x[m]
+            s += d[m] * x[m]
+        out[j], out[j + 1], out[j + 2], out[j + 3] = p, q, r, s
+        j += 4
+    if j + 2 <= n:
+        a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
+        p = q = x.dtype.type(0)
+        for m in range(len(x)):
+            p += a[m] * x[m]
+            q += b[m] * x[m]
+        out[j], out[j + 1] = p, q
+        j += 2
+    if j < n:
+        out[j] = dot(A[j, t][lo:hi], x)
+
+
+@kernel
+def add(c, A, t, lo, hi, n, y):
+    """y += sum_j c[j] A[j, t, lo:hi], j < n; four at a time, so that y is loaded and stored once for them."""
+    j = 0
+    while j + 4 <= n:
+        a, b, e, d = A[j, t][lo:hi], A[j + 1, t][lo:hi], A[j + 2, t][lo:hi], A[j + 3, t][lo:hi]
+        p, q, r, s = c[j], c[j + 1], c[j + 2], c[j + 3]
+        for m in range(len(y)):
+            y[m] += p * a[m] + q * b[m] + r * e[m] + s * d[m]
+        j += 4
+    if j + 2 <= n:
+        a, b, p, q = A[j, t][lo:hi], A[j + 1, t][lo:hi], c[j], c[j + 1]
+        for m in range(len(y)):
+            y[m] += p * a[m] + q * b[m]
+        j += 2
+    if j < n:
+        a, p = A[j, t][lo:hi], c[j]
+        for m in range(len(y)):
+            y[m] += p * a[m]
+
+
+@kernel
+def scaled(c, a, y):
+    """y = c a."""
+    for m in range(len(y)):
+        y[m] = c * a[m]
+
+
+@kernel
+def plus(c, a, y):
+    """y += c a."""
+    for m in range(len(y)):
+        y[m] += c * a[m]
+
+
+@kernel
+def combined(b, x, c, a, y):
+    """y = b x + c a; y is another vector than x, or the compiler's vectors do not apply."""
+    for m in range(len(y)):
+        y[m] = b * x[m] + c * a[m]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Matrix products, and factors of Gram matrices
+
+ROWS = 256
+"""Rows of a matrix that one thread takes at a time."""
+
+
+def matrix_times(W, p, u):
+    """u = W p for the rows p, u (B, n)."""
+    n = len(W)
+    for i in numba.prange((n + ROWS - 1) // ROWS):
+        lo = np.int64(i) * ROWS
+        times(W, p, u, lo, min(lo + ROWS, n))
+
+
+def transpose_times(W, g, z):
+    """z = W^T g for the rows g, z (B, n): the sum of the shares of each chunk of rows of W, in their
+    order."""
+    n, chunks, one = len(W), (len(W) + ROWS - 1) // ROWS, W.dtype.type(1)
+    for b in range(len(g)):
+        for m in range(n):
+            z[b, m] = 0
+    if chunks == 1:
+        add_times(g, np.int64(0), W, z)
+        return
+    part = np.zeros((chunks, len(g), n), W.dtype)
+    for i in numba.prange(chunks):
+        lo = np.int64(i) * ROWS
+        add_times(g, lo, W[lo : min(lo + ROWS, n)], part[i])
+    for i in range(chunks):
+        for b in range(len(g)):
+            plus(one, part[i, b], z[b])
+
+
+PRODUCTS = [kernel(f) for f in (matrix_times, transpose_times)]  # on one thread
+SHARED_PRODUCTS = [parallel_kernel(f) for f in (matrix_times, transpose_times)]
+
+
+@kernel
+def rest_of_row(a, gram, R, part, k, t, spanned):
+    """Square of the distance of a^k_t to the span of the earlier ones, over N, or 0 if it is rounding;
+    corrects R[k]."""
+    N, c = a.shape[2], np.zeros(k)  # rest = a^k_t + sum_j c_j a^j_t
+    for j in range(k - 1, -1, -1):
+        x = -R[k, j]
+        for i in range(j + 1, k):
+            x -= R[i, j] * c[i]
+        c[j] = x / R[j, j] if R[j, j] else 0.0
+    for i in range(len(part)):
+        lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
+        rest = np.zeros(hi - lo)
+        plus(1.0, a[k, t][lo:hi], rest)
+        add(c, a, t, lo, hi, k, rest)
+        dots(a, t, lo, hi, rest, k, part[i])  # 0 but for the digits lost above
+        part[i, k] = 0
+        for m in range(len(rest)):
+            part[i, k] += rest[m] * rest[m]
+    lost = total(part, N)
+    r2 = lost[k]
+    for j in range(k):
+        for i in range(j):
+            lost[j] -= lost[i] * R[j, i]
+        lost[j] = lost[j] / R[j, j] if R[j, j] else 0.0
+        R[k, j] += lost[j]
+    floor = sqrt(gram[k, k])  # where rounding begins
+    for j in range(k):
+        floor += 0.1 * abs(c[j]) * sqrt(gram[j, j])
+    return 0.0 if r2 <= (spanned * floor) ** 2 else r2
+
+
+@kernel
+def factor_row(a, gram, R, part, k, t, spanned):
+    """Row k of gram = <a^j_t, a^k_t> / N of the side's questions a, from the chunks' shares part (chunks,
+    k+1), and of R. [23]
+
+    A row in the span of those before it gets a zero on the diagonal, and the column below it is zero. Where
+    the Gram matrix loses digits, the distance to the span of the earlier rows is measured on the vectors
+    themselves (`rest_of_row`).
+    """
+    N = a.shape[2]
+    mean = total(part, N)
+    for j in range(k + 1):
+        gram[k, j] = gram[j, k] = mean[j]
+    r2 = gram[k, k]
+    for j in range(k):
+        x = gram[k, j]
+        for i in range(j):
+            x -= R[k, i] * R[j, i]
+        R[k, j] = x / R[j, j] if R[j, j] else 0.0
+        r2 -= R[k, j] * R[k, j]
+    if r2 < 0.1 * gram[k, k]:
+        r2 = rest_of_row(a, gram, R, part, k, t, spanned)
+    R[k, k] = sqrt(r2)
