@@ -604,7 +604,7 @@ def two_layer_numbers(points, sizes):
     }
     panels = transfer_panels(points, sizes, variants)
     decoupled = max(shares["part of f^1", a, "none"].mean(axis=0).max() for a in TWO_LAYER)
-    slopes = [f"{key} {interval(fit)}" for key, fit in store.items() if fit]
+    slopes = [f"{key}: {interval(fit)}" for key, fit in store.items() if fit]
     caption = f"""Two-layer blocks whose first matrix W1 learns at the rate L^a eta; a = 0 is depth-muP, a =
         1/2 the proposed correction. Left, infinite width, one step on a digit (eta = 0.1): mean square of
         what W1's own update adds to the inner features x (top) and what all W1 updates add to the output,

@@ -319,7 +319,7 @@ def compiled_chain(layers, dtype):
     chain = np.zeros(len(layers) + 1, chain_dtype(dtype))
     for name, values in zip(chain.dtype.names, (skip, s, rate, back, number, phi, dphi)):
         chain[name][1:] = values
-    return chain
+    return chain.view(np.recarray) if numba.config.DISABLE_JIT else chain
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -183,6 +183,20 @@ def test_compiled_code_sees_a_change_of_the_machine_room(tmp_path):
     assert run() == [5, 10, 0, 5 - 28, 10 - 28, -28]
 
 
+def test_without_compiling():
+    """NUMBA_DISABLE_JIT, to step through the fast code: the same numbers."""
+    program = """
+import numpy as np, finite_net, sde
+from nfd_min import Stream
+stream = Stream(np.eye(3), [1.0, 2.0, 3.0], 0.1)
+print(*finite_net.train(stream, 5, 2, block="post", rng=0).f, *sde.solve(stream, 6, 2, coupling="full", rng=0).f)
+"""
+    how = dict(cwd=HERE, capture_output=True, text=True, check=True)
+    slow = subprocess.run([sys.executable, "-c", program], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, **how)
+    fast = subprocess.run([sys.executable, "-c", program], **how)
+    assert np.allclose([*map(float, slow.stdout.split())], [*map(float, fast.stdout.split())], rtol=1e-12)
+
+
 def test_small_functions():
     """Under 60 lines and 10 parameters at most."""
     for path in HERE.glob("*.py"):
