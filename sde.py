@@ -226,12 +226,11 @@ def _sweep(chunk, k, up, a, start, ours, theirs, features, coupling, chain):
     known_sums, fresh_sums = np.zeros((chunks, known)), np.zeros((chunks, known))
     sums = Sums(np.zeros((chunks, k + 1)), slopes, known_sums, fresh_sums, np.zeros((chunks, T + 2)))
     for step in range(T + 1):
-        t, r, q = (
-            (step, step - 1, step - 2) if up else (T - step, T - step + 1, T - step + 2)
-        )  # here, asked, asked before
+        t = step if up else T - step
+        r, q = (t - 1, t - 2) if up else (t + 1, t + 2)  # where the matrix was asked, and the place before
         number = t if up else t + 1
-        layer = chain[number]
         if step > 0:
+            layer = chain[number]
             for j in range(k + 1):
                 noise[j] = layer.s * factor[r, k, j]  # [25]
             for j in range(J):

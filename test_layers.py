@@ -189,7 +189,8 @@ def test_without_compiling():
 import numpy as np, finite_net, sde
 from nfd_min import Stream
 stream = Stream(np.eye(3), [1.0, 2.0, 3.0], 0.1)
-print(*finite_net.train(stream, 5, 2, block="post", rng=0).f, *sde.solve(stream, 6, 2, coupling="full", rng=0).f)
+print(*finite_net.train(stream, 5, 2, block="post", rng=0).f)
+print(*sde.solve(stream, 6, 2, coupling="full", rng=0).f)
 """
     how = dict(cwd=HERE, capture_output=True, text=True, check=True)
     slow = subprocess.run([sys.executable, "-c", program], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, **how)
