@@ -65,13 +65,12 @@ Run = namedtuple("Run", "batch weights waiting record chain")
 
 
 @kernel
-def _add_waiting(asked, theirs, answers, c, scale, seen, out):
-    """out -= scale sum_j c_j <theirs^j, asked> answers^j, (B, n), with theirs, answers (J, n). [12]"""
+def _see(asked, theirs, c, scale, seen):
+    """seen[b, j] = -scale c_j <theirs^j, asked^b>: what the waiting updates add of their answers. [12]"""
     times(theirs, asked, seen, np.int64(0), len(theirs))
     for b in range(seen.shape[0]):
         for j in range(seen.shape[1]):
             seen[b, j] *= -c[j] * scale
-    add_times(seen, np.int64(0), answers, out)
 
 
 @kernel
@@ -94,12 +93,14 @@ def _forward(times_W, rows, h, p, W, waiting, pending, chain):
             for b in range(last - first):
                 scaled(one, asked[b], new[b])
         else:
+            if pending:
+                _see(asked, P[t - 1][:pending], c, layer.rate * s, seen)  # [12]
             if asked.shape[1] < WIDE:
                 matrix_times(W[layer.matrix], asked, new)
             else:
                 times_W(W[layer.matrix], asked, new)
             if pending:
-                _add_waiting(asked, P[t - 1][:pending], G[t][:pending], c, layer.rate * s, seen, new)  # [12]
+                add_times(seen, np.int64(0), G[t][:pending], new)  # [12]
         for b in range(first, last):
             if skip != 0:
                 for i in range(n):
@@ -124,23 +125,20 @@ def _backward(times_WT, rows, h, W, waiting, pending, chain):
     for b in range(start + first, start + last):
         bad += diverged(G[T, b])
     for t in range(T, 0, -1):
-        asked, new, layer = (
-            G[t][start + first : start + last],
-            G[t - 1][start + first : start + last],
-            chain[t],
-        )
+        mine = slice(start + first, start + last)
+        asked, new, layer = G[t][mine], G[t - 1][mine], chain[t]
         if layer.matrix < 0:
             for b in range(last - first):
                 scaled(one, asked[b], new[b])
         else:
+            if pending:
+                _see(asked, G[t][:pending], c, layer.rate * layer.s, seen)  # [12]
             if asked.shape[1] < WIDE:
                 transpose_times(W[layer.matrix], asked, new)
             else:
                 times_WT(W[layer.matrix], asked, new)
             if pending:
-                _add_waiting(
-                    asked, G[t][:pending], P[t - 1][:pending], c, layer.rate * layer.s, seen, new
-                )  # [12]
+                add_times(seen, np.int64(0), P[t - 1][:pending], new)  # [12]
         for b in range(last - first):
             times_dphi(layer.dphi, h[t - 1, first + b], P[t - 1, start + first + b], layer.s, new[b])  # [3]
             for u in range(t, min(T, t - 1 + reach) + 1):  # h_u = skip h_{t-1} + ..
