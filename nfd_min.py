@@ -94,7 +94,10 @@ def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, back
     if a * log(depth) > log(1e30):
         raise ValueError(f"internal_lr_exponent={a!r} makes L^a more than 1e30 at depth {depth}")
     inner = 0.0 if a == -np.inf else float(depth) ** a
-    return depth * [layer._replace(reused=reused) for layer in build(activation(phi), s, skip, inner)]
+    layers = depth * [layer._replace(reused=reused) for layer in build(activation(phi), s, skip, inner)]
+    if not any(layer.matrix for layer in layers) or any(layer.back > t for t, layer in enumerate(layers, 1)):
+        raise ValueError(f"block={block!r} has no matrix, or a layer whose back reaches before h_0")
+    return layers
 
 
 def residual(scaling, depth):
@@ -325,18 +328,18 @@ class Noise(NamedTuple):
 def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_exponent=0.0):
     """Neural Feature Dynamics, Definition 5.3, by N particles in L steps; the readable twin of `sde.solve`.
 
-    noise : of T steps, one for each layer of the chain;  coupling, .. : as in `particle_chain`
-    Returns a Trajectory with everything but A and B.
+    noise : one step for each layer of the chain. Returns a Trajectory with everything but A and B.
     """
     u, v, xi, zeta = noise
     S, T, N = xi.shape
     if S != len(stream):
         raise ValueError(f"the noise is for {S} passes, the stream has {len(stream)} samples")
-    per_block = len(particle_chain(block, phi, 1, coupling))
-    L = T // per_block
-    if L * per_block != T:
-        each = "two" if per_block == 2 else per_block
-        raise ValueError(f"the noise has {T} steps; {block} blocks need {each} for each block")
+    M = len(particle_chain(block, phi, 1, coupling))
+    L = T // M
+    if L * M != T:
+        raise ValueError(
+            f"the noise has {T} steps; {block} blocks need {'two' if M == 2 else M} for each block"
+        )
     layers, nearest = particle_chain(block, phi, L, coupling, internal_lr_exponent), coupling == "nearest"
     K, U, W = stream.gram, LazyGaussian((N, stream.d)), [LazyGaussian((N, N)) for _ in layers]
     W_back = [W_t if layer.reused else LazyGaussian((N, N)) for W_t, layer in zip(W, layers)]
@@ -372,7 +375,7 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_
                 d = -(a * Gamma[t + 1] * P[t]) @ p / L**2  # [104]
                 g[k, t - layer.back] += layer.skip * g[k, t]
                 g[k, t - 1] += layer.phi.dphi(h[k, t - 1]) * (dB + drift + nearest * d)  # [21]
-            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, per_block):
+            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
                 break
         (out.h, out.x), (out.g, out.gx) = split(h, L), split(g, L)
         fill_kernels(out, out.h, out.g, activation(phi))
@@ -473,8 +476,7 @@ class Stream:
         samples : number S of samples drawn
         classes : (a, b): only those two labels, target +1 for a and -1 for b. By default all: even labels are
             +1 and odd ones -1, or, where a file has two labels only, the larger is +1 and the smaller -1.
-        data : path of a `.npz` with arrays X (N, d) and y (N,), or of a `.csv` whose last column is the label
-        rng : of the order
+        data : path of a `.npz` with X (N, d) and y (N,), or of a `.csv`, label last;  rng : of the order
 
         The mean image is subtracted and each input is then scaled to |x|^2 = d. ValueError for an unreadable
         or malformed file, labels that are not integers, a class without samples, an image equal to the mean.

@@ -121,6 +121,19 @@ def test_the_inner_rate_of_a_fourth_block(monkeypatch):
         nfd_min.chain("pre", "tanh", 9, internal_lr_exponent=0.5)
 
 
+@pytest.mark.parametrize("layers", [[Layer(IDENTITY, skip=1.0, back=2)], [Layer(IDENTITY, matrix=False)]])
+def test_blocks_that_make_no_sense(layers, monkeypatch):
+    monkeypatch.setitem(nfd_min.BLOCKS, "odd", lambda phi, s, skip, inner: layers)
+    for call in (
+        lambda: finite_net.train(stream_of(2), 5, 3, block="odd", rng=0),
+        lambda: sde.solve(stream_of(2), 5, 3, block="odd", rng=0),
+    ):
+        with pytest.raises(
+            ValueError, match="block='odd' has no matrix, or a layer whose back reaches before h_0"
+        ):
+            call()
+
+
 @nfd_kernels.kernel
 def _cube(x, out):
     for m in range(len(x)):
