@@ -155,9 +155,8 @@ def sgd(stream, weights, phi="tanh", *, block="pre", internal_lr_exponent=0.0, s
     layers = chain(block, phi, L, scaling, internal_lr_exponent)
     W, copy = W.reshape(-1, n, n), [w.reshape(-1, n, n) for w in copy]
     rates = np.array([layer.rate for layer in layers if layer.matrix])[:, None, None]
-    out = Trajectory(*np.full((2, S), np.nan))
-    f, chi = out.f, out.chi
-    h, g = np.full((2, S, len(layers) + 1, n), np.nan)
+    (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, len(layers) + 1, n), np.nan)
+    out = Trajectory(f, chi)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for b in range(0, S, stream.batch):
             batch = slice(b, b + stream.batch)
@@ -337,15 +336,13 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_
     M = len(particle_chain(block, phi, 1, coupling))
     L = T // M
     if L * M != T:
-        raise ValueError(
-            f"the noise has {T} steps; {block} blocks need {'two' if M == 2 else M} for each block"
-        )
+        each = "two" if M == 2 else M
+        raise ValueError(f"the noise has {T} steps; {block} blocks need {each} for each block")
     layers, nearest = particle_chain(block, phi, L, coupling, internal_lr_exponent), coupling == "nearest"
     K, U, W = stream.gram, LazyGaussian((N, stream.d)), [LazyGaussian((N, N)) for _ in layers]
     W_back = [W_t if layer.reused else LazyGaussian((N, N)) for W_t, layer in zip(W, layers)]
-    out = Trajectory(*np.full((2, S), np.nan))
-    f, chi = out.f, out.chi
-    h, g = np.full((2, S, T + 1, N), np.nan)
+    (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, T + 1, N), np.nan)
+    out = Trajectory(f, chi)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for k in range(S):
             past = slice(0, stream.seen(k))
@@ -555,7 +552,7 @@ def split(a, depth):
 
 def join(h, x):
     """The places a of h (S, L+1, n) and x (S, T-L, n): the inverse of `split`."""
-    S, L, n = len(h), h.shape[1] - 1, h.shape[2]
+    (S, _, n), L = h.shape, h.shape[1] - 1
     blocks = np.concatenate([x.reshape(S, L, x.shape[1] // L, n), h[:, 1:, None]], axis=2)
     return np.concatenate([h[:, :1], blocks.reshape(S, -1, n)], axis=1)
 
