@@ -28,7 +28,7 @@ import nfd_min
 import sde
 from nfd_experiments import fit_slope
 from nfd_io import DTYPES, output_path, replace_file
-from nfd_kernels import normals, parallel_kernel
+from nfd_kernels import entry, normals
 from nfd_min import Stream
 
 # ------------------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ def line(row):
     )
 
 
-@parallel_kernel
+@partial(entry, parallel=True)
 def _read(a):
     total = 0.0
     for i in numba.prange(64):
@@ -377,7 +377,7 @@ def _read(a):
     return total
 
 
-@parallel_kernel
+@partial(entry, parallel=True)
 def _in_place(a):
     for i in numba.prange(64):
         part = a[i * (len(a) // 64) : (i + 1) * (len(a) // 64)]
@@ -388,7 +388,7 @@ def _in_place(a):
 tanh = nfd_kernels.PHI["tanh"][0]
 
 
-@parallel_kernel
+@partial(entry, parallel=True)
 def _tanh(a, out):
     for i in numba.prange(64):
         lo, hi = i * (len(a) // 64), (i + 1) * (len(a) // 64)

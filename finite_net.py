@@ -9,36 +9,34 @@ from functools import cache, partial
 from itertools import pairwise
 from math import ceil, sqrt
 
-import numba
 import numpy as np
 
 import nfd_min
 from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress
 from nfd_kernels import (
-    PRODUCTS,
     ROWS,
-    SHARED_PRODUCTS,
     add_times,
     apply,
-    at_address,
     chain_dtype,
     compiled,
     compiled_chain,
     copy_of,
     diverged,
+    entry,
     finite_array,
     kernel,
+    matrix_times,
     normals,
-    parallel_kernel,
     pieces,
     scaled,
+    spread,
     times,
     times_dphi,
+    transpose_times,
 )
 from nfd_min import Stream, Trajectory, split
 
 draw_weights = partial(nfd_min.draw_weights, by=normals)  # the same numbers, faster
-matrix_times, transpose_times = PRODUCTS
 TEST_ROWS = 128  # test inputs that go through the network at a time
 WIDE = 512  # from this width on the rows of a matrix may be shared by the threads
 SPAN = 2**28  # multiplications, about a second, between returns to Python: for Ctrl-C and the progress bar
@@ -74,13 +72,14 @@ def _see(asked, theirs, c, scale, seen):
 
 
 @kernel
-def _forward(times_W, rows, h, p, W, waiting, pending, chain):
+def _forward(rows, h, p, W, waiting, pending, chain):
     """The samples first .. last-1 of h (T+1, B, n), from h[0]; returns how many h_t diverged. [1], [29], [12]
 
-    rows : start, first, last; what layer t asks its matrix about goes to the rows start + first .. of p[t-1]
-    times_W : matrix_times;  pending : so many updates are waiting
+    rows : start, first, last; what layer t asks its matrix about goes to the rows start + first .. of p[t-1];
+        and whether no other thread may help
+    pending : so many updates are waiting
     """
-    (start, first, last), (P, G, c), n, one, bad = rows, waiting, h.shape[2], h.dtype.type(1), 0
+    (start, first, last, alone), (P, G, c), n, one, bad = rows, waiting, h.shape[2], h.dtype.type(1), 0
     seen = np.empty((last - first, pending), h.dtype)
     for b in range(first, last):
         bad += diverged(h[0, b])
@@ -95,10 +94,7 @@ def _forward(times_W, rows, h, p, W, waiting, pending, chain):
         else:
             if pending:
                 _see(asked, P[t - 1][:pending], c, layer.rate * s, seen)  # [12]
-            if asked.shape[1] < WIDE:
-                matrix_times(W[layer.matrix], asked, new)
-            else:
-                times_W(W[layer.matrix], asked, new)
+            matrix_times(W[layer.matrix], asked, new, alone)
             if pending:
                 add_times(seen, np.int64(0), G[t][:pending], new)  # [12]
         for b in range(first, last):
@@ -113,12 +109,12 @@ def _forward(times_W, rows, h, p, W, waiting, pending, chain):
 
 
 @kernel
-def _backward(times_WT, rows, h, W, waiting, pending, chain):
+def _backward(rows, h, W, waiting, pending, chain):
     """The rows start + first .. of the waiting g, from those of g_T; returns how many diverged. [3], [12]
 
     The rest as in _forward; W is W~ where that is another matrix [8].
     """
-    (start, first, last), (P, G, c), T, one, bad = rows, waiting, len(h) - 1, h.dtype.type(1), 0
+    (start, first, last, alone), (P, G, c), T, one, bad = rows, waiting, len(h) - 1, h.dtype.type(1), 0
     seen, reach = np.empty((last - first, pending), h.dtype), 1
     for t in range(1, T + 1):
         reach = max(reach, chain[t].back)
@@ -133,10 +129,7 @@ def _backward(times_WT, rows, h, W, waiting, pending, chain):
         else:
             if pending:
                 _see(asked, G[t][:pending], c, layer.rate * layer.s, seen)  # [12]
-            if asked.shape[1] < WIDE:
-                transpose_times(W[layer.matrix], asked, new)
-            else:
-                times_WT(W[layer.matrix], asked, new)
+            transpose_times(W[layer.matrix], asked, new, alone)
             if pending:
                 add_times(seen, np.int64(0), P[t - 1][:pending], new)  # [12]
         for b in range(last - first):
@@ -150,18 +143,18 @@ def _backward(times_WT, rows, h, W, waiting, pending, chain):
     return bad
 
 
-def _update(W, waiting, pending, chain):
-    """The pending updates of W (M, n, n): W_t -= eta chi s g_t phi(h_{t-1})^T / sqrt(n). [2]"""
+@kernel
+def _update_rows(i, W, waiting, pending, chain):
+    """Some rows of one of the W (M, n, n): W_t -= eta chi s g_t phi(h_{t-1})^T / sqrt(n). [2]"""
     (P, G, c), n, chunks = waiting, W.shape[1], (W.shape[1] + ROWS - 1) // ROWS
-    for i in numba.prange(len(P) * chunks):
-        t, lo = np.int64(i) // chunks + 1, np.int64(i) % chunks * ROWS
-        hi, m = min(lo + ROWS, n), chain[t].matrix
-        if m >= 0:
-            steps, scale = np.empty((hi - lo, pending), W.dtype), chain[t].rate * chain[t].s
-            for r in range(hi - lo):
-                for j in range(pending):
-                    steps[r, j] = -c[j] * scale * G[t, j, lo + r]  # [2]
-            add_times(steps, np.int64(0), P[t - 1][:pending], W[m][lo:hi])
+    t, lo = i // chunks + 1, i % chunks * ROWS
+    hi, m = min(lo + ROWS, n), chain[t].matrix
+    if m >= 0:
+        steps, scale = np.empty((hi - lo, pending), W.dtype), chain[t].rate * chain[t].s
+        for r in range(hi - lo):
+            for j in range(pending):
+                steps[r, j] = -c[j] * scale * G[t, j, lo + r]  # [2]
+        add_times(steps, np.int64(0), P[t - 1][:pending], W[m][lo:hi])
 
 
 @kernel
@@ -176,16 +169,16 @@ def _update_ends(X, g, h, c, U, v):
 
 
 @kernel
-def _share(i, times_W, times_WT, at, run):
-    """Share i of the mini-batch at = (b, size, pending), both ways; returns how much diverged. [1], [3],
-    [8]"""
+def _share(i, at, run, bad):
+    """Share i of the mini-batch at = (b, size, pending), both ways; bad[i] : how much diverged.
+    [1], [3], [8]"""
     (b, size, pending), (batch, (U, W, v, W_back), waiting, (f, chi, _, _), chain) = at, run
     (X, y, rate, shares, h, p), (_, G, c), (n, T) = batch, waiting, (len(v), len(batch.h) - 1)
     learn, part = len(chi) > 0, (h.shape[1] + shares - 1) // shares
     first, last = min(i * part, size), min((i + 1) * part, size)
-    rows = (pending if learn else 0), first, last
+    rows = (pending if learn else 0), first, last, n < WIDE or shares > 1
     times(U, X[b + first : b + last], h[0, first:last], np.int64(0), n)
-    bad = _forward(times_W, rows, h, p, W, waiting, pending, chain)
+    bad[i] = _forward(rows, h, p, W, waiting, pending, chain)
     for m in range(first, last):
         f_m = 0.0
         for j in range(n):
@@ -193,45 +186,35 @@ def _share(i, times_W, times_WT, at, run):
         f[b + m] = f_m / n  # [1]
         if learn:
             chi[b + m] = f[b + m] - y[b + m]
-            c[pending + m], bad = rate * chi[b + m], bad + (not abs(chi[b + m]) < np.inf)
+            c[pending + m] = rate * chi[b + m]
+            bad[i] += not abs(chi[b + m]) < np.inf
             scaled(v.dtype.type(1), v, G[T, pending + m])  # g_L = v [3]
     if learn:
-        bad += _backward(times_WT, rows, h, W_back if len(W_back) > 0 else W, waiting, pending, chain)  # [8]
-    return bad
+        bad[i] += _backward(rows, h, W_back if len(W_back) > 0 else W, waiting, pending, chain)  # [8]
 
 
-def _shares(share, times_W, times_WT, at, run):
-    """Whether something diverged in the mini-batch at = (b, size, pending)."""
-    (X, y, rate, shares, h, p), (U, W, v, W_back), (P, G, c), (f, chi, h_all, g_all), chain = run
-    bad = np.zeros(shares, np.int64)
-    for i in numba.prange(shares):  # Numba's loop for all threads takes arrays, no tuples of tuples
-        batch, weights, waiting = Batch(X, y, rate, shares, h, p), Weights(U, W, v, W_back), Waiting(P, G, c)
-        run_i = Run(batch, weights, waiting, Record(f, chi, h_all, g_all), chain)
-        bad[i] = share(np.int64(i), times_W, times_WT, at, run_i)
-    return bad.any()
-
-
-@kernel
-def _steps(shares, share, times_W, times_WT, update, span, run):
+@entry
+def _steps(span, run):
     """SGD on the samples begin..end-1 in mini-batches of B, or only their outputs f. [1]-[3], [8], [12], [29]
 
-    shares, share, times_W, times_WT, update : the functions above, on one thread or more
-    span : begin, end and how many updates are waiting; returns the first sample of a mini-batch that
-        diverged, or end, and how many are waiting now
+    span : begin, end and how many updates are waiting
+    Returns the first sample of a mini-batch that diverged, or end, and how many are waiting now.
     """
     (begin, end, pending), (batch, weights, waiting, (_, chi, h, g), chain), G = span, run, run.waiting.g
-    B, learn, one = batch.h.shape[1], len(chi) > 0, h.dtype.type(1)
+    B, learn, one, n = batch.h.shape[1], len(chi) > 0, h.dtype.type(1), len(weights.v)
+    bad, chunks = np.zeros(batch.shares, np.int64), (len(chain) - 1) * ((n + ROWS - 1) // ROWS)
     for b in range(begin, end, B):
         if learn and pending + B > G.shape[1]:
-            update(weights.W, waiting, pending, chain)
-            if len(weights.W_back) > 0:
-                update(weights.W_back, waiting, pending, chain)
+            for W in (weights.W, weights.W_back):
+                if len(W) > 0:
+                    alone = n < WIDE and batch.shares == 1
+                    spread(_update_rows, chunks, alone, (W, waiting, pending, chain))
             pending = 0
         size = min(B, end - b)
-        bad = shares(share, times_W, times_WT, (b, size, pending), run)
+        spread(_share, batch.shares, False, ((b, size, pending), run, bad))
         if not learn:
             continue
-        if bad:
+        if bad.any():
             return b, pending
         for m in range(size if len(h) > 0 else 0):
             for t in range(h.shape[1]):
@@ -244,34 +227,22 @@ def _steps(shares, share, times_W, times_WT, update, span, run):
     return end, pending
 
 
-ALONE = [*PRODUCTS, kernel(_update), kernel(_shares)]
-SHARED = [*SHARED_PRODUCTS, parallel_kernel(_update), parallel_kernel(_shares)]
-
-
 @cache
-def _passes(dtype, name):
-    """_steps with its functions, compiled for that dtype."""
-    variants = dict(alone=ALONE, rows=[*SHARED[:3], ALONE[3]], samples=[*ALONE[:2], *SHARED[2:]])
-    times_W, times_WT, update, shares = variants[name]
+def _compiled_steps(dtype):
+    """_steps for arrays of that dtype."""
     a, f, chain = np.zeros((1, 1, 1), dtype), np.zeros(0), np.zeros(1, chain_dtype(dtype))
     batch, weights = Batch(a[0], f, 0.0, 1, a, a), Weights(a[0], a, a[0, 0], a)
-    waiting, record = Waiting(a, a, a[0, 0]), Record(f, f, a, a)
-    run, place = Run(batch, weights, waiting, record, chain), (0, 0, 0)
-    products = at_address(times_W, a[0], a[0], a[0]), at_address(times_WT, a[0], a[0], a[0])
-    share = at_address(_share, 0, *products, place, run)
-    shares = at_address(shares, share, *products, place, run)
-    functions = shares, share, *products, at_address(update, a, waiting, 0, chain)
-    return partial(compiled(_steps, *functions, place, run), *functions)
+    run, place = Run(batch, weights, Waiting(a, a, a[0, 0]), Record(f, f, a, a), chain), (0, 0, 0)
+    return compiled(_steps, place, run)
 
 
-def passes(n, T, batch, dtype):
-    """_steps and `shares` for mini-batches of that size and T layers: on one thread where the work is small,
-    else shared by the samples, 4 to 32 at a time, or where these are few by the rows of each matrix. They do
-    not depend on the number of threads, so neither do the sums."""
-    if batch >= 8 and (n < WIDE or batch >= 16) and T * n * n * batch >= 2**20:
-        size = 4 * ceil(batch / (4 * 2 * ceil(batch / 64)))  # in an even number of shares, but for rounding
-        return _passes(dtype, "samples"), ceil(batch / size)
-    return _passes(dtype, "rows" if n >= WIDE else "alone"), 1
+def shares_of(batch, n, T):
+    """How many shares a mini-batch of that size has: one where the work is small, else 4 to 32 samples each.
+    They do not depend on the number of threads, so neither do the sums."""
+    if batch < 8 or (n >= WIDE and batch < 16) or T * n * n * batch < 2**20:
+        return 1
+    size = 4 * ceil(batch / (4 * 2 * ceil(batch / 64)))  # in an even number of shares, but for rounding
+    return ceil(batch / size)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -363,8 +334,8 @@ def _train(stream, weights, layers, L, keep, test, every):
     chain = compiled_chain(layers, dtype)
     with np.errstate(over="ignore"):
         X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
-    steps, shares = passes(n, T, B, dtype)
-    batch = Batch(X, stream.y.copy(), stream.rate, shares, h_b, p)
+    steps = _compiled_steps(dtype)
+    batch = Batch(X, stream.y.copy(), stream.rate, shares_of(B, n, T), h_b, p)
     out = Trajectory(*np.full((2, S), np.nan))
     h, g = np.full((2, S if keep else 0, T + 1, n), np.nan, dtype)
     run = Run(batch, weights, waiting, Record(out.f, out.chi, h, g), chain)
@@ -372,15 +343,14 @@ def _train(stream, weights, layers, L, keep, test, every):
     if len(test):
         out.test_f = np.full((len(seen), len(test)), np.nan)
         seen = dict(zip(seen, out.test_f))
-        test_steps, shares = passes(n, T, at_once, dtype)
-        tests = Batch(X_test, np.zeros(0), 0.0, shares, h_test, p_test)
+        tests = Batch(X_test, np.zeros(0), 0.0, shares_of(at_once, n, T), h_test, p_test)
     work = 1000 + B * (T * (n * n + 64) + n * d)  # multiplications in a mini-batch, or what takes as long
     pending, spans = 0, list(pairwise(sorted({*range(0, S, B * max(1, SPAN // work)), *seen, S})))
 
     def evaluate(samples):
         if samples in seen:
             nothing = run.record._replace(f=seen[samples], chi=np.zeros(0), h=h[:0], g=g[:0])
-            test_steps((0, len(test), pending), run._replace(batch=tests, record=nothing))
+            steps((0, len(test), pending), run._replace(batch=tests, record=nothing))
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:

@@ -23,6 +23,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.types.function_type import CompileResultWAP
 from numba.extending import intrinsic
 
@@ -43,20 +44,35 @@ PRANGE_ALONE = {"prange": True} | dict.fromkeys(
 )  # no array expression becomes a loop of its own for all threads
 
 
-def kernel(function, parallel=False, nogil=False):
-    """Compile, with a cache on disk, or without one where the disk is read-only."""
+def kernel(function, parallel=False, nogil=False, wrapped=False, cached=True):
+    """Compile, with a cache on disk, or without one where the disk is read-only.
+
+    wrapped : also for Python, or to be called at an address; the others are for kernels only, and compiled in
+        two thirds of the time
+    cached : not what has a loop for all threads and is called by other kernels: their entries in the cache
+        would lack that loop, if they were compiled when its own came from there
+    """
     options = dict(fastmath=FAST, error_model="numpy", nogil=nogil)
     options["parallel"] = parallel and PRANGE_ALONE.copy()  # Numba empties it
-    name, qualname = function.__name__, f"{function.__qualname__}_{STAMP}" + "_parallel" * parallel
+    options["no_cpython_wrapper"] = options["no_cfunc_wrapper"] = not wrapped
+    name, qualname = function.__name__, f"{function.__qualname__}_{STAMP}"
     function = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
     function.__qualname__ = qualname
     try:
-        return numba.njit(function, cache=True, **options)
+        made = numba.njit(function, cache=cached, **options)
     except RuntimeError:  # no directory to cache in
-        return numba.njit(function, **options)
+        made = numba.njit(function, **options)
+    if not (wrapped or numba.config.DISABLE_JIT):  # without this, Python would call it at address 0
+        made.add_overload = lambda result: made.overloads.update({tuple(result.signature.args): result})
+        made._compile_for_args = partial(_refuse, name)
+    return made
 
 
-parallel_kernel = partial(kernel, parallel=True)
+def _refuse(name, *arguments, **named):
+    raise TypeError(f"{name} is for compiled code; from Python, call entry({name}.py_func) or {name}.py_func")
+
+
+entry = partial(kernel, wrapped=True)
 
 
 def compiled(function, *example):
@@ -66,6 +82,7 @@ def compiled(function, *example):
         return function
     signature = tuple(map(numba.typeof, example))
     function.compile(signature)
+    numba.get_num_threads()  # starts them
     return function.get_overload(signature)
 
 
@@ -82,6 +99,64 @@ class AtAddress:
         function.compile(signature)
         compiled = CompileResultWAP(function.overloads[signature])
         self._numba_type_, self.__wrapper_address__ = numba.typeof(compiled), compiled.__wrapper_address__
+
+
+@intrinsic
+def _call_share(typing, function, i, arguments):
+    def generate(context, builder, _, values):
+        function, i, arguments = values
+        share = ir.FunctionType(ir.VoidType(), [i.type, arguments.type])
+        builder.call(builder.inttoptr(function, share.as_pointer()), [i, arguments])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@partial(kernel, parallel=True, cached=False)
+def _spread(count, alone, function, arguments):
+    if alone or count == 1:
+        for i in range(count):
+            _call_share(function, i, arguments)
+    else:
+        for i in numba.prange(count):
+            _call_share(function, np.int64(i), arguments)
+
+
+if numba.config.DISABLE_JIT:
+
+    def spread(body, count, alone, arguments):
+        for i in range(count):
+            body(i, *arguments)
+
+else:
+
+    @intrinsic
+    def spread(typing, body, count, alone, arguments):
+        """body(i, *arguments) for i < count, on all threads, or on this one. The only loop that is compiled
+        for threads: it takes the address of a function that finds the tuple of arguments at another."""
+        signature = body.get_call_type(typing, (types.int64, *arguments.types), {})
+        compiled, loop = body.dispatcher.overloads[signature.args], typing.resolve_value_type(_spread)
+        of_loop = loop.get_call_type(typing, (types.int64, types.boolean, types.int64, types.int64), {})
+
+        def generate(context, builder, _, values):
+            _, count, alone, values = values
+            at, integer = cgutils.alloca_once_value(builder, values), ir.IntType(64)
+            name = builder.module.get_unique_name("share")
+            share = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [integer, integer]), name)
+            share.linkage = "internal"
+            inside = ir.IRBuilder(share.append_basic_block())
+            there = inside.inttoptr(share.args[1], at.type)
+            each = [
+                inside.load(cgutils.gep_inbounds(inside, there, 0, j)) for j in range(len(arguments.types))
+            ]
+            context.call_internal_no_propagate(inside, compiled.fndesc, signature, [share.args[0], *each])
+            context.add_linking_libs([compiled.library])
+            inside.ret_void()
+            addresses = builder.ptrtoint(share, integer), builder.ptrtoint(at, integer)
+            context.get_function(loop, of_loop)(builder, [count, alone, *addresses])
+            return context.get_dummy_value()
+
+        return types.void(body, types.int64, types.boolean, arguments), generate
 
 
 @contextmanager
@@ -140,7 +215,7 @@ def pieces(dtype, *shapes):
 # Normals, and checks of large arrays
 
 
-@partial(kernel, nogil=True)
+@partial(entry, nogil=True)
 def _fill(rng, out):
     for m in range(len(out)):
         out[m] = rng.standard_normal()
@@ -159,27 +234,36 @@ def normals(rng, shape, dtype):
     return out
 
 
-@parallel_kernel
+@kernel
+def _part_of_sum(i, a, part):
+    share, s = a[i * len(a) // 64 : (i + 1) * len(a) // 64], a.dtype.type(0)
+    for m in range(len(share)):
+        s += share[m]
+    part[i] = s
+
+
+@entry
 def _sum(a):
     part = np.zeros(64)
-    for i in numba.prange(64):
-        share, s = a[i * len(a) // 64 : (i + 1) * len(a) // 64], a.dtype.type(0)
-        for m in range(len(share)):
-            s += share[m]
-        part[i] = s
+    spread(_part_of_sum, 64, False, (a, part))
     return part.sum()
 
 
-finite_array = partial(
-    nfd_io.finite_array, total=lambda a: _sum(a.reshape(-1)) if a.size > 2**16 else a.sum()
-)
+def _total(a):
+    if a.size <= 2**16:
+        return a.sum()
+    numba.get_num_threads()  # starts them
+    return _sum(a.reshape(-1))
+
+
+finite_array = partial(nfd_io.finite_array, total=_total)
 """nfd_io.finite_array, large arrays on all threads."""
 
 # ------------------------------------------------------------------------------------------------------------
 # Activations: out = phi(x), and out *= c phi'(x), elementwise, for vectors of the same length
 
 
-@kernel
+@entry
 def _tanh(x, out):
     """Without a library call, so that it runs in vector registers: sinh(y) / cosh(y) is p / q for y = x / 32
     by the continued fraction y / (1 + y^2 / (3 + y^2 / (5 + ..))), and p, q <- 2 p q, p^2 + q^2 doubles y,
@@ -200,47 +284,47 @@ def _tanh(x, out):
         out[m] = p / q
 
 
-@kernel
+@entry
 def _times_dtanh(x, phi_x, c, out):
     one = x.dtype.type(1)
     for m in range(len(x)):
         out[m] *= c * (one - phi_x[m] * phi_x[m])
 
 
-@kernel
+@entry
 def _relu(x, out):
     zero = x.dtype.type(0)
     for m in range(len(x)):
         out[m] = x[m] if x[m] > 0 or x[m] != x[m] else zero
 
 
-@kernel
+@entry
 def _times_drelu(x, phi_x, c, out):
     zero = x.dtype.type(0)
     for m in range(len(x)):
         out[m] *= c if phi_x[m] > 0 else zero
 
 
-@kernel
+@entry
 def _erf(x, out):
     for m in range(len(x)):
         out[m] = erf(x[m])
 
 
-@kernel
+@entry
 def _times_derf(x, phi_x, c, out):
     front = x.dtype.type(2 / sqrt(pi))
     for m in range(len(x)):
         out[m] *= c * front * exp(-x[m] * x[m])
 
 
-@kernel
+@entry
 def _identity(x, out):
     for m in range(len(x)):
         out[m] = x[m]
 
 
-@kernel
+@entry
 def _times_one(x, phi_x, c, out):
     for m in range(len(x)):
         out[m] *= c
@@ -516,15 +600,28 @@ ROWS = 256
 """Rows of a matrix that one thread takes at a time."""
 
 
-def matrix_times(W, p, u):
-    """u = W p for the rows p, u (B, n)."""
-    n = len(W)
-    for i in numba.prange((n + ROWS - 1) // ROWS):
-        lo = np.int64(i) * ROWS
-        times(W, p, u, lo, min(lo + ROWS, n))
+@kernel
+def _times_rows(i, W, p, u):
+    times(W, p, u, i * ROWS, min((i + 1) * ROWS, len(W)))
 
 
-def transpose_times(W, g, z):
+@kernel
+def matrix_times(W, p, u, alone):
+    """u = W p for the rows p, u (B, n); alone : on this thread."""
+    if len(W) <= ROWS:
+        times(W, p, u, np.int64(0), len(W))
+    else:
+        spread(_times_rows, (len(W) + ROWS - 1) // ROWS, alone, (W, p, u))
+
+
+@kernel
+def _add_rows(i, g, W, part):
+    lo = i * ROWS
+    add_times(g, lo, W[lo : min(lo + ROWS, len(W))], part[i])
+
+
+@kernel
+def transpose_times(W, g, z, alone):
     """z = W^T g for the rows g, z (B, n): the sum of the shares of each chunk of rows of W, in their
     order."""
     n, chunks, one = len(W), (len(W) + ROWS - 1) // ROWS, W.dtype.type(1)
@@ -535,16 +632,10 @@ def transpose_times(W, g, z):
         add_times(g, np.int64(0), W, z)
         return
     part = np.zeros((chunks, len(g), n), W.dtype)
-    for i in numba.prange(chunks):
-        lo = np.int64(i) * ROWS
-        add_times(g, lo, W[lo : min(lo + ROWS, n)], part[i])
+    spread(_add_rows, chunks, alone, (g, W, part))
     for i in range(chunks):
         for b in range(len(g)):
             plus(one, part[i, b], z[b])
-
-
-PRODUCTS = [kernel(f) for f in (matrix_times, transpose_times)]  # on one thread
-SHARED_PRODUCTS = [parallel_kernel(f) for f in (matrix_times, transpose_times)]
 
 
 @kernel

@@ -28,7 +28,6 @@ from collections import namedtuple
 from functools import cache, partial
 from math import sqrt
 
-import numba
 import numpy as np
 
 import nfd_min
@@ -38,7 +37,6 @@ from nfd_kernels import (
     PHI,
     add,
     apply,
-    at_address,
     chain_dtype,
     combined,
     compiled,
@@ -46,14 +44,15 @@ from nfd_kernels import (
     dot,
     dots,
     empty,
+    entry,
     factor_row,
     finite_array,
     kernel,
     normals,
-    parallel_kernel,
     pieces,
     plus,
     scaled,
+    spread,
     threads,
     times_dphi,
     total,
@@ -207,14 +206,14 @@ def _chunk(i, place, start, ours, theirs, answer, features, sums, chain):
         dots(their_asked, there, lo, hi, images[k, m][lo:hi], len(owed), sums.fresh[i])
 
 
-@parallel_kernel
-def _sweep(chunk, k, up, a, start, ours, theirs, features, coupling, chain):
+@kernel
+def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
     """Pass k through all places: forward [20] from h_0 (up = 1), or backward [21] from g_T (up = 0).
 
     Fills the h of `features` and the questions, or only the questions g, of pass k, and their rows of gram
     and factor. Returns sum_i h_t,i^2 of each t (forward), then N f (backward), as an array (T+2,).
 
-    chunk : _chunk;  a : array, shape (J,): eta chi_j / batch of the J passes that this one sees
+    a : array, shape (J,): eta chi_j / batch of the J passes that this one sees
     """
     (_, images, gram, factor), (D, P) = ours, coupling
     (_, T, N), J, known = images.shape, len(a), (k if up else k + 1) * (len(D) > 0)
@@ -242,12 +241,8 @@ def _sweep(chunk, k, up, a, start, ours, theirs, features, coupling, chain):
                 w = _owed(D[number - 1], up, known_mean, fresh_mean, factor[r], theirs.factor[t], k)
                 for i in range(known):
                     owed[i] = w[i]
-        place = t, k, up
-        if chunks == 1:  # no other thread to wake
-            chunk(np.int64(0), place, start, ours, theirs, answer, features, sums, chain)
-        else:
-            for i in numba.prange(chunks):
-                chunk(np.int64(i), place, start, ours, theirs, answer, features, sums, chain)
+        arguments = (t, k, up), start, ours, theirs, answer, features, sums, chain
+        spread(_chunk, chunks, False, arguments)
         if t < T or not up:
             factor_row(ours.asked, gram[t], factor[t], sums.gram, k, t, spanned)  # [23]
         if len(P) > 0 and up:
@@ -257,8 +252,8 @@ def _sweep(chunk, k, up, a, start, ours, theirs, features, coupling, chain):
     return total(sums.sizes, 1)
 
 
-@kernel
-def _pass(chunk, k, a, inputs, forward, backward, features, coupling, chain, record):
+@entry
+def _pass(k, a, inputs, forward, backward, features, coupling, chain, record):
     """Pass k, whose f and chi go to record = (f, chi, y), each (S,); a as in _sweep. Returns whether it
     diverged, and what _sweep does.
 
@@ -273,10 +268,10 @@ def _pass(chunk, k, a, inputs, forward, backward, features, coupling, chain, rec
     for j in range(k + 1):
         U_k[j] = U[k, j]  # [24]
     start = Start(U_k, u, drift_0, g)
-    sums = _sweep(chunk, k, np.int64(1), a, start, forward, backward, features, coupling, chain)  # [20]
+    sums = _sweep(k, np.int64(1), a, start, forward, backward, features, coupling, chain)  # [20]
     scaled(one[0], h[T % len(h)], h_L[k, h_L.shape[1] - 1])
     start = Start(one, v, drift, h_L)
-    Nf = _sweep(chunk, k, np.int64(0), a, start, backward, forward, features, coupling, chain)[T + 1]  # [21]
+    Nf = _sweep(k, np.int64(0), a, start, backward, forward, features, coupling, chain)[T + 1]  # [21]
     f[k] = Nf / g.shape[2]  # [23]
     chi[k] = f[k] - y[k]
     bad = not abs(chi[k]) < np.inf
@@ -287,14 +282,11 @@ def _pass(chunk, k, a, inputs, forward, backward, features, coupling, chain, rec
 
 @cache
 def _compiled_pass(dtype):
-    """_pass with its _chunk, compiled for that dtype."""
+    """_pass for particles of that dtype."""
     a, grams, chain = np.zeros((1, 1, 1), dtype), np.zeros((1, 1, 1)), np.zeros(1, chain_dtype(dtype))
-    c, f, K = a[0, 0], grams[0, 0], grams[0]
-    side, start, answer = Side(a, a, grams, grams), Start(c, a, c, a), Answer(c, c, c)
-    features, coupling, sums = Features(a[0], a), Coupling(grams, K), Sums(K, K, K, K, K)
-    chunk = at_address(_chunk, 0, (0, 0, 0), start, side, side, answer, features, sums, chain)
-    like = 0, f, (a, a, K, K, a), side, side, features, coupling, chain, (f, f, f)
-    return partial(compiled(_pass, chunk, *like), chunk)
+    f, K, side = grams[0, 0], grams[0], Side(a, a, grams, grams)
+    features, coupling = Features(a[0], a), Coupling(grams, K)
+    return compiled(_pass, 0, f, (a, a, K, K, a), side, side, features, coupling, chain, (f, f, f))
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -134,13 +134,13 @@ def test_blocks_that_make_no_sense(layers, monkeypatch):
             call()
 
 
-@nfd_kernels.kernel
+@nfd_kernels.entry
 def _cube(x, out):
     for m in range(len(x)):
         out[m] = x[m] * x[m] * x[m] / 8
 
 
-@nfd_kernels.kernel
+@nfd_kernels.entry
 def _times_dcube(x, phi_x, c, out):
     for m in range(len(x)):
         out[m] *= c * 3 * x[m] * x[m] / 8
@@ -163,10 +163,11 @@ def test_one_more_activation(monkeypatch):
 
 PROGRAM = """
 import finite_net, nfd_kernels, numpy as np
+nfd_kernels.finite_array("x", np.ones(2**17), ("n",))  # on all threads, the second time from the cache
 x, out, seen = np.array([[1.0, 2.0, -3.0]]), np.zeros((1, 3)), np.zeros((1, 1))
 nfd_kernels.PHI["relu"][0](x[0], out[0])
 print(*out[0])
-finite_net._see(x, x, np.ones(1), 1.0, seen)  # -<x, x>
+nfd_kernels.entry(finite_net._see.py_func)(x, x, np.ones(1), 1.0, seen)  # -<x, x>
 print(*seen[0])
 """
 
@@ -219,3 +220,44 @@ def test_small_functions():
                 a, name = node.args, f"{path.name}: {getattr(node, 'name', 'lambda')}"
                 assert len(a.posonlyargs + a.args + a.kwonlyargs) <= 10, name
                 assert node.end_lineno - node.lineno + 1 < 60, name
+
+
+SPREADING = """
+import sys, numpy as np
+from nfd_kernels import compiled, entry, kernel, spread
+
+@kernel
+def each(i, x):
+    x[i] += i
+
+@entry
+def one(x):
+    spread(each, len(x), False, (x,))
+
+@entry
+def two(x):
+    spread(each, len(x), False, (x,))
+    spread(each, len(x), True, (x,))
+
+x = np.zeros(5)
+for name in sys.argv[1:]:
+    compiled(globals()[name], x)(x)
+print(*x)
+"""
+
+
+def test_what_is_spread_over_threads_comes_whole_from_the_cache(tmp_path):
+    """`two` is compiled where `one` came from the cache, and comes from the cache where `one` was not."""
+    (tmp_path / "mine.py").write_text(SPREADING)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(HERE)}
+    for names, times in (["one"], 1), (["one", "two"], 3), (["two"], 2):
+        command = [sys.executable, tmp_path / "mine.py", *names]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert [float(x) for x in run.stdout.split()] == [i * times for i in range(5)]
+
+
+def test_what_is_compiled_for_compiled_code_alone_refuses_python():
+    with pytest.raises(
+        TypeError, match=r"times is for compiled code; from Python, call entry\(times.py_func\)"
+    ):
+        nfd_kernels.times(*np.ones((3, 2, 2)), 0, 2)
