@@ -16,6 +16,7 @@ from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress
 from nfd_kernels import (
     ROWS,
     add_times,
+    allocating,
     apply,
     chain_dtype,
     compiled,
@@ -29,6 +30,7 @@ from nfd_kernels import (
     normals,
     pieces,
     scaled,
+    some,
     spread,
     times,
     times_dphi,
@@ -48,9 +50,10 @@ Waiting = namedtuple("Waiting", "p g c")
 """phi(h^j_t) (T, J, n), g^j_t (T+1, J, n) and c_j = eta chi_j / B (J,) of updates that W does not hold yet:
 it stands for W_t - sum_j s c_j g^j_t phi(h^j_{t-1})^T / sqrt(n). [12]"""
 
-Batch = namedtuple("Batch", "X y rate shares h p")
-"""Samples X (S, d), divided by sqrt(d), y (S,); eta / B; the shares of a mini-batch among the threads; h
-(T+1, B, n); p (T, .., n): that of Waiting, or scratch where only outputs are wanted."""
+Batch = namedtuple("Batch", "X y rate h p seen bad")
+"""Samples X (S, d), divided by sqrt(d), y (S,); eta / B; h (T+1, B, n); p (T, .., n): that of Waiting, or
+scratch where only outputs are wanted; scratch seen (B, J); how much diverged in each share of a mini-batch
+among the threads, bad (shares,)."""
 
 Record = namedtuple("Record", "f chi h g")
 """f (S,), chi (S,), or (0,) where only outputs are wanted, and h, g (S, T+1, n), or (0, T+1, n)."""
@@ -66,21 +69,20 @@ Run = namedtuple("Run", "batch weights waiting record chain")
 def _see(asked, theirs, c, scale, seen):
     """seen[b, j] = -scale c_j <theirs^j, asked^b>: what the waiting updates add of their answers. [12]"""
     times(theirs, asked, seen, np.int64(0), len(theirs))
-    for b in range(seen.shape[0]):
-        for j in range(seen.shape[1]):
+    for b in range(len(asked)):
+        for j in range(len(theirs)):
             seen[b, j] *= -c[j] * scale
 
 
 @kernel
-def _forward(rows, h, p, W, waiting, pending, chain):
+def _forward(rows, h, p, W, waiting, pending, seen, chain):
     """The samples first .. last-1 of h (T+1, B, n), from h[0]; returns how many h_t diverged. [1], [29], [12]
 
     rows : start, first, last; what layer t asks its matrix about goes to the rows start + first .. of p[t-1];
         and whether no other thread may help
-    pending : so many updates are waiting
+    pending : so many updates are waiting;  seen : scratch (last - first, J)
     """
     (start, first, last, alone), (P, G, c), n, one, bad = rows, waiting, h.shape[2], h.dtype.type(1), 0
-    seen = np.empty((last - first, pending), h.dtype)
     for b in range(first, last):
         bad += diverged(h[0, b])
     for t in range(1, len(h)):
@@ -109,13 +111,13 @@ def _forward(rows, h, p, W, waiting, pending, chain):
 
 
 @kernel
-def _backward(rows, h, W, waiting, pending, chain):
+def _backward(rows, h, W, waiting, pending, seen, chain):
     """The rows start + first .. of the waiting g, from those of g_T; returns how many diverged. [3], [12]
 
     The rest as in _forward; W is W~ where that is another matrix [8].
     """
     (start, first, last, alone), (P, G, c), T, one, bad = rows, waiting, len(h) - 1, h.dtype.type(1), 0
-    seen, reach = np.empty((last - first, pending), h.dtype), 1
+    reach = 1
     for t in range(1, T + 1):
         reach = max(reach, chain[t].back)
     for b in range(start + first, start + last):
@@ -143,7 +145,7 @@ def _backward(rows, h, W, waiting, pending, chain):
     return bad
 
 
-@kernel
+@allocating
 def _update_rows(i, W, waiting, pending, chain):
     """Some rows of one of the W (M, n, n): W_t -= eta chi s g_t phi(h_{t-1})^T / sqrt(n). [2]"""
     (P, G, c), n, chunks = waiting, W.shape[1], (W.shape[1] + ROWS - 1) // ROWS
@@ -169,16 +171,17 @@ def _update_ends(X, g, h, c, U, v):
 
 
 @kernel
-def _share(i, at, run, bad):
+def _share(i, at, run):
     """Share i of the mini-batch at = (b, size, pending), both ways; bad[i] : how much diverged.
     [1], [3], [8]"""
     (b, size, pending), (batch, (U, W, v, W_back), waiting, (f, chi, _, _), chain) = at, run
-    (X, y, rate, shares, h, p), (_, G, c), (n, T) = batch, waiting, (len(v), len(batch.h) - 1)
-    learn, part = len(chi) > 0, (h.shape[1] + shares - 1) // shares
+    (X, y, rate, h, p, seen, bad), (_, G, c), (n, T) = batch, waiting, (len(v), len(batch.h) - 1)
+    learn, part = len(chi) > 0, (h.shape[1] + len(bad) - 1) // len(bad)
     first, last = min(i * part, size), min((i + 1) * part, size)
-    rows = (pending if learn else 0), first, last, n < WIDE or shares > 1
+    rows = (pending if learn else 0), first, last, n < WIDE or len(bad) > 1
+    seen = seen[first:last]
     times(U, X[b + first : b + last], h[0, first:last], np.int64(0), n)
-    bad[i] = _forward(rows, h, p, W, waiting, pending, chain)
+    bad[i] = _forward(rows, h, p, W, waiting, pending, seen, chain)
     for m in range(first, last):
         f_m = 0.0
         for j in range(n):
@@ -190,7 +193,7 @@ def _share(i, at, run, bad):
             bad[i] += not abs(chi[b + m]) < np.inf
             scaled(v.dtype.type(1), v, G[T, pending + m])  # g_L = v [3]
     if learn:
-        bad[i] += _backward(rows, h, W_back if len(W_back) > 0 else W, waiting, pending, chain)  # [8]
+        bad[i] += _backward(rows, h, W_back if len(W_back) > 0 else W, waiting, pending, seen, chain)  # [8]
 
 
 @entry
@@ -202,25 +205,25 @@ def _steps(span, run):
     """
     (begin, end, pending), (batch, weights, waiting, (_, chi, h, g), chain), G = span, run, run.waiting.g
     B, learn, one, n = batch.h.shape[1], len(chi) > 0, h.dtype.type(1), len(weights.v)
-    bad, chunks = np.zeros(batch.shares, np.int64), (len(chain) - 1) * ((n + ROWS - 1) // ROWS)
+    bad, chunks = batch.bad, (len(chain) - 1) * ((n + ROWS - 1) // ROWS)
     for b in range(begin, end, B):
         if learn and pending + B > G.shape[1]:
             for W in (weights.W, weights.W_back):
                 if len(W) > 0:
-                    alone = n < WIDE and batch.shares == 1
+                    alone = n < WIDE and len(bad) == 1
                     spread(_update_rows, chunks, alone, (W, waiting, pending, chain))
             pending = 0
         size = min(B, end - b)
-        spread(_share, batch.shares, False, ((b, size, pending), run, bad))
+        spread(_share, len(bad), False, ((b, size, pending), run))
         if not learn:
             continue
-        if bad.any():
+        if some(bad):
             return b, pending
         for m in range(size if len(h) > 0 else 0):
             for t in range(h.shape[1]):
                 scaled(one, batch.h[t, m], h[b + m, t])
                 scaled(one, G[t, pending + m], g[b + m, t])
-        if chi[b : b + B].any():
+        if some(chi[b : b + B]):
             last, now = batch.h[-1], slice(pending, pending + B)
             _update_ends(batch.X[b : b + B], G[0, now], last, waiting.c[now], weights.U, weights.v)
             pending += B
@@ -231,18 +234,18 @@ def _steps(span, run):
 def _compiled_steps(dtype):
     """_steps for arrays of that dtype."""
     a, f, chain = np.zeros((1, 1, 1), dtype), np.zeros(0), np.zeros(1, chain_dtype(dtype))
-    batch, weights = Batch(a[0], f, 0.0, 1, a, a), Weights(a[0], a, a[0, 0], a)
+    batch, weights = Batch(a[0], f, 0.0, a, a, a[0], np.zeros(1, np.int64)), Weights(a[0], a, a[0, 0], a)
     run, place = Run(batch, weights, Waiting(a, a, a[0, 0]), Record(f, f, a, a), chain), (0, 0, 0)
     return compiled(_steps, place, run)
 
 
 def shares_of(batch, n, T):
-    """How many shares a mini-batch of that size has: one where the work is small, else 4 to 32 samples each.
+    """`bad` for a mini-batch of that size: one share where the work is small, else of 4 to 32 samples each.
     They do not depend on the number of threads, so neither do the sums."""
     if batch < 8 or (n >= WIDE and batch < 16) or T * n * n * batch < 2**20:
-        return 1
+        return np.zeros(1, np.int64)
     size = 4 * ceil(batch / (4 * 2 * ceil(batch / 64)))  # in an even number of shares, but for rounding
-    return ceil(batch / size)
+    return np.zeros(ceil(batch / size), np.int64)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -306,36 +309,39 @@ def _check_memory(stream, n, layers, L, given, itemsize, kept, tests):
 
 def _weights(given, rng, dtype, d, shape, reused, copied):
     """The Weights that were given, checked, or drawn; shape : of W."""
-    n, real, rng = shape[-1], DTYPES[dtype], np.random.default_rng(rng)
+    n, real = shape[-1], DTYPES[dtype]
     shapes = dict(U=(n, d), W=shape, v=(n,), W_back=shape)
     if given is None:
-        given = [normals(rng, shapes[name], real) for name in ("U", "W", "v")]
+        names, copied, given = list(shapes)[: 4 - reused], False, ()
     elif isinstance(given, (tuple, list)) and len(given) in (3, 4):
-        named = zip(shapes.items(), given[: 4 - reused])
+        names, given = list(shapes)[len(given) : 4 - reused], given[: 4 - reused]
+        named = zip(shapes.items(), given)
         given = [finite_array(f"weights: {name}", w, of, real, copy=None) for (name, of), w in named]
+        given[0], given[2] = copy_of(given[0]), copy_of(given[2])
     else:
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
-    if not reused and len(given) == 3:
-        given.append(normals(rng, shape, real))
-    U, W, v, *W_back = given
+    if names:
+        rng = np.random.default_rng(rng)
+    U, W, v, *W_back = [*given, *[normals(rng, shapes[name], real) for name in names]]
     W, W_back = (a.reshape(-1, n, n) for a in (W, W_back[0] if W_back else W[:0]))
     W, W_back = (copy_of(a) if copied or not a.flags.behaved else a for a in (W, W_back))
-    return Weights(copy_of(U), W, copy_of(v), W_back)
+    return Weights(U, W, v, W_back)
 
 
 def _train(stream, weights, layers, L, keep, test, every):
     """A Trajectory of f, chi, test_f, diverged_at, and all places h, g (S, T+1, n), or (0, T+1, n)."""
     (n, d), dtype, T, S, B = weights.U.shape, weights.v.dtype, len(layers), len(stream), stream.batch
     J, at_once = _waiting_updates(n, S, B), min(len(test), TEST_ROWS)
-    shapes = (T + 1, B, n), (T, J, n), (T + 1, J, n), (T + 1, at_once, n), (T, at_once, n)
-    h_b, p, g_b, h_test, p_test = pieces(dtype, *shapes)
+    shapes = (T + 1, B, n), (B, J), (T, J, n), (T + 1, J, n)
+    shapes_test = (T + 1, at_once, n), (at_once, J), (T, at_once, n)
+    h_b, seen_b, p, g_b, h_test, seen_test, p_test = pieces(dtype, *shapes, *shapes_test)
     waiting = Waiting(p, g_b, np.empty(J, dtype))
     layers = [layer._replace(s=layer.s / sqrt(n)) if layer.matrix else layer for layer in layers]
     chain = compiled_chain(layers, dtype)
     with np.errstate(over="ignore"):
         X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
     steps = _compiled_steps(dtype)
-    batch = Batch(X, stream.y.copy(), stream.rate, shares_of(B, n, T), h_b, p)
+    batch = Batch(X, stream.y.copy(), stream.rate, h_b, p, seen_b, shares_of(B, n, T))
     out = Trajectory(*np.full((2, S), np.nan))
     h, g = np.full((2, S if keep else 0, T + 1, n), np.nan, dtype)
     run = Run(batch, weights, waiting, Record(out.f, out.chi, h, g), chain)
@@ -343,7 +349,7 @@ def _train(stream, weights, layers, L, keep, test, every):
     if len(test):
         out.test_f = np.full((len(seen), len(test)), np.nan)
         seen = dict(zip(seen, out.test_f))
-        tests = Batch(X_test, np.zeros(0), 0.0, shares_of(at_once, n, T), h_test, p_test)
+        tests = Batch(X_test, np.zeros(0), 0.0, h_test, p_test, seen_test, shares_of(at_once, n, T))
     work = 1000 + B * (T * (n * n + 64) + n * d)  # multiplications in a mini-batch, or what takes as long
     pending, spans = 0, list(pairwise(sorted({*range(0, S, B * max(1, SPAN // work)), *seen, S})))
 

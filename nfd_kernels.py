@@ -44,15 +44,17 @@ PRANGE_ALONE = {"prange": True} | dict.fromkeys(
 )  # no array expression becomes a loop of its own for all threads
 
 
-def kernel(function, parallel=False, nogil=False, wrapped=False, cached=True):
+def kernel(function, *, wrapped=False, allocates=False, parallel=False, nogil=False, cached=True):
     """Compile, with a cache on disk, or without one where the disk is read-only.
 
     wrapped : also for Python, or to be called at an address; the others are for kernels only, and compiled in
         two thirds of the time
+    allocates : makes arrays, or is given new ones by what it calls; the others do not count who holds an
+        array, which costs a tenth of a microsecond a call
     cached : not what has a loop for all threads and is called by other kernels: their entries in the cache
         would lack that loop, if they were compiled when its own came from there
     """
-    options = dict(fastmath=FAST, error_model="numpy", nogil=nogil)
+    options = dict(fastmath=FAST, error_model="numpy", nogil=nogil, _nrt=allocates)
     options["parallel"] = parallel and PRANGE_ALONE.copy()  # Numba empties it
     options["no_cpython_wrapper"] = options["no_cfunc_wrapper"] = not wrapped
     name, qualname = function.__name__, f"{function.__qualname__}_{STAMP}"
@@ -73,6 +75,7 @@ def _refuse(name, *arguments, **named):
 
 
 entry = partial(kernel, wrapped=True)
+allocating = partial(kernel, allocates=True)
 
 
 def compiled(function, *example):
@@ -112,7 +115,7 @@ def _call_share(typing, function, i, arguments):
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-@partial(kernel, parallel=True, cached=False)
+@partial(kernel, parallel=True, allocates=True, cached=False)
 def _spread(count, alone, function, arguments):
     if alone or count == 1:
         for i in range(count):
@@ -175,8 +178,11 @@ def threads(most):
 
 
 def empty(shape, dtype):
-    """numpy.empty from the start of a cache line on: vectors across two lines take twice as long to load."""
+    """numpy.empty, of a page or more from the start of a cache line on: vectors across two lines take twice as
+    long to load."""
     size = prod(shape) * np.dtype(dtype).itemsize
+    if size < 4096:
+        return np.empty(shape, dtype)
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
@@ -242,7 +248,7 @@ def _part_of_sum(i, a, part):
     part[i] = s
 
 
-@entry
+@partial(entry, allocates=True)
 def _sum(a):
     part = np.zeros(64)
     spread(_part_of_sum, 64, False, (a, part))
@@ -505,7 +511,7 @@ def diverged(x):
     return not s < np.inf
 
 
-@kernel
+@allocating
 def total(part, N):
     """The chunks' shares part (chunks, K), summed in their order, over N: shape (K,)."""
     out = np.zeros(part.shape[1])
@@ -513,6 +519,15 @@ def total(part, N):
         for j in range(part.shape[1]):
             out[j] += part[i, j] / N
     return out
+
+
+@kernel
+def some(x):
+    """Whether some x_m is not 0."""
+    for m in range(len(x)):
+        if x[m] != 0:
+            return True
+    return False
 
 
 @kernel
@@ -620,7 +635,7 @@ def _add_rows(i, g, W, part):
     add_times(g, lo, W[lo : min(lo + ROWS, len(W))], part[i])
 
 
-@kernel
+@allocating
 def transpose_times(W, g, z, alone):
     """z = W^T g for the rows g, z (B, n): the sum of the shares of each chunk of rows of W, in their
     order."""
@@ -638,7 +653,7 @@ def transpose_times(W, g, z, alone):
             plus(one, part[i, b], z[b])
 
 
-@kernel
+@allocating
 def rest_of_row(a, gram, R, part, k, t, spanned):
     """Square of the distance of a^k_t to the span of the earlier ones, over N, or 0 if it is rounding;
     corrects R[k]."""
@@ -670,7 +685,7 @@ def rest_of_row(a, gram, R, part, k, t, spanned):
     return 0.0 if r2 <= (spanned * floor) ** 2 else r2
 
 
-@kernel
+@allocating
 def factor_row(a, gram, R, part, k, t, spanned):
     """Row k of gram = <a^j_t, a^k_t> / N of the side's questions a, from the chunks' shares part (chunks,
     k+1), and of R. [23]

@@ -36,6 +36,7 @@ from nfd_kernels import (
     CHUNK,
     PHI,
     add,
+    allocating,
     apply,
     chain_dtype,
     combined,
@@ -121,7 +122,7 @@ phi'(h^k_t)], or (0, S)."""
 # One pass, forward or backward
 
 
-@kernel
+@allocating
 def _owed(D, up, known, fresh, R, R_other, k):
     """What a new direction's image owes to the questions of the other side, so that W and W^T are one matrix.
     [45]
@@ -206,7 +207,7 @@ def _chunk(i, place, start, ours, theirs, answer, features, sums, chain):
         dots(their_asked, there, lo, hi, images[k, m][lo:hi], len(owed), sums.fresh[i])
 
 
-@kernel
+@allocating
 def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
     """Pass k through all places: forward [20] from h_0 (up = 1), or backward [21] from g_T (up = 0).
 
@@ -252,7 +253,7 @@ def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
     return total(sums.sizes, 1)
 
 
-@entry
+@partial(entry, allocates=True)
 def _pass(k, a, inputs, forward, backward, features, coupling, chain, record):
     """Pass k, whose f and chi go to record = (f, chi, y), each (S,); a as in _sweep. Returns whether it
     diverged, and what _sweep does.
