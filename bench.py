@@ -365,7 +365,7 @@ def line(row):
     )
 
 
-@partial(entry, parallel=True)
+@partial(entry, allocates=True, parallel=True)
 def _read(a):
     total = 0.0
     for i in numba.prange(64):
@@ -377,7 +377,7 @@ def _read(a):
     return total
 
 
-@partial(entry, parallel=True)
+@partial(entry, allocates=True, parallel=True)
 def _in_place(a):
     for i in numba.prange(64):
         part = a[i * (len(a) // 64) : (i + 1) * (len(a) // 64)]
@@ -388,7 +388,7 @@ def _in_place(a):
 tanh = nfd_kernels.PHI["tanh"][0]
 
 
-@partial(entry, parallel=True)
+@partial(entry, allocates=True, parallel=True)
 def _tanh(a, out):
     for i in numba.prange(64):
         lo, hi = i * (len(a) // 64), (i + 1) * (len(a) // 64)

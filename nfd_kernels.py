@@ -178,8 +178,8 @@ def threads(most):
 
 
 def empty(shape, dtype):
-    """numpy.empty, of a page or more from the start of a cache line on: vectors across two lines take twice as
-    long to load."""
+    """numpy.empty, of a page or more from the start of a cache line on: vectors across two lines take twice
+    as long to load."""
     size = prod(shape) * np.dtype(dtype).itemsize
     if size < 4096:
         return np.empty(shape, dtype)
