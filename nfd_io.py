@@ -5,7 +5,7 @@ import argparse
 import os
 import tempfile
 from importlib import resources
-from math import ceil, sqrt
+from math import ceil, pi, sqrt
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -107,23 +107,91 @@ def progress(iterable, what):
 # ------------------------------------------------------------------------------------------------------------
 # Random numbers
 
+BLOCK = 2048
+"""So many normals are made together, of one block of random bits."""
 
-def shares(rng, out):
-    """[(generator, part)] of an array `out` of shape (K,) that is to be filled with random numbers: `rng` for
-    all of it, or from 2^22 numbers on eighths with a generator each, seeded by `rng`, which can be filled at
-    the same time."""
-    if len(out) < 2**22:
-        return [(rng, out)]
-    return [(np.random.default_rng(rng.integers(2**32, size=4)), part) for part in np.array_split(out, 8)]
+LN2 = 0.693147180559945309417
+LOG = {
+    np.float64: (
+        6.666666666666735130e-01, 3.999999999940941908e-01, 2.857142874366239149e-01,
+        2.222219843214978396e-01, 1.818357216161805012e-01, 1.531383769920937332e-01,
+        1.479819860511658591e-01,
+    ),
+    np.float32: (0.66666662693, 0.40000972152, 0.28498786688, 0.24279078841),
+}  # fmt: skip
+"""log((1 + s) / (1 - s)) = s (2 + z (c_0 + z (c_1 + ..))), z = s^2, between log sqrt(1/2) and log sqrt(2).
+These and the next two are those of FreeBSD's msun, for sine and cosine in float32 of Cephes."""
+SINE = {
+    np.float64: (
+        -1.66666666666666324348e-01, 8.33333333332248946124e-03, -1.98412698298579493134e-04,
+        2.75573137070700676789e-06, -2.50507602534068634195e-08, 1.58969099521155010221e-10,
+    ),
+    np.float32: (-1.6666654611e-1, 8.3321608736e-3, -1.9515295891e-4),
+}  # fmt: skip
+"""sin t = t + t z (c_0 + z (c_1 + ..)), z = t^2, |t| <= pi/4"""
+COSINE = {
+    np.float64: (
+        4.16666666666666019037e-02, -1.38888888888741095749e-03, 2.48015872894767294178e-05,
+        -2.75573143513906633035e-07, 2.08757232129817482790e-09, -1.13596475577881948265e-11,
+    ),
+    np.float32: (4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5),
+}  # fmt: skip
+"""cos t = 1 - (z / 2 - z^2 (c_0 + z (c_1 + ..)))"""
+
+
+def words_of(numbers, dtype):
+    """How many words of 64 bits that many normals of a block take: 96 bits a pair, or 64 in float32."""
+    pairs = (numbers + 1) // 2
+    return pairs if dtype == np.float32 else pairs + (pairs + 1) // 2
 
 
 def normals(rng, shape, dtype):
-    """Independent N(0,1) entries: those of `rng` or its shares in float64, rounded if dtype is float32."""
+    """Independent N(0,1) entries, by the method of Box and Muller (Ann. Math. Stat. 29, 1958): the
+    coordinates of points of the plane at the distance sqrt(-2 log u), u uniform in (0, 1), in a uniform
+    direction.
+
+    Of each BLOCK of entries the first half are the one coordinate and the second half the other. The bits are
+    the next of `rng`: for float64 52 for u and 44 for the direction, for float32 31 and 33. Only additions,
+    products, quotients and roots are used, so the numbers are the same on every machine.
+    """
     out = np.empty(shape, dtype)
-    for generator, part in shares(rng, out.reshape(-1)):
-        for i in range(0, len(part), 2**16):
-            part[i : i + 2**16] = generator.standard_normal(len(part[i : i + 2**16]))
+    flat, real = out.reshape(-1), out.dtype.type
+    for start in range(0, len(flat), BLOCK):
+        block = flat[start : start + BLOCK]
+        pairs = (len(block) + 1) // 2
+        bits = rng.integers(2**64, size=words_of(len(block), real), dtype=np.uint64)
+        u, t, minus, swap = _split(bits, pairs, real)
+        m, k = np.frexp(u)
+        low = m < real(sqrt(0.5))
+        f, k = np.where(low, 2 * m, m) - 1, (k - low).astype(real)  # u = 2^k (1 + f)
+        s = f / (2 + f)
+        r = np.sqrt(-2 * (k * real(LN2) + s * (2 + _times_polynomial(s * s, LOG[real]))))
+        z = t * t
+        sine = t + t * _times_polynomial(z, SINE[real])
+        cosine = 1 - (real(0.5) * z - z * _times_polynomial(z, COSINE[real]))
+        cosine = np.where(minus, -cosine, cosine)  # four turns of |t| <= pi/4 fill the circle
+        block[:pairs] = r * np.where(swap, sine, cosine)
+        block[pairs:] = (r * np.where(swap, cosine, sine))[: len(block) - pairs]
     return out
+
+
+def _split(bits, pairs, real):
+    """u in (0, 1), t in (-pi/4, pi/4) and two coins, each of shape (pairs,), from the words of a block."""
+    if real is np.float32:
+        a, b = bits.view(np.int32)[:pairs], bits.view(np.int32)[pairs:]
+        u, t = (a >> 1 & 2**31 - 1).astype(real), (b >> 1).astype(real)
+        return (u + real(0.5)) * real(2.0**-31), (t + real(0.5)) * real(2.0**-31 * pi / 2), a & 1, b & 1
+    a, b = bits[:pairs], bits[pairs:].view(np.uint32)[:pairs].astype(np.uint64)
+    u, t = (a >> 12).astype(real) * 2.0**-52 + 2.0**-53, (b << 10 | a >> 2 & 1023).astype(real)
+    return u, (t * 2.0**-42 - 0.5 + 2.0**-43) * (pi / 2), a & 2, a & 1
+
+
+def _times_polynomial(z, coefficients):
+    """z (c_0 + z (c_1 + ..))"""
+    out = coefficients[-1]
+    for c in coefficients[-2::-1]:
+        out = c + z * out
+    return z * out
 
 
 # ------------------------------------------------------------------------------------------------------------

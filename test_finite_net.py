@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import finite_net
-import nfd_io
 import nfd_kernels
 import nfd_min
 import sde
@@ -31,7 +30,7 @@ def stream_of(S, eta=0.3, batch=1, d=5, seed=0):
 @pytest.mark.parametrize("block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0), ("two-layer", 0.5)])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
-    eta = 0.1 if scaling != "mup" else 0.01 if block == "pre" else 0.001  # stable: rounding is not amplified
+    eta = 0.05 if scaling != "mup" else 0.01 if block == "pre" else 0.001  # stable: rounding is not amplified
     stream = stream_of(10, eta, batch)
     weights = nfd_min.draw_weights(33, 6, 5, block=block, decoupled=True, rng=1)
     before = [w.copy() for w in weights]
@@ -56,31 +55,6 @@ def test_fast_equals_plain_in_chunks_and_threads(n, batch):
         for name in FIELDS:
             a, b = getattr(fast, name), getattr(plain, name)
             assert np.max(np.abs(a - b)) <= 1e-12 * np.max(np.abs(b)), name
-
-
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_normals_are_those_of_numpy(dtype):
-    fast, plain = np.random.default_rng(3), np.random.default_rng(3)
-    drawn = nfd_kernels.normals(fast, (3, 4, 50), dtype)
-    assert drawn.dtype == dtype and np.array_equal(drawn, nfd_io.normals(plain, (3, 4, 50), dtype))
-    assert np.array_equal(drawn, np.random.default_rng(3).standard_normal((3, 4, 50)).astype(dtype))
-    assert fast.standard_normal() == plain.standard_normal()
-
-
-def test_large_draws_are_shared_by_generators():
-    fast, plain = np.random.default_rng(3), np.random.default_rng(3)
-    drawn = nfd_kernels.normals(fast, (2, 2**21 + 1), "float32")
-    assert (
-        np.array_equal(drawn, nfd_io.normals(plain, drawn.shape, "float32"))
-        and fast.random() == plain.random()
-    )
-    eighths = np.array_split(drawn.ravel(), 8)
-    assert all(abs(np.mean(a)) < 0.01 and abs(np.std(a) - 1) < 0.01 for a in eighths)
-    assert all(
-        abs(np.dot(a[:500_000], b[:500_000])) < 5 * 500_000**0.5
-        for i, a in enumerate(eighths)
-        for b in eighths[:i]
-    )
 
 
 def test_runs_do_not_share_memory():
