@@ -21,6 +21,7 @@ from statistics import median
 
 import numba
 import numpy as np
+from numba.core.event import Listener, install_listener
 
 import finite_net
 import nfd_kernels
@@ -619,19 +620,30 @@ def every_kernel(dtype):
     sde.solve(Stream.digits(2, 0.1, rng=0), 10, 2, dtype=dtype, rng=0)
 
 
+class OwnTime(Listener):
+    """{kernel: seconds of its compilation without those of what it calls}"""
+
+    def __init__(self):
+        self.seconds, self.under_way = {}, []
+
+    def on_start(self, event):
+        self.under_way.append([time.perf_counter(), 0.0])
+
+    def on_end(self, event):
+        function = event.data["dispatcher"].py_func
+        start, inner = self.under_way.pop()
+        total, name = time.perf_counter() - start, f"{function.__module__}.{function.__name__}"
+        self.seconds[name] = self.seconds.get(name, 0) + total - inner
+        if self.under_way:
+            self.under_way[-1][1] += total
+
+
 def child_compiles(dtype):
-    """Prints {kernel: seconds of its compilation with what it calls, as far as that is new}."""
-    every_kernel(dtype)
-    kernels = {}
-    for module in (nfd_kernels, finite_net, sde):
-        for name, of in vars(module).items():
-            for k in of if isinstance(of, list) else [of]:  # a kernel, or both variants of some
-                if hasattr(k, "get_metadata") and k.signatures:
-                    kernels[f"{module.__name__}.{k.__qualname__.replace('_' + nfd_kernels.STAMP, '')}"] = k
-    seconds = {
-        name: [m["timers"]["compiler_lock"] for m in k.get_metadata().values()] for name, k in kernels.items()
-    }
-    print(json.dumps({name: sum(each) for name, each in seconds.items()}))
+    """Prints {kernel: seconds of its compilation}."""
+    own = OwnTime()
+    with install_listener("numba:compile", own):
+        every_kernel(dtype)
+    print(json.dumps(own.seconds))
 
 
 def table_compile(options):
@@ -641,8 +653,9 @@ def table_compile(options):
     for dtype in DTYPES:
         with tempfile.TemporaryDirectory() as empty:
             seconds[dtype] = in_a_new_process("child_compiles", dtype, NUMBA_CACHE_DIR=empty)
-    for name in seconds[dtype]:
-        row = {dtype: s[name] for dtype, s in seconds.items() if name in s}
+            seconds[dtype]["all"] = sum(seconds[dtype].values())
+    for name in dict.fromkeys(name for each in seconds.values() for name in each):
+        row = {dtype: each.get(name, 0.0) for dtype, each in seconds.items()}
         print(f"{name:30} " + " ".join(f"{t:12.2f}" for t in row.values()), flush=True)
         yield dict(kernel=name, seconds=row)
 

@@ -16,19 +16,20 @@ from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress
 from nfd_kernels import (
     ROWS,
     add_times,
-    allocating,
+    apart,
     apply,
     chain_dtype,
     compiled,
     compiled_chain,
     copy_of,
     diverged,
-    entry,
     finite_array,
     kernel,
     matrix_times,
     normals,
     pieces,
+    ready,
+    ready_for_matrices,
     scaled,
     some,
     spread,
@@ -145,7 +146,7 @@ def _backward(rows, h, W, waiting, pending, seen, chain):
     return bad
 
 
-@allocating
+@partial(apart, allocates=True)
 def _update_rows(i, W, waiting, pending, chain):
     """Some rows of one of the W (M, n, n): W_t -= eta chi s g_t phi(h_{t-1})^T / sqrt(n). [2]"""
     (P, G, c), n, chunks = waiting, W.shape[1], (W.shape[1] + ROWS - 1) // ROWS
@@ -170,7 +171,7 @@ def _update_ends(X, g, h, c, U, v):
                 U[i, m] -= step * X[b, m]  # [2]
 
 
-@kernel
+@apart
 def _share(i, at, run):
     """Share i of the mini-batch at = (b, size, pending), both ways; bad[i] : how much diverged.
     [1], [3], [8]"""
@@ -196,7 +197,7 @@ def _share(i, at, run):
         bad[i] += _backward(rows, h, W_back if len(W_back) > 0 else W, waiting, pending, seen, chain)  # [8]
 
 
-@entry
+@partial(kernel, callers="Python")
 def _steps(span, run):
     """SGD on the samples begin..end-1 in mini-batches of B, or only their outputs f. [1]-[3], [8], [12], [29]
 
@@ -236,6 +237,8 @@ def _compiled_steps(dtype):
     a, f, chain = np.zeros((1, 1, 1), dtype), np.zeros(0), np.zeros(1, chain_dtype(dtype))
     batch, weights = Batch(a[0], f, 0.0, a, a, a[0], np.zeros(1, np.int64)), Weights(a[0], a, a[0, 0], a)
     run, place = Run(batch, weights, Waiting(a, a, a[0, 0]), Record(f, f, a, a), chain), (0, 0, 0)
+    ready_for_matrices(dtype)
+    ready((_share, 0, place, run), (_update_rows, 0, a, run.waiting, 0, chain))
     return compiled(_steps, place, run)
 
 
@@ -271,7 +274,7 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     `diverged_at` set. ValueError for bad input, or if the run needs more memory than the machine has: 8 or 4
     bytes for each of M n^2 + n d weights (M matrices, twice if decoupled, and a copy of those given if S
     exceeds the updates that wait or n < 512), 2 S (T+1) n features and gradients of T layers (none with
-    keep="outputs"), and those of the n / 4 samples, at most 64, or larger mini-batch, whose updates wait.
+    keep="outputs"), and those of the n / 16 samples, at most 64, or larger mini-batch, whose updates wait.
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
@@ -292,7 +295,7 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
 
 def _waiting_updates(n, S, B):
     """How many samples' updates wait, at most, until they are added to W."""
-    return min(S, B * max(1, min(n // 4, 64) // B))
+    return min(S, B * max(1, min(n // 16, 64) // B))
 
 
 def _check_memory(stream, n, layers, L, given, itemsize, kept, tests):

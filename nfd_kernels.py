@@ -19,13 +19,14 @@ os.environ.setdefault(
     "GOMP_SPINCOUNT", "10000"
 )  # a waiting thread sleeps after microseconds, not milliseconds
 
+import llvmlite.binding
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.types.function_type import CompileResultWAP
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 import nfd_io
 from nfd_io import BLOCK, COSINE, LN2, LOG, SINE
@@ -45,27 +46,26 @@ PRANGE_ALONE = {"prange": True} | dict.fromkeys(
 )  # no array expression becomes a loop of its own for all threads
 
 
-def kernel(function, *, wrapped=False, allocates=False, parallel=False, nogil=False, cached=True, fast=FAST):
+def kernel(function, *, callers="", allocates=False, parallel=False, nogil=False, fast=FAST):
     """Compile, with a cache on disk, or without one where the disk is read-only.
 
-    wrapped : also for Python, or to be called at an address; the others are for kernels only, and compiled in
-        two thirds of the time
+    callers : of other kernels, "Python" and those that call it at an "address", each at the cost of a wrapper
     allocates : makes arrays, or is given new ones by what it calls; the others do not count who holds an
         array, which costs a tenth of a microsecond a call
-    cached : not what has a loop for all threads and is called by other kernels: their entries in the cache
-        would lack that loop, if they were compiled when its own came from there
     """
     options = dict(fastmath=fast, error_model="numpy", nogil=nogil, _nrt=allocates)
     options["parallel"] = parallel and PRANGE_ALONE.copy()  # Numba empties it
-    options["no_cpython_wrapper"] = options["no_cfunc_wrapper"] = not wrapped
+    options |= dict(no_cpython_wrapper="Python" not in callers, no_cfunc_wrapper="address" not in callers)
     name, qualname = function.__name__, f"{function.__qualname__}_{STAMP}"
     function = FunctionType(function.__code__, function.__globals__, name, function.__defaults__)
     function.__qualname__ = qualname
     try:
-        made = numba.njit(function, cache=cached, **options)
+        made = numba.njit(function, cache=True, **options)
     except RuntimeError:  # no directory to cache in
         made = numba.njit(function, **options)
-    if not (wrapped or numba.config.DISABLE_JIT):  # without this, Python would call it at address 0
+    if not (
+        "Python" in callers or numba.config.DISABLE_JIT
+    ):  # without this, Python would call it at address 0
         made.add_overload = lambda result: made.overloads.update({tuple(result.signature.args): result})
         made._compile_for_args = partial(_refuse, name)
     return made
@@ -75,7 +75,7 @@ def _refuse(name, *arguments, **named):
     raise TypeError(f"{name} is for compiled code; from Python, call entry({name}.py_func) or {name}.py_func")
 
 
-entry = partial(kernel, wrapped=True)
+entry = partial(kernel, callers="Python, address")
 allocating = partial(kernel, allocates=True)
 
 
@@ -85,24 +85,62 @@ def compiled(function, *example):
     if numba.config.DISABLE_JIT:
         return function
     signature = tuple(map(numba.typeof, example))
+    ready()
     function.compile(signature)
-    numba.get_num_threads()  # starts them
     return function.get_overload(signature)
 
 
-def at_address(function, *example):
-    """AtAddress, or the function itself where Numba is switched off (NUMBA_DISABLE_JIT)."""
-    return function if numba.config.DISABLE_JIT else AtAddress(function, *map(numba.typeof, example))
+def apart(function, **options):
+    """A kernel that is compiled once, on its own; others are compiled once more within each that calls them.
+    Its callers find it by its name, which `ready` has to make known before they are compiled or loaded."""
+    made = kernel(function, **options)
+    if numba.config.DISABLE_JIT:
+        return made
+
+    @intrinsic
+    def call(typing, *arguments):
+        arguments = tuple(map(types.unliteral, arguments))
+        symbol = _name(call, arguments)
+
+        def generate(context, builder, _, values):
+            status = _call(context, builder, symbol, arguments, cgutils.unpack_tuple(builder, values[0]))
+            with cgutils.if_unlikely(builder, status.is_error):
+                context.call_conv.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return types.void(types.StarArgTuple.from_types(arguments)), generate
+
+    call.made, call.py_func, call.names = made, function, {}
+    return call
 
 
-class AtAddress:
-    """A compiled function for arguments of these types, to be given to other kernels, which call it at its
-    address: so it is compiled once, and not once more within each of them."""
+def ready(*calls):
+    """Start the threads, and compile functions that are `apart`, or load them: each call is (function,
+    *arguments like those it is going to get). What is called by another one comes before it."""
+    if numba.config.DISABLE_JIT:
+        return
+    numba.get_num_threads()
+    for function, *example in [(_spread, 0, True, 0, 0), *calls]:
+        arguments, of = tuple(map(numba.typeof, example)), function.py_func
+        if arguments not in function.names:
+            digest = hashlib.sha256(f"{of.__module__} {arguments}".encode()).hexdigest()[:16]
+            function.names[arguments] = name = f"{of.__name__}_{digest}"
+            function.made.compile(arguments)
+            compiled = function.made.overloads[arguments]
+            at = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+            llvmlite.binding.add_symbol(name, at)
 
-    def __init__(self, function, *signature):
-        function.compile(signature)
-        compiled = CompileResultWAP(function.overloads[signature])
-        self._numba_type_, self.__wrapper_address__ = numba.typeof(compiled), compiled.__wrapper_address__
+
+def _name(function, arguments):
+    if arguments not in function.names:
+        raise TypeError(f"ready(({function.py_func.__name__}, ..)) comes first, for {arguments}")
+    return function.names[arguments]
+
+
+def _call(context, builder, symbol, arguments, values):
+    of = context.call_conv.get_function_type(types.void, arguments)
+    function = cgutils.get_or_insert_function(builder.module, of, symbol)
+    return context.call_conv.call_function(builder, function, types.void, arguments, values)[0]
 
 
 @intrinsic
@@ -116,7 +154,7 @@ def _call_share(typing, function, i, arguments):
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-@partial(kernel, parallel=True, allocates=True, cached=False)
+@partial(apart, parallel=True, allocates=True)
 def _spread(count, alone, function, arguments):
     if alone or count == 1:
         for i in range(count):
@@ -136,11 +174,11 @@ else:
 
     @intrinsic
     def spread(typing, body, count, alone, arguments):
-        """body(i, *arguments) for i < count, on all threads, or on this one. The only loop that is compiled
-        for threads: it takes the address of a function that finds the tuple of arguments at another."""
-        signature = body.get_call_type(typing, (types.int64, *arguments.types), {})
-        compiled, loop = body.dispatcher.overloads[signature.args], typing.resolve_value_type(_spread)
-        of_loop = loop.get_call_type(typing, (types.int64, types.boolean, types.int64, types.int64), {})
+        """body(i, *arguments) for i < count, on all threads, or on this one; body : a function `apart`. The
+        only loop that is compiled for threads: it takes the address of a function that finds the tuple of
+        arguments at another."""
+        of_body, ((of_loop, loop),) = (types.int64, *arguments.types), _spread.names.items()
+        symbol = _name(body.typing_key, of_body)
 
         def generate(context, builder, _, values):
             _, count, alone, values = values
@@ -150,14 +188,12 @@ else:
             share.linkage = "internal"
             inside = ir.IRBuilder(share.append_basic_block())
             there = inside.inttoptr(share.args[1], at.type)
-            each = [
-                inside.load(cgutils.gep_inbounds(inside, there, 0, j)) for j in range(len(arguments.types))
-            ]
-            context.call_internal_no_propagate(inside, compiled.fndesc, signature, [share.args[0], *each])
-            context.add_linking_libs([compiled.library])
+            fields = range(len(arguments.types))
+            each = [inside.load(cgutils.gep_inbounds(inside, there, 0, j)) for j in fields]
+            _call(context, inside, symbol, of_body, [share.args[0], *each])
             inside.ret_void()
             addresses = builder.ptrtoint(share, integer), builder.ptrtoint(at, integer)
-            context.get_function(loop, of_loop)(builder, [count, alone, *addresses])
+            _call(context, builder, loop, of_loop, [count, alone, *addresses])
             return context.get_dummy_value()
 
         return types.void(body, types.int64, types.boolean, arguments), generate
@@ -306,7 +342,17 @@ def _normals_32(bits, out):
             out[pairs + m] = r * (cosine if swap else sine)
 
 
-@allocating
+def _normals(bits, out):
+    raise NotImplementedError
+
+
+@overload(_normals)
+def _normals_of_that_dtype(bits, out):
+    made = _normals_64 if out.dtype == types.float64 else _normals_32
+    return lambda bits, out: made(bits, out)
+
+
+@partial(apart, allocates=True)
 def _fill_blocks(i, parts, next_word, states, out):
     """Share i of the blocks of `out`, from the words at states[i]."""
     blocks = (len(out) + BLOCK - 1) // BLOCK
@@ -317,13 +363,10 @@ def _fill_blocks(i, parts, next_word, states, out):
         count = pairs if part.itemsize == 4 else pairs + (pairs + 1) // 2
         for m in range(count):
             bits[m] = _next_word(next_word, states[i])
-        if part.itemsize == 4:
-            _normals_32(bits[:count], part)
-        else:
-            _normals_64(bits[:count], part)
+        _normals(bits[:count], part)
 
 
-@partial(entry, nogil=True)
+@partial(kernel, callers="Python", nogil=True)
 def _fill(next_word, states, out):
     """nfd_io.normals from the words that the function at that address finds at each of the states."""
     spread(_fill_blocks, len(states), False, (len(states), next_word, states, out))
@@ -331,7 +374,9 @@ def _fill(next_word, states, out):
 
 @cache
 def _compiled_fill(dtype):
-    return compiled(_fill, 0, np.zeros(1, np.int64), np.zeros(1, dtype))
+    states, out = np.zeros(1, np.int64), np.zeros(1, dtype)
+    ready((_fill_blocks, 0, 0, 0, states, out))
+    return compiled(_fill, 0, states, out)
 
 
 def _interface(bit_generator):
@@ -369,7 +414,7 @@ def normals(rng, shape, dtype):
     return out
 
 
-@kernel
+@apart
 def _part_of_sum(i, a, part):
     share, s = a[i * len(a) // 64 : (i + 1) * len(a) // 64], a.dtype.type(0)
     for m in range(len(share)):
@@ -377,18 +422,23 @@ def _part_of_sum(i, a, part):
     part[i] = s
 
 
-@partial(entry, allocates=True)
+@partial(kernel, callers="Python", allocates=True)
 def _sum(a):
     part = np.zeros(64)
     spread(_part_of_sum, 64, False, (a, part))
     return part.sum()
 
 
+@cache
+def _compiled_sum(dtype):
+    ready((_part_of_sum, 0, np.zeros(1, dtype), np.zeros(1)))
+    return compiled(_sum, np.zeros(1, dtype))
+
+
 def _total(a):
     if a.size <= 2**16:
         return a.sum()
-    numba.get_num_threads()  # starts them
-    return _sum(a.reshape(-1))
+    return _compiled_sum(a.dtype)(a.reshape(-1))
 
 
 finite_array = partial(nfd_io.finite_array, total=_total)
@@ -475,6 +525,12 @@ PHI = {
 alone."""
 
 
+def _address(function, *example):
+    signature = tuple(map(numba.typeof, example))
+    function.compile(signature)
+    return CompileResultWAP(function.overloads[signature]).__wrapper_address__()
+
+
 @cache
 def addresses(name, dtype):
     """Where the two functions of an activation are in memory, for vectors of that dtype."""
@@ -483,14 +539,13 @@ def addresses(name, dtype):
         _interpreted.extend((phi, times_dphi))
         return len(_interpreted) - 2, len(_interpreted) - 1
     x = np.zeros(1, dtype)
-    both = at_address(phi, x, x), at_address(times_dphi, x, x, x[0], x)
-    return tuple(f.__wrapper_address__() for f in both)
+    return _address(phi, x, x), _address(times_dphi, x, x, x[0], x)
 
 
 _interpreted = []  # the functions at these addresses where Numba is switched off
 
 
-def _call(*types_of_arguments):
+def _call_phi(*types_of_arguments):
     def generate(context, builder, _, arguments):
         address, *rest = arguments
         values = [context.get_value_type(t) for t in types_of_arguments[1:]]
@@ -514,12 +569,12 @@ else:
     @intrinsic
     def apply(typing, address, x, out):
         """out = phi(x) by the function at that address."""
-        return _call(address, x, out)
+        return _call_phi(address, x, out)
 
     @intrinsic
     def times_dphi(typing, address, x, phi_x, c, out):
         """out *= c phi'(x) by the function at that address."""
-        return _call(address, x, phi_x, c, out)
+        return _call_phi(address, x, phi_x, c, out)
 
 
 def chain_dtype(dtype):
@@ -549,7 +604,7 @@ CHUNK = 2048
 order."""
 
 
-@kernel
+@apart
 def times(W, p, u, lo, hi):
     """u[b, i] = sum_m W[i, m] p[b, m] for the rows i = lo..hi-1; W (n, d), p (B, d), u (B, n).
 
@@ -581,7 +636,7 @@ def times(W, p, u, lo, hi):
             y[i] = s
 
 
-@kernel
+@apart
 def add_times(A, at, X, Y):
     """Y[r] += sum_q A[r, at + q] X[q]; A (R, ..), X (Q, d), Y (R, d).
 
@@ -668,7 +723,7 @@ def dot(x, y):
     return s
 
 
-@kernel
+@apart
 def dots(A, t, lo, hi, x, n, out):
     """out[j] = <A[j, t, lo:hi], x> for j < n, summed in the dtype of x; four at a time, so that x is loaded
     once for them."""
@@ -695,7 +750,7 @@ def dots(A, t, lo, hi, x, n, out):
         out[j] = dot(A[j, t][lo:hi], x)
 
 
-@kernel
+@apart
 def add(c, A, t, lo, hi, n, y):
     """y += sum_j c[j] A[j, t, lo:hi], j < n; four at a time, so that y is loaded and stored once for them."""
     j = 0
@@ -744,12 +799,12 @@ ROWS = 256
 """Rows of a matrix that one thread takes at a time."""
 
 
-@kernel
+@apart
 def _times_rows(i, W, p, u):
     times(W, p, u, i * ROWS, min((i + 1) * ROWS, len(W)))
 
 
-@kernel
+@apart
 def matrix_times(W, p, u, alone):
     """u = W p for the rows p, u (B, n); alone : on this thread."""
     if len(W) <= ROWS:
@@ -758,13 +813,13 @@ def matrix_times(W, p, u, alone):
         spread(_times_rows, (len(W) + ROWS - 1) // ROWS, alone, (W, p, u))
 
 
-@kernel
+@apart
 def _add_rows(i, g, W, part):
     lo = i * ROWS
     add_times(g, lo, W[lo : min(lo + ROWS, len(W))], part[i])
 
 
-@allocating
+@partial(apart, allocates=True)
 def transpose_times(W, g, z, alone):
     """z = W^T g for the rows g, z (B, n): the sum of the shares of each chunk of rows of W, in their
     order."""
@@ -780,6 +835,18 @@ def transpose_times(W, g, z, alone):
     for i in range(chunks):
         for b in range(len(g)):
             plus(one, part[i, b], z[b])
+
+
+def ready_for_matrices(dtype):
+    m = np.zeros((1, 1), dtype)
+    ready(
+        (times, m, m, m, 0, 0),
+        (add_times, m, 0, m, m),
+        (_times_rows, 0, m, m, m),
+        (_add_rows, 0, m, m, m[None]),
+        (matrix_times, m, m, m, True),
+        (transpose_times, m, m, m, True),
+    )
 
 
 @allocating
@@ -814,7 +881,7 @@ def rest_of_row(a, gram, R, part, k, t, spanned):
     return 0.0 if r2 <= (spanned * floor) ** 2 else r2
 
 
-@allocating
+@partial(apart, allocates=True)
 def factor_row(a, gram, R, part, k, t, spanned):
     """Row k of gram = <a^j_t, a^k_t> / N of the side's questions a, from the chunks' shares part (chunks,
     k+1), and of R. [23]
@@ -837,3 +904,12 @@ def factor_row(a, gram, R, part, k, t, spanned):
     if r2 < 0.1 * gram[k, k]:
         r2 = rest_of_row(a, gram, R, part, k, t, spanned)
     R[k, k] = sqrt(r2)
+
+
+def ready_for_sides(dtype):
+    a, gram, row = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros(1)
+    ready(
+        *((dots, a, 0, 0, 0, x, 0, row) for x in (a[0, 0], row)),
+        *((add, c, a, 0, 0, 0, 0, c) for c in (a[0, 0], row)),
+        (factor_row, a, gram, gram, gram, 0, 0, 1.0),
+    )

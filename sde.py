@@ -37,6 +37,7 @@ from nfd_kernels import (
     PHI,
     add,
     allocating,
+    apart,
     apply,
     chain_dtype,
     combined,
@@ -45,13 +46,14 @@ from nfd_kernels import (
     dot,
     dots,
     empty,
-    entry,
     factor_row,
     finite_array,
     kernel,
     normals,
     pieces,
     plus,
+    ready,
+    ready_for_sides,
     scaled,
     spread,
     threads,
@@ -157,7 +159,7 @@ def _owed(D, up, known, fresh, R, R_other, k):
     return w
 
 
-@kernel
+@apart
 def _chunk(i, place, start, ours, theirs, answer, features, sums, chain):
     """Chunk i of the particles at place = (t, k, up): h_t (up = 1) or g_t (up = 0) of pass k from the answer
     of the matrix that leads there, the next question, and this chunk's shares of the sums."""
@@ -253,7 +255,7 @@ def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
     return total(sums.sizes, 1)
 
 
-@partial(entry, allocates=True)
+@partial(kernel, callers="Python", allocates=True)
 def _pass(k, a, inputs, forward, backward, features, coupling, chain, record):
     """Pass k, whose f and chi go to record = (f, chi, y), each (S,); a as in _sweep. Returns whether it
     diverged, and what _sweep does.
@@ -287,6 +289,9 @@ def _compiled_pass(dtype):
     a, grams, chain = np.zeros((1, 1, 1), dtype), np.zeros((1, 1, 1)), np.zeros(1, chain_dtype(dtype))
     f, K, side = grams[0, 0], grams[0], Side(a, a, grams, grams)
     features, coupling = Features(a[0], a), Coupling(grams, K)
+    start, answer, sums = Start(a[0, 0], a, a[0, 0], a), Answer(*a[0].repeat(3, 0)), Sums(*[K] * 5)
+    ready_for_sides(dtype)
+    ready((_chunk, 0, (0, 0, 0), start, side, side, answer, features, sums, chain))
     return compiled(_pass, 0, f, (a, a, K, K, a), side, side, features, coupling, chain, (f, f, f))
 
 

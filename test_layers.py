@@ -167,6 +167,7 @@ nfd_kernels.finite_array("x", np.ones(2**17), ("n",))  # on all threads, the sec
 x, out, seen = np.array([[1.0, 2.0, -3.0]]), np.zeros((1, 3)), np.zeros((1, 1))
 nfd_kernels.PHI["relu"][0](x[0], out[0])
 print(*out[0])
+nfd_kernels.ready_for_matrices(np.float64)
 nfd_kernels.entry(finite_net._see.py_func)(x, x, np.ones(1), 1.0, seen)  # -<x, x>
 print(*seen[0])
 """
@@ -224,9 +225,9 @@ def test_small_functions():
 
 SPREADING = """
 import sys, numpy as np
-from nfd_kernels import compiled, entry, kernel, spread
+from nfd_kernels import apart, compiled, entry, ready, spread
 
-@kernel
+@apart
 def each(i, x):
     x[i] += i
 
@@ -240,6 +241,7 @@ def two(x):
     spread(each, len(x), True, (x,))
 
 x = np.zeros(5)
+ready((each, 0, x))
 for name in sys.argv[1:]:
     compiled(globals()[name], x)(x)
 print(*x)
@@ -258,6 +260,17 @@ def test_what_is_spread_over_threads_comes_whole_from_the_cache(tmp_path):
 
 def test_what_is_compiled_for_compiled_code_alone_refuses_python():
     with pytest.raises(
-        TypeError, match=r"times is for compiled code; from Python, call entry\(times.py_func\)"
+        TypeError, match=r"plus is for compiled code; from Python, call entry\(plus.py_func\)"
     ):
-        nfd_kernels.times(*np.ones((3, 2, 2)), 0, 2)
+        nfd_kernels.plus(1.0, *np.ones((2, 2)))
+
+
+def test_what_is_compiled_apart_is_made_ready_first():
+    """Else code from the cache would look for a name that nobody has said, and end the process."""
+
+    @nfd_kernels.entry
+    def twice(x):
+        nfd_kernels.add(x, x[None, None], 0, 0, 1, np.int32(1), x)
+
+    with pytest.raises(TypeError, match=r"ready\(\(add, ..\)\) comes first"):
+        twice(np.ones(1))
