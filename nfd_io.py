@@ -3,9 +3,11 @@ or not at all."""
 
 import argparse
 import os
+import sys
 import tempfile
+from functools import lru_cache, wraps
 from importlib import resources
-from math import ceil, pi, sqrt
+from math import ceil, isfinite, pi, sqrt
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -25,6 +27,20 @@ def choose(name, value, allowed):
     return allowed[value]
 
 
+def remembered(function):
+    """functools.lru_cache, for any arguments."""
+    known = lru_cache(maxsize=256, typed=True)(function)
+
+    @wraps(function)
+    def call(*arguments, **named):
+        try:
+            return known(*arguments, **named)
+        except TypeError:  # of what cannot be hashed
+            return function(*arguments, **named)
+
+    return call
+
+
 def positive_int(name, value):
     """Return value as an int, or raise ValueError unless it is an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
@@ -32,7 +48,12 @@ def positive_int(name, value):
     return int(value)
 
 
-def finite_array(name, value, shape, dtype=float, copy=True, total=np.sum):
+def _sum(array):
+    with np.errstate(all="ignore"):
+        return array.sum()
+
+
+def finite_array(name, value, shape, dtype=float, copy=True, total=_sum):
     """Return value as a new C-contiguous array of that dtype (copy=None: as it is if it is one).
 
     ValueError unless it is finite and has that shape.
@@ -40,24 +61,23 @@ def finite_array(name, value, shape, dtype=float, copy=True, total=np.sum):
     shape : tuple of int or str; a string stands for any size >= 1 and is what the message prints.
     total : the sum of an array
     """
-    try:
-        if np.iscomplexobj(value):
-            raise TypeError("it is complex")
-        with np.errstate(over="ignore"):
-            array = (
-                np.array(value, dtype=dtype, order="C") if copy else np.ascontiguousarray(value, dtype=dtype)
-            )
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
-            f"{name} must be an array of real numbers of shape {_show(shape)}: {error}"
-        ) from None
-    if array.ndim != len(shape) or any(
-        a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape)
+    array = value
+    if copy or not (type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous):
+        try:
+            if np.iscomplexobj(value):
+                raise TypeError("it is complex")
+            with np.errstate(over="ignore"):
+                array = np.array(value, dtype=dtype, order="C", copy=copy or None)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(
+                f"{name} must be an array of real numbers of shape {_show(shape)}: {error}"
+            ) from None
+    if array.shape != shape and (
+        array.ndim != len(shape)
+        or any(a < 1 if isinstance(s, str) else a != s for a, s in zip(array.shape, shape))
     ):
         raise ValueError(f"{name} has shape {array.shape}, expected {_show(shape)}")
-    with np.errstate(all="ignore"):
-        finite = np.isfinite(total(array))  # one quick pass; where it is not, look closer
-    if not finite and not np.isfinite(array).all():
+    if not isfinite(total(array)) and not np.isfinite(array).all():  # look closer where one quick pass is not
         bad = np.sum(~np.isfinite(array))
         raise ValueError(
             f"{name} must be finite in {np.dtype(dtype)}; it holds {bad} NaN or infinite entries"
@@ -97,6 +117,8 @@ def check_memory(needed, what):
 
 def progress(iterable, what):
     """Iterate with a progress bar if tqdm is installed, stderr is a terminal and the work lasts over 2 s."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return iterable
     try:
         from tqdm import tqdm
     except ImportError:

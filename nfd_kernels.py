@@ -217,12 +217,12 @@ def threads(most):
 def empty(shape, dtype):
     """numpy.empty, of a page or more from the start of a cache line on: vectors across two lines take twice
     as long to load."""
-    size = prod(shape) * np.dtype(dtype).itemsize
-    if size < 4096:
-        return np.empty(shape, dtype)
-    memory = np.empty(size + 64, np.uint8)
+    out = np.empty(shape, dtype)
+    if out.nbytes < 4096:
+        return out
+    memory = np.empty(out.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return memory[start : start + out.nbytes].view(dtype).reshape(shape)
 
 
 def copy_of(a):
@@ -239,8 +239,9 @@ def pieces(dtype, *shapes):
     """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it
     is over 512 MiB: new pages from the system cost as much as what is computed in them. So they are for the
     inside of one run."""
-    line = 64 // np.dtype(dtype).itemsize
-    sizes = [prod(shape) for shape in shapes]
+    line, sizes = 64 // np.dtype(dtype).itemsize, [prod(shape) for shape in shapes]
+    if sum(sizes) < 2**12:
+        return [np.empty(shape, dtype) for shape in shapes]
     ends = list(
         accumulate(-(-size // line) * line for size in sizes)
     )  # each from the start of a cache line on
@@ -353,7 +354,7 @@ def _normals_of_that_dtype(bits, out):
 
 
 @partial(apart, allocates=True)
-def _fill_blocks(i, parts, next_word, states, out):
+def fill_blocks(i, parts, next_word, states, out):
     """Share i of the blocks of `out`, from the words at states[i]."""
     blocks = (len(out) + BLOCK - 1) // BLOCK
     bits = np.empty(min(BLOCK, len(out)) + 2, np.uint64)
@@ -369,17 +370,17 @@ def _fill_blocks(i, parts, next_word, states, out):
 @partial(kernel, callers="Python", nogil=True)
 def _fill(next_word, states, out):
     """nfd_io.normals from the words that the function at that address finds at each of the states."""
-    spread(_fill_blocks, len(states), False, (len(states), next_word, states, out))
+    spread(fill_blocks, len(states), False, (len(states), next_word, states, out))
 
 
 @cache
 def _compiled_fill(dtype):
     states, out = np.zeros(1, np.int64), np.zeros(1, dtype)
-    ready((_fill_blocks, 0, 0, 0, states, out))
+    ready((fill_blocks, 0, 0, 0, states, out))
     return compiled(_fill, 0, states, out)
 
 
-def _interface(bit_generator):
+def interface(bit_generator):
     """Where its state and the function for the next 64 bits are in memory: the start of NumPy's bitgen_t."""
     at = _pointer(bit_generator.capsule, b"BitGenerator")
     return tuple((ctypes.c_int64 * 2).from_address(at))
@@ -406,7 +407,7 @@ def normals(rng, shape, dtype):
         for copy, start in zip(copies[1:], starts[1:]):
             copy.state = before
             copy.advance(start)
-        (_, next_word), *_ = interfaces = [_interface(copy) for copy in copies]
+        (_, next_word), *_ = interfaces = [interface(copy) for copy in copies]
         _compiled_fill(out.dtype)(next_word, np.array([state for state, _ in interfaces]), flat)
         if parts > 1:
             half_word = {name: before[name] for name in ("has_uint32", "uinteger")}
@@ -423,22 +424,20 @@ def _part_of_sum(i, a, part):
 
 
 @partial(kernel, callers="Python", allocates=True)
-def _sum(a):
+def _sum(a, alone):
     part = np.zeros(64)
-    spread(_part_of_sum, 64, False, (a, part))
+    spread(_part_of_sum, 64, alone, (a, part))
     return part.sum()
 
 
 @cache
 def _compiled_sum(dtype):
     ready((_part_of_sum, 0, np.zeros(1, dtype), np.zeros(1)))
-    return compiled(_sum, np.zeros(1, dtype))
+    return compiled(_sum, np.zeros(1, dtype), True)
 
 
 def _total(a):
-    if a.size <= 2**16:
-        return a.sum()
-    return _compiled_sum(a.dtype)(a.reshape(-1))
+    return _compiled_sum(a.dtype)(a.reshape(-1), a.size <= 2**16)
 
 
 finite_array = partial(nfd_io.finite_array, total=_total)

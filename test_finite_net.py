@@ -358,3 +358,53 @@ def test_divergence_inside_a_batch():
 def test_bad_input(change, message):
     with pytest.raises(ValueError, match=message):
         finite_net.train(**(dict(stream=stream_of(2), width=4, depth=2) | change))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    "width, batch, how",
+    [
+        (17, 1, dict(keep="outputs", dtype="float32")),
+        (9, 4, dict(backward="decoupled", block="two-layer", internal_lr_exponent=0.5)),
+        (140, 16, dict(phi="relu", keep="kernels")),
+        (520, 16, dict(keep="outputs")),
+    ],
+)
+def test_many_networks_in_one_call_are_those_of_many_calls(width, batch, how, threads, monkeypatch):
+    """With several networks a thread, in several groups: one that began with the scratch, waiting updates or
+    weights of the one before would differ."""
+    if width == 9:  # groups of one network for each thread
+        monkeypatch.setattr(finite_net, "SPAN", 8 * (1000 + 4 * (6 * (9 * 9 + 64) + 9 * 5)) // 16)
+    stream = stream_of(32, 0.3, batch)
+    seeds = [3, [1, 2], np.random.SeedSequence(5), 0, 8, 9, 11]
+    if threads > nfd_kernels.numba.config.NUMBA_NUM_THREADS:
+        pytest.skip("one core")
+    with nfd_kernels.threads(threads):
+        many = finite_net.train_many(stream, width, 3, seeds, **how)
+    for run, seed in zip(many, seeds, strict=True):
+        one = finite_net.train(stream, width, 3, rng=seed, **how)
+        assert all([np.array_equal(getattr(run, name), value) for name, value in vars(one).items()])
+
+
+def test_of_many_networks_some_diverge():
+    stream = stream_of(12, 30.0)
+    many = finite_net.train_many(stream, 8, 4, range(40), "relu")
+    ones = [finite_net.train(stream, 8, 4, "relu", rng=seed) for seed in range(40)]
+    assert len({run.diverged_at for run in many}) > 2
+    for run, one in zip(many, ones, strict=True):
+        assert run.diverged_at == one.diverged_at
+        assert np.array_equal(run.h, one.h, equal_nan=True) and np.array_equal(run.f, one.f, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "seeds, message",
+    [
+        (7, "seeds must be seeds of numpy.random.default_rng: 'int' object is not iterable"),
+        ([1, -1], "seeds must be seeds of numpy.random.default_rng: "),
+        ([1, None], "seeds must be numbers or SeedSequences, not Generators or None"),
+        ([1, np.random.default_rng(0)], "seeds must be numbers or SeedSequences, not Generators or None"),
+    ],
+)
+def test_many_networks_need_their_seeds(seeds, message):
+    with pytest.raises(ValueError, match=message):
+        finite_net.train_many(stream_of(2), 5, 3, seeds)

@@ -162,13 +162,13 @@ def test_one_more_activation(monkeypatch):
 
 
 PROGRAM = """
-import finite_net, nfd_kernels, numpy as np
+import nfd_passes, nfd_kernels, numpy as np
 nfd_kernels.finite_array("x", np.ones(2**17), ("n",))  # on all threads, the second time from the cache
 x, out, seen = np.array([[1.0, 2.0, -3.0]]), np.zeros((1, 3)), np.zeros((1, 1))
 nfd_kernels.PHI["relu"][0](x[0], out[0])
 print(*out[0])
 nfd_kernels.ready_for_matrices(np.float64)
-nfd_kernels.entry(finite_net._see.py_func)(x, x, np.ones(1), 1.0, seen)  # -<x, x>
+nfd_kernels.entry(nfd_passes._see.py_func)(x, x, np.ones(1), 1.0, seen)  # -<x, x>
 print(*seen[0])
 """
 
