@@ -13,7 +13,7 @@ import numpy as np
 
 import nfd_min
 from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
-from nfd_kernels import compiled_chain, copy_of, finite_array, interface, normals, pieces
+from nfd_kernels import addresses_of, compiled_chain, copy_of, finite_array, normals, pieces
 from nfd_min import Stream, Trajectory, split
 from nfd_passes import Batch, Record, Run, Waiting, Weights, compiled_many, compiled_one, shares_of
 
@@ -158,6 +158,12 @@ def _weights(given, rng, real, d, net, copied):
     return Weights(U, W, v, W_back)
 
 
+def _inputs(X, dtype):
+    """x / sqrt(d), as U multiplies it. [1]"""
+    with np.errstate(over="ignore"):
+        return np.asarray(X / sqrt(X.shape[1]), dtype)
+
+
 def _scratch(net, B, J):
     """Shapes of Batch.h, seen, p, and of Waiting.g, c."""
     return (net.T + 1, B, net.n), (B, J), (net.T, J, net.n), (net.T + 1, J, net.n), (J,)
@@ -165,12 +171,11 @@ def _scratch(net, B, J):
 
 def _train(stream, weights, net, keep, test, every):
     """A Trajectory of f, chi, test_f, diverged_at, and all places h, g (S, T+1, n), or (0, T+1, n)."""
-    (n, d), dtype, T, S, B = weights.U.shape, weights.v.dtype, net.T, len(stream), stream.batch
+    n, T, dtype, S, B = net.n, net.T, weights.v.dtype, len(stream), stream.batch
     J, at_once = _waiting_updates(n, S, B), min(len(test), TEST_ROWS)
-    shapes_test = _scratch(net, at_once, J)[:2] + ((T, at_once, n),)
-    h_b, seen_b, p, g_b, c, h_test, seen_test, p_test = pieces(dtype, *_scratch(net, B, J), *shapes_test)
-    with np.errstate(over="ignore"):
-        X, X_test = ((a / sqrt(d)).astype(dtype) for a in (stream.X, test))
+    of_tests = ((T + 1, at_once, n), (at_once, J), (T, at_once, n)) if len(test) else ()
+    h_b, seen_b, p, g_b, c, *scratch = pieces(dtype, *_scratch(net, B, J), *of_tests)
+    X = _inputs(stream.X, dtype)
     batch = Batch(X, stream.y.copy(), stream.rate, h_b, p, seen_b, shares_of(B, n, T))
     out, train_one, reached = Trajectory(*np.full((2, S), np.nan)), compiled_one(dtype), np.zeros(2, int)
     h, g = np.full((2, S if keep else 0, T + 1, n), np.nan, dtype)
@@ -180,6 +185,7 @@ def _train(stream, weights, net, keep, test, every):
         seen = sorted({*range(0, S, every * B), S})
         out.test_f = np.full((len(seen), len(test)), np.nan)
         seen = dict(zip(seen, out.test_f))
+        (h_test, seen_test, p_test), X_test = scratch, _inputs(test, dtype)
         tests = Batch(X_test, np.zeros(0), 0.0, h_test, p_test, seen_test, shares_of(at_once, n, T))
     if len(test) or SPAN < S // B * _work(net, stream):
         spans = list(pairwise(sorted({*range(0, S, B * max(1, SPAN // _work(net, stream))), *seen, S})))
@@ -211,12 +217,12 @@ def _train_group(stream, net, generators, real, keep, phi, parts):
     M = net.matrices // (2 - net.reused)
     shapes = *_scratch(net, B, _waiting_updates(n, S, B)), (n, d), (M, n, n), (n,), (net.matrices - M, n, n)
     h_b, seen, p, g_b, c, *weights = pieces(real, *[(parts, *shape) for shape in shapes])
-    X = (stream.X / sqrt(d)).astype(real)
+    X = _inputs(stream.X, real)
     batch = Batch(X, stream.y.copy(), stream.rate, h_b, p, seen, np.array(parts * [shares_of(B, n, T)]))
     (f, chi), (h, g) = np.full((2, R, S), np.nan), np.full((2, R, S if keep else 0, T + 1, n), np.nan, real)
     runs = Run(batch, Weights(*weights), Waiting(p, g_b, c), Record(f, chi, h, g), net.chain)
     flat, reached = tuple(a.reshape(parts, -1) for a in weights), np.zeros((R, 2), int)
-    compiled_many(real)(parts, np.array([interface(b) for b in generators]), flat, runs, reached)
+    compiled_many(real)(parts, addresses_of(generators), flat, runs, reached)
     each = zip(f, chi, h, g, reached[:, 0])
     return [
         _with_features(Trajectory(a, b), x, y, net, keep, phi) if end == S else None

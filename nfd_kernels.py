@@ -274,6 +274,16 @@ def _same_bits(typing, x):
 
 
 @intrinsic
+def _at(typing, address):
+    """The integer at that address."""
+
+    def generate(context, builder, _, values):
+        return builder.load(builder.inttoptr(values[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def _next_word(typing, function, state):
     def generate(context, builder, _, values):
         function, state = values
@@ -354,36 +364,36 @@ def _normals_of_that_dtype(bits, out):
 
 
 @partial(apart, allocates=True)
-def fill_blocks(i, parts, next_word, states, out):
-    """Share i of the blocks of `out`, from the words at states[i]."""
+def fill_blocks(i, parts, generators, out):
+    """Share i of the blocks of `out`, from the words of the generator at the address generators[i]."""
     blocks = (len(out) + BLOCK - 1) // BLOCK
     bits = np.empty(min(BLOCK, len(out)) + 2, np.uint64)
+    state, next_word = _at(generators[i]), _at(generators[i] + 8)  # the start of NumPy's bitgen_t
     for block in range(blocks * i // parts, blocks * (i + 1) // parts):
         part = out[block * BLOCK : (block + 1) * BLOCK]
         pairs = (len(part) + 1) // 2
         count = pairs if part.itemsize == 4 else pairs + (pairs + 1) // 2
         for m in range(count):
-            bits[m] = _next_word(next_word, states[i])
+            bits[m] = _next_word(next_word, state)
         _normals(bits[:count], part)
 
 
 @partial(kernel, callers="Python", nogil=True)
-def _fill(next_word, states, out):
-    """nfd_io.normals from the words that the function at that address finds at each of the states."""
-    spread(fill_blocks, len(states), False, (len(states), next_word, states, out))
+def _fill(generators, out):
+    """nfd_io.normals, each share from its own generator."""
+    spread(fill_blocks, len(generators), False, (len(generators), generators, out))
 
 
 @cache
 def _compiled_fill(dtype):
-    states, out = np.zeros(1, np.int64), np.zeros(1, dtype)
-    ready((fill_blocks, 0, 0, 0, states, out))
-    return compiled(_fill, 0, states, out)
+    generators, out = np.zeros(1, np.int64), np.zeros(1, dtype)
+    ready((fill_blocks, 0, 0, generators, out))
+    return compiled(_fill, generators, out)
 
 
-def interface(bit_generator):
-    """Where its state and the function for the next 64 bits are in memory: the start of NumPy's bitgen_t."""
-    at = _pointer(bit_generator.capsule, b"BitGenerator")
-    return tuple((ctypes.c_int64 * 2).from_address(at))
+def addresses_of(bit_generators):
+    """Where their bitgen_t are in memory, an array for `fill_blocks`."""
+    return np.array([_pointer(each.capsule, b"BitGenerator") for each in bit_generators])
 
 
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -391,24 +401,23 @@ _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes
 
 
 def normals(rng, shape, dtype):
-    """The same numbers as nfd_io.normals, ten times as fast, in vector registers. Of a large
-    array each thread makes some blocks, from a copy of the generator that is advanced to their words; so the
-    number of threads does not matter."""
+    """The same numbers as nfd_io.normals, ten times as fast, in vector registers. Of a large array each
+    thread makes some blocks, from a copy of the generator that is advanced to their words; so the number of
+    threads does not matter."""
     if numba.config.DISABLE_JIT:
         return nfd_io.normals(rng, shape, dtype)
     out, generator = empty(shape, dtype), rng.bit_generator
-    flat, parts = out.reshape(-1), 1
-    if len(flat) >= 2**15 and isinstance(generator, np.random.PCG64 | np.random.PCG64DXSM):
-        parts = numba.get_num_threads()
+    flat, fill = out.reshape(-1), _compiled_fill(out.dtype)
     with generator.lock:
-        before, each = generator.state if parts > 1 else None, nfd_io.words_of(BLOCK, out.dtype)
+        if len(flat) < 2**15 or not isinstance(generator, np.random.PCG64 | np.random.PCG64DXSM):
+            fill(addresses_of([generator]), flat)
+            return out
+        parts, before, each = numba.get_num_threads(), generator.state, nfd_io.words_of(BLOCK, out.dtype)
         copies = [generator, *[type(generator)(0) for _ in range(1, parts)]]
-        starts = [-(-len(flat) // BLOCK) * i // parts * each for i in range(parts)]
-        for copy, start in zip(copies[1:], starts[1:]):
+        for i, copy in enumerate(copies[1:], 1):
             copy.state = before
-            copy.advance(start)
-        (_, next_word), *_ = interfaces = [interface(copy) for copy in copies]
-        _compiled_fill(out.dtype)(next_word, np.array([state for state, _ in interfaces]), flat)
+            copy.advance(-(-len(flat) // BLOCK) * i // parts * each)
+        fill(addresses_of(copies), flat)
         if parts > 1:
             half_word = {name: before[name] for name in ("has_uint32", "uinteger")}
             generator.state = copies[-1].state | half_word

@@ -102,9 +102,8 @@ def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, back
 
 def residual(scaling, depth):
     """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).  ValueError for an unknown scaling."""
-    return choose(
-        "scaling", scaling, {"depth-mup": (1.0, 1 / sqrt(depth)), "mup": (1.0, 1.0), "vanilla": (0.0, 1.0)}
-    )
+    allowed = {"depth-mup": (1.0, 1 / sqrt(depth)), "mup": (1.0, 1.0), "vanilla": (0.0, 1.0)}
+    return choose("scaling", scaling, allowed)
 
 
 def activation(name):
@@ -593,6 +592,8 @@ def fill_kernels(out, h, g, phi):
     """Set out.C and out.Gamma, shape (L, S, S), float64, from h and g, both (S, L+1, n)."""
     S, layers, n = h.shape
     out.C, out.Gamma = (np.empty((layers - 1, S, S)) for _ in range(2))
-    for l in range(layers - 1):
-        for kernel, a in (out.C, phi.phi(h[:, l])), (out.Gamma, g[:, l]):
-            kernel[l] = np.einsum("jn,kn->jk", a, a, dtype=float) / n
+    step = max(1, 2**14 // (S * n))
+    for l in range(0, layers - 1, step):
+        now = slice(l, min(l + step, layers - 1))
+        for kernel, a in (out.C, phi.phi(h[:, now])), (out.Gamma, g[:, now]):
+            kernel[now] = np.einsum("jln,kln->ljk", a, a, dtype=float) / n

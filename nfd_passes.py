@@ -234,7 +234,7 @@ def _train_share(i, parts, generators, flat, runs, reached):
     weights = Weights(U[i], W[i], v[i], W_back[i])
     for r in range(len(reached) * i // parts, len(reached) * (i + 1) // parts):
         for j in range(len(flat)):
-            fill_blocks(np.int64(0), np.int64(1), generators[r, 1], generators[r], flat[j][i])
+            fill_blocks(np.int64(0), np.int64(1), generators[r : r + 1], flat[j][i])
         of_r = Record(record.f[r], record.chi[r], record.h[r], record.g[r])
         _sgd((np.int64(0), len(y), np.int64(0), True), Run(batch, weights, waiting, of_r, chain), reached[r])
 
@@ -243,7 +243,7 @@ def _train_share(i, parts, generators, flat, runs, reached):
 def _train_many(parts, generators, flat, runs, reached):
     """Networks r < R on all of the stream, each on one thread.
 
-    generators : (R, 2), where their states and their functions for the next 64 bits are
+    generators : (R,), the addresses of those of their weights
     runs : a Run whose arrays, but X, y, have an index more in front: of the thread, (parts, ..), or of the
         network in record, (R, ..);  flat : its weights once more, each (parts, size);  reached : (R, 2)
     """
@@ -276,8 +276,8 @@ def compiled_many(dtype):
     """_train_many for arrays of that dtype."""
     compiled_one(dtype)
     ints, flat, runs = np.zeros((1, 2), int), 4 * (np.zeros((1, 1), dtype),), _example(dtype, 1)
-    ready((fill_blocks, 0, 0, 0, ints[0], flat[0][0]), (_train_share, 0, 0, ints, flat, runs, ints))
-    return compiled(_train_many, 0, ints, flat, runs, ints)
+    ready((fill_blocks, 0, 0, ints[0], flat[0][0]), (_train_share, 0, 0, ints[0], flat, runs, ints))
+    return compiled(_train_many, 0, ints[0], flat, runs, ints)
 
 
 def shares_of(batch, n, T):

@@ -27,11 +27,12 @@ coefficients, q = R^-1 phi(h), not as vectors; both scaled by sqrt(N).
 from collections import namedtuple
 from functools import cache, partial
 from math import sqrt
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 import nfd_min
-from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress
+from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
 from nfd_kernels import (
     CHUNK,
     PHI,
@@ -62,11 +63,13 @@ from nfd_kernels import (
 )
 from nfd_limits import InitKernels, LinearLimit, first_step_kernel, init_kernels, linear_limit, relu_moments
 from nfd_min import (
+    BLOCKS,
     SPANNED,
     LazyGaussian,
     Noise,
     Stream,
     Trajectory,
+    activation,
     coarsen,
     particle_chain,
     split,
@@ -89,6 +92,8 @@ __all__ = [
 draw_noise = partial(nfd_min.draw_noise, by=normals)
 """nfd_min.draw_noise, the same numbers, faster."""
 
+SPAN = 2**27  # particles, layers and passes, about a second, between returns to Python
+
 SPANNED_64, SPANNED_32 = SPANNED["float64"], SPANNED["float32"]
 
 Side = namedtuple("Side", "asked images gram factor")
@@ -108,17 +113,28 @@ Sums = namedtuple("Sums", "gram slopes known fresh sizes")
 takes, and of h_t^2 for each t and of g_T h_T."""
 
 Features = namedtuple("Features", "h slopes")
-"""h (T+1, N) of this pass, or its last rows only, h_t in row t modulo their number; phi'(h^k_t) (S, T+1, N),
-or (0, T+1, N)."""
+"""h (T+1, N) of this pass, or its last rows only, h_t in row t modulo their number; for `_passes` h (S, T+1,
+N), or (1, rows, N) of the pass under way; phi'(h^k_t) (S, T+1, N), or (0, T+1, N)."""
 
 Start = namedtuple("Start", "noise images drift asked")
 """What a pass begins with: sum_j noise_j images[j, 0] + sum_j drift_j asked[j, first], images (.., 1, N),
 asked (S, .., N): [22] from the inputs' noise and g^j_0, or from v and h^j_L, which is in the last row of
 asked."""
 
+Inputs = namedtuple("Inputs", "u v U K h_L rate batch")
+"""The noise u (S, 1, N), v (1, 1, N); U (S, S): U x_k / sqrt(d) = sum_j U_kj u_j; K (S, S): <x_j, x_k> / d;
+h^j_L in the last row of h_L (S, rows, N); eta / batch; batch."""
+
+Record = namedtuple("Record", "f chi y sizes")
+"""f, chi, y (S,); sizes (T+1,): sum_i h_t,i^2 of the last pass."""
+
 Coupling = namedtuple("Coupling", "D P")
 """D (T, S, S): <u_i, W_t q_j> of matrix t in [t-1, i, j], or (0, S, S);  P (T+1, S): E[phi'(h^j_t)
 phi'(h^k_t)], or (0, S)."""
+
+Network = namedtuple("Network", "L T rows full nearest scale chain")
+"""Depth, length of the chain, rows of h that a pass needs, whether coupling is "full", or "nearest", L s, and
+the layers for compiled code."""
 
 # ------------------------------------------------------------------------------------------------------------
 # One pass, forward or backward
@@ -256,43 +272,46 @@ def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
 
 
 @partial(kernel, callers="Python", allocates=True)
-def _pass(k, a, inputs, forward, backward, features, coupling, chain, record):
-    """Pass k, whose f and chi go to record = (f, chi, y), each (S,); a as in _sweep. Returns whether it
-    diverged, and what _sweep does.
-
-    inputs : the noise u (S, 1, N) and v (1, 1, N), U (S, S): U x_k / sqrt(d) = sum_j U_kj u_j, K (S, S):
-        <x_j, x_k> / d, and h^j_L in the last row of h_L (S, rows, N)
-    """
-    (u, v, U, K, h_L), (f, chi, y), h, g = inputs, record, features.h, backward.asked
-    T, real, J = g.shape[1] - 1, g.dtype, len(a)
-    drift, drift_0, U_k, one = np.empty(J, real), np.empty(J, real), np.empty(k + 1, real), np.ones(1, real)
-    for j in range(J):
-        drift[j], drift_0[j] = -a[j], -a[j] * K[k, j]  # [22]
-    for j in range(k + 1):
-        U_k[j] = U[k, j]  # [24]
-    start = Start(U_k, u, drift_0, g)
-    sums = _sweep(k, np.int64(1), a, start, forward, backward, features, coupling, chain)  # [20]
-    scaled(one[0], h[T % len(h)], h_L[k, h_L.shape[1] - 1])
-    start = Start(one, v, drift, h_L)
-    Nf = _sweep(k, np.int64(0), a, start, backward, forward, features, coupling, chain)[T + 1]  # [21]
-    f[k] = Nf / g.shape[2]  # [23]
-    chi[k] = f[k] - y[k]
-    bad = not abs(chi[k]) < np.inf
-    for t in range(T + 1):
-        bad |= not sums[t] + backward.gram[t, k, k] < np.inf
-    return bad, sums
+def _passes(begin, end, inputs, forward, backward, features, coupling, chain, record):
+    """Passes begin..end-1, in turn. Returns the first that diverged, or end; its sizes are in the record."""
+    (u, v, U, K, h_L, rate, batch), (f, chi, y, sizes), g = inputs, record, backward.asked
+    T, real, one = g.shape[1] - 1, g.dtype, np.ones(1, g.dtype)
+    for k in range(begin, end):
+        J = k // batch * batch
+        a, drift, drift_0, U_k = np.empty(J), np.empty(J, real), np.empty(J, real), np.empty(k + 1, real)
+        now = Features(features.h[min(k, len(features.h) - 1)], features.slopes)
+        for j in range(J):
+            a[j] = rate * chi[j]
+            drift[j], drift_0[j] = -a[j], -a[j] * K[k, j]  # [22]
+        for j in range(k + 1):
+            U_k[j] = U[k, j]  # [24]
+        start = Start(U_k, u, drift_0, g)
+        sums = _sweep(k, np.int64(1), a, start, forward, backward, now, coupling, chain)  # [20]
+        scaled(one[0], now.h[T % len(now.h)], h_L[k, h_L.shape[1] - 1])
+        start = Start(one, v, drift, h_L)
+        Nf = _sweep(k, np.int64(0), a, start, backward, forward, now, coupling, chain)[T + 1]  # [21]
+        f[k] = Nf / g.shape[2]  # [23]
+        chi[k] = f[k] - y[k]
+        bad = not abs(chi[k]) < np.inf
+        for t in range(T + 1):
+            bad |= not sums[t] + backward.gram[t, k, k] < np.inf
+            sizes[t] = sums[t]
+        if bad:
+            return k
+    return end
 
 
 @cache
-def _compiled_pass(dtype):
-    """_pass for particles of that dtype."""
+def _compiled_passes(dtype):
+    """_passes for particles of that dtype."""
     a, grams, chain = np.zeros((1, 1, 1), dtype), np.zeros((1, 1, 1)), np.zeros(1, chain_dtype(dtype))
     f, K, side = grams[0, 0], grams[0], Side(a, a, grams, grams)
-    features, coupling = Features(a[0], a), Coupling(grams, K)
+    features, coupling, inputs = Features(a[0], a), Coupling(grams, K), Inputs(a, a, K, K, a, 1.0, 1)
     start, answer, sums = Start(a[0, 0], a, a[0, 0], a), Answer(*a[0].repeat(3, 0)), Sums(*[K] * 5)
     ready_for_sides(dtype)
     ready((_chunk, 0, (0, 0, 0), start, side, side, answer, features, sums, chain))
-    return compiled(_pass, 0, f, (a, a, K, K, a), side, side, features, coupling, chain, (f, f, f))
+    features = Features(a, a)
+    return compiled(_passes, 0, 1, inputs, side, side, features, coupling, chain, Record(f, f, f, f))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -331,20 +350,32 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
     N, L, S = positive_int("particles", particles), positive_int("steps", steps), len(stream)
-    layers = particle_chain(**{"block": "pre"} | network, phi=phi, depth=L, coupling=coupling)
-    keep, real, T = choose("keep", keep, KEEP), choose("dtype", dtype, DTYPES), len(layers)
-    numbers = (4 + (coupling == "nearest") + ("h" in keep)) * S * (T + 1) * N
-    check_memory(real().itemsize * numbers + 56 * (T + 1) * S * S, f"solve(particles={N}, steps={L}, S={S})")
-    noise = _noise(noise, rng, (S, N, T), dtype, layers[0].reused)
-    run = _Run(stream, noise, layers, L, coupling == "nearest", "h" in keep)
-    out = run.solve()
+    build, phi = choose("block", network.setdefault("block", "pre"), BLOCKS), activation(phi)
+    keep, real = choose("keep", keep, KEEP), choose("dtype", dtype, DTYPES)
+    net = _network(build, real, phi=phi, depth=L, coupling=coupling, **network)
+    numbers = (4 + net.nearest + ("h" in keep)) * S * (net.T + 1) * N
+    check_memory(
+        real().itemsize * numbers + 56 * (net.T + 1) * S * S, f"solve(particles={N}, steps={L}, S={S})"
+    )
+    noise = _noise(noise, rng, (S, N, net.T), dtype, net.full)
+    out, h, forward, backward, D = _solve(stream, noise, net, "h" in keep)
     if "C" in keep:
-        out.C, out.Gamma = run.forward.gram[: T : T // L], run.backward.gram[: T : T // L]
-        if layers[0].reused and T == L:
-            out.A, out.B = responses(out, run.forward, run.backward, run.coupling.D, L * layers[0].s)
+        out.C, out.Gamma = forward.gram[: net.T : net.T // L], backward.gram[: net.T : net.T // L]
+        if net.full and net.T == L:
+            out.A, out.B = responses(out, forward, backward, D, net.scale)
     if "h" in keep:
-        (out.h, out.x), (out.g, out.gx) = split(run.h, L), split(run.backward.asked, L)
+        (out.h, out.x), (out.g, out.gx) = split(h, L), split(backward.asked, L)
     return out
+
+
+@remembered
+def _network(build, real, *, depth, coupling, **network):
+    """The Network of nfd_min.particle_chain(depth=depth, ..); build : what the table of blocks had then."""
+    layers = particle_chain(depth=depth, coupling=coupling, **network)
+    T, scale, chain = len(layers), depth * layers[0].s, compiled_chain(layers, real)
+    dphi_of_h = any(PHI[layer.phi.name][2] for layer in layers)
+    rows = T + 1 if dphi_of_h else 1 + max(layer.back for layer in layers)
+    return Network(depth, T, rows, layers[0].reused, coupling == "nearest", scale, chain)
 
 
 def _noise(given, rng, sizes, dtype, copy):
@@ -361,63 +392,49 @@ def _noise(given, rng, sizes, dtype, copy):
     return Noise(*(a if a.flags.behaved else a.copy() for a in arrays))
 
 
-class _Run:
-    """The arrays of one run, and its passes.
-
-    h (S or 1, T+1 or some last rows, N): all passes, or the one under way;  h_L (S, rows, N): h^j_L in the
-    last row
-    """
-
-    def __init__(self, stream, noise, layers, L, nearest, kept):
-        (S, T, N), real = noise.xi.shape, noise.xi.dtype
-        reach = max(layer.back for layer in layers)
-        rows = T + 1 if kept or any(PHI[layer.phi.name][2] for layer in layers) else reach + 1
-        shapes = (
-            (S if kept else 1, rows, N),
-            (S, T + 1, N),
-            (S, T + 1, N),
-            (S * nearest, T + 1, N),
-            (S * (not kept), 1, N),
-        )
-        arrays = (empty(shape, real) for shape in shapes) if kept else pieces(real, *shapes)
-        self.h, p, g, self.slopes, h_L = arrays
-        self.h_L = self.h if kept else h_L
-        self.stream, self.noise, self.layers, self.L, self.kept = stream, noise, layers, L, kept
-        self.forward = Side(p, noise.xi, *np.full((2, T + 1, S, S), np.nan))
-        self.backward = Side(g, noise.zeta, *np.full((2, T + 1, S, S), np.nan))
-        full = layers[0].reused
-        self.coupling = Coupling(np.zeros((T * full, S, S)), np.empty(((T + 1) * nearest, S)))
-
-    def solve(self):
-        """A Trajectory of f, chi and diverged_at."""
-        stream, (S, _, N), real = self.stream, self.noise.xi.shape, self.noise.xi.dtype
-        out, U = Trajectory(*np.full((2, S), np.nan)), LazyGaussian((S, stream.d))
-        U = np.array([U.times(x, e) for x, e in zip(stream.X, np.eye(S))]) / sqrt(stream.d)  # [24]
-        inputs = self.noise.u[:, None], self.noise.v[None, None], U, stream.gram, self.h_L
-        chain, record = compiled_chain(self.layers, real), (out.f, out.chi, stream.y.copy())
-        run_pass = _compiled_pass(real)
-        with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
-            for k in progress(range(S), "solving"):
-                a = stream.rate * out.chi[: stream.seen(k)]  # eta chi_j, j < k
-                features = Features(self.h[k if self.kept else 0], self.slopes)
-                sides = self.forward, self.backward, features, self.coupling
-                diverged, sizes = run_pass(k, a, inputs, *sides, chain, record)
-                if diverged and self.stop(out, k, sizes[:-1]):
-                    break
-        return out
-
-    def stop(self, out, k, size_h):
-        """Record in out that pass k diverged, and make NaN of what follows; whether it did."""
-        sizes = np.sqrt([size_h, self.backward.gram[:, k, k]])[:, None, :, None]  # |h_t|, |g_t|
-        if not stop_at_divergence(out, *sizes, k, len(self.layers) // self.L):
-            return False
-        if self.kept:
-            h, g = self.h, self.backward.asked
+def _solve(stream, noise, net, kept):
+    """A Trajectory of f, chi, diverged_at; all h, if they are kept; both sides; D of the Coupling."""
+    (S, T, N), real = noise.xi.shape, noise.xi.dtype
+    sides, rows, near = (S, T + 1, N), T + 1 if kept else net.rows, S * net.nearest
+    shapes = sides, sides, (S if kept else 1, rows, N), (near, T + 1, N), (S * (not kept), 1, N)
+    p, g, h, slopes, h_L = [empty(shape, real) for shape in shapes] if kept else pieces(real, *shapes)
+    grams = np.full((4, T + 1, S, S), np.nan)
+    forward, backward = Side(p, noise.xi, *grams[:2]), Side(g, noise.zeta, *grams[2:])
+    coupling = Coupling(np.zeros((T * net.full, S, S)), np.empty(((T + 1) * net.nearest, S)))
+    out, (U, K), run = Trajectory(*np.full((2, S), np.nan)), _inputs(stream), _compiled_passes(real)
+    u, v, h_L = noise.u[:, None], noise.v[None, None], h if kept else h_L
+    inputs = Inputs(u, v, U, K, h_L, stream.rate, stream.batch)
+    record = Record(out.f, out.chi, stream.y.copy(), np.empty(T + 1))
+    given = inputs, forward, backward, Features(h, slopes), coupling, net.chain, record
+    step, k = max(1, SPAN // (T * N * (S + 8))), 0
+    with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
+        for end in progress([*range(step, S, step), S], "solving") if step < S else [S]:
+            while k < end and out.diverged_at is None:
+                k = run(k, end, *given)
+                if k < end:
+                    sizes = np.sqrt([record.sizes, backward.gram[:, k, k]])[:, None, :, None]  # |h_t|, |g_t|
+                    stop_at_divergence(out, *sizes, k, T // net.L)
+                    k += 1
+    if out.diverged_at:
+        k = out.diverged_at[0]
+        if kept:
             h[k, np.isnan(sizes[0, 0, :, 0])] = g[k, np.isnan(sizes[1, 0, :, 0])] = np.nan
             h[k + 1 :] = g[k + 1 :] = np.nan
-        for gram in self.forward.gram, self.backward.gram:
+        for gram in forward.gram, backward.gram:
             gram[:, k:] = gram[:, :, k:] = np.nan
-        return True
+    return out, h, forward, backward, coupling.D
+
+
+def _inputs(stream):
+    """U and K of Inputs."""
+    if stream not in _known:
+        U = LazyGaussian((len(stream), stream.d))
+        U = np.array([U.times(x, e) for x, e in zip(stream.X, np.eye(len(stream)))]) / sqrt(stream.d)  # [24]
+        _known[stream] = U, stream.gram
+    return _known[stream]
+
+
+_known = WeakKeyDictionary()
 
 
 def responses(run, forward, backward, D, scale):
