@@ -340,7 +340,7 @@ def width_case(*, data, order, eta, widths, depth, particles, networks, against,
     limits = {c: sde.solve(stream, particles, depth, coupling=c, rng=rng) for c in against}
     errors = {c: {name: [] for name in ("f", "h", "g", "C", "Gamma")} for c in against}
     for n in widths:
-        nets = [finite_net.train(stream, n, depth, rng=rng) for _ in range(networks)]
+        nets = finite_net.train_many(stream, n, depth, rng.integers(2**63, size=networks))
         for c, limit in limits.items():
             each = [_kernel_errors(net, limit) for net in nets]
             ends = [
@@ -669,12 +669,10 @@ def gaussian_update_case(*, data, networks, seed):
     return {"residual of [15]": {"largest": worst}, "p-value": p}
 
 
-def _law(runs, run, rng):
-    """f, |h_L|^2, |g_0|^2, <h_0, g_0> of every pass of `runs` independent runs run(rng=rng): array, shape
-    (runs, 4 S)."""
+def _law(runs):
+    """f, |h_L|^2, |g_0|^2, <h_0, g_0> of every pass of independent runs: array, shape (runs, 4 S)."""
     rows = []
-    for _ in range(runs):
-        t = run(rng=rng)
+    for t in runs:
         h, g = t.h, t.g
         squares = np.sum(h[:, -1] ** 2, 1), np.sum(g[:, 0] ** 2, 1), np.sum(h[:, 0] * g[:, 0], 1)
         rows.append(np.concatenate([t.f, *squares]))
@@ -689,11 +687,12 @@ def law_case(*, data, runs, activations, batches, seed):
     rng, same, different = np.random.default_rng(seed), {}, {}
     blocks = {"one-layer": {}, "two-layer": dict(block="two-layer", internal_lr_exponent=0.5)}
     for phi, batch, (block, how) in product(activations, batches, blocks.items()):
-        given = (sequence(data, range(4), 0.7, batch, rng=rng), 12, 4, phi)
-        laws = {
-            b: _law(runs, partial(finite_net.train, *given, backward=b, **how), rng)
-            for b in ("reused", "decoupled")
-        } | {c: _law(runs, partial(sde.solve, *given, coupling=c, **how), rng) for c in ("full", "none")}
+        stream, laws = sequence(data, range(4), 0.7, batch, rng=rng), {}
+        for b in ("reused", "decoupled"):
+            seeds = rng.integers(2**63, size=runs)
+            laws[b] = _law(finite_net.train_many(stream, 12, 4, seeds, phi, backward=b, **how))
+        for c in ("full", "none"):
+            laws[c] = _law(sde.solve(stream, 12, 4, phi, coupling=c, rng=rng, **how) for _ in range(runs))
         for b, c, p in (("reused", "full", same), ("decoupled", "none", same), ("reused", "none", different)):
             p[f"{phi}, {block}, batch {batch}, {b} / {c}"] = min(
                 stats.ks_2samp(x, y).pvalue for x, y in zip(laws[b].T, laws[c].T)
@@ -719,5 +718,6 @@ def coupled_width_case(*, data, networks, seed):
     none, coupled = (
         sde.solve(stream, 10000, 16, rng=rng, coupling=c, keep="outputs").f[1] for c in ("none", "full")
     )
-    nets = [finite_net.train(stream, 256, 16, rng=rng, keep="outputs").f[1] for _ in range(networks)]
-    return {"(f_1 - NFD) / (limit - NFD)": {"n = 256": (np.mean(nets) - none) / (coupled - none)}}
+    nets = finite_net.train_many(stream, 256, 16, rng.integers(2**63, size=networks), keep="outputs")
+    share = (np.mean([net.f[1] for net in nets]) - none) / (coupled - none)
+    return {"(f_1 - NFD) / (limit - NFD)": {"n = 256": share}}
