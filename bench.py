@@ -7,6 +7,7 @@ converted; what they return is compared.
 """
 
 import argparse
+import heapq
 import json
 import os
 import re
@@ -27,6 +28,7 @@ import finite_net
 import nfd_kernels
 import nfd_min
 import sde
+from nfd_audit import CLAIMS
 from nfd_experiments import fit_slope
 from nfd_io import DTYPES, output_path, replace_file
 from nfd_kernels import entry, normals
@@ -319,17 +321,24 @@ def alternate(runs, repeat):
     return {name: median(t) for name, t in times.items()}, results
 
 
+AGREE = {"float64": 1e-9, "float32": 1e-3}
+"""Peers whose outputs differ by more, relative to the largest, do not count."""
+
+
 def compare(work, size, runs, unit, scale, limit, repeat):
-    """One row of the table: ours against the best peer; `limit` in the row's unit is the least the machine
-    allows."""
+    """One row of the table: ours against the best peer that returns the same; `limit` in the row's unit is
+    the least the machine allows."""
     seconds, results = alternate(runs, repeat)
-    ours = results.pop("ours")
-    wrong = [
-        name
+    ours = np.asarray(results.pop("ours"))
+    errors = {
+        name: float(np.max(np.abs(f - ours)) / np.max(np.abs(ours)))
         for name, f in results.items()
-        if f is not None and not np.allclose(f, ours, rtol=2e-2, atol=2e-2)
-    ]
-    assert not wrong, f"{work}, {size}: {', '.join(wrong)} disagrees: {ours}, {results}"
+        if f is not None
+    }
+    for name, error in errors.items():
+        if not error <= AGREE["float32" if "float32" in work else "float64"]:
+            print(f"{work}, {size}: {name} differs by {error:.1g} and does not count")
+            del seconds[name]
     mine = scale * seconds.pop("ours")
     best = min(seconds, key=seconds.get) if seconds else None
     row = dict(
@@ -338,6 +347,7 @@ def compare(work, size, runs, unit, scale, limit, repeat):
         unit=unit,
         ours=mine,
         peers={name: scale * t for name, t in seconds.items()},
+        errors=errors,
         best=best,
         ratio=scale * seconds[best] / mine if best else None,
         limit=limit,
@@ -613,6 +623,57 @@ def in_a_new_process(function, *arguments, **environment):
     return json.loads(run.stdout)
 
 
+def child_threads(work, threads):
+    """Prints the median milliseconds of a run on that many threads."""
+    numba.set_num_threads(threads)
+    run = THREADS[work]()
+    print(json.dumps(1e3 * alternate({"it": run}, 7)[0]["it"]))
+
+
+THREADS = {
+    "SGD, n 1024, L 16, batch 1": lambda: of_network(1024, 16),
+    "particles, N 200000, L 16": lambda: of_particles(200_000, 16, 3),
+    "64 networks, n 64, L 8": lambda: partial(
+        finite_net.train_many, Stream.digits(16, 0.1, rng=0), 64, 8, range(64), keep="outputs"
+    ),
+}
+
+
+def table_threads(options):
+    """One thread, one for each core, and four: milliseconds, and ratios to one for each core."""
+    cores = numba.config.NUMBA_NUM_THREADS
+    counts = dict.fromkeys((1, cores, 4 * cores))
+    print(f"\n{'threads, ms':30} " + " ".join(f"{count:>9}" for count in counts) + "   ratios")
+    for work in THREADS:
+        times = [
+            in_a_new_process("child_threads", work, count, NUMBA_NUM_THREADS=str(4 * cores))
+            for count in counts
+        ]
+        ratios = [t / times[list(counts).index(cores)] for t in times]
+        shown = " ".join(f"{t:9.3g}" for t in times), " ".join(f"{ratio:5.2f}" for ratio in ratios)
+        print(f"{work:30} " + "   ".join(shown), flush=True)
+        yield dict(work=work, threads=list(counts), milliseconds=times, ratios=ratios)
+
+
+def table_audit(options):
+    """How long the audit would take on more cores: its cases do not wait for each other. Each is measured on
+    one thread and given, in the audit's order, to the worker that is free first."""
+    with nfd_kernels.threads(1):
+        cases = [case for claim in CLAIMS.values() for case in sum(claim.cases(None, False, 0), [])]
+        seconds = []
+        for case in cases[:: 50 if options.quick else 1]:
+            start = time.perf_counter()
+            case.run(**case.given, seed=case.seed)
+            seconds.append(time.perf_counter() - start)
+    print(f"\naudit: {len(seconds)} cases, {sum(seconds):.1f} s in all, the longest {max(seconds):.2f} s")
+    for workers in (1, 2, 4, 8, 16):
+        busy = [0.0] * workers
+        for each in seconds:
+            heapq.heapreplace(busy, busy[0] + each)
+        print(f"{workers:2} workers: {max(busy):.1f} s", flush=True)
+        yield dict(workers=workers, seconds=max(busy), cases=len(seconds), longest=max(seconds))
+
+
 def every_kernel(dtype):
     """Run every kind of kernel once: the networks alone, shared by rows and by samples, and the particles."""
     for n, L, B in ((8, 2, 1), (512, 1, 1), (128, 4, 64)):
@@ -754,6 +815,8 @@ def main(arguments=None):
         peers=sorted(installed()),
         rows=rows,
         growth=list(table_growth(options)),
+        threads=list(table_threads(options)),
+        audit=list(table_audit(options)),
         compile=list(table_compile(options)),
         memory=list(table_memory(options)),
     )

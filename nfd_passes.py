@@ -13,6 +13,7 @@ import numpy as np
 from nfd_kernels import (
     ROWS,
     add_times,
+    allocating,
     apart,
     apply,
     chain_dtype,
@@ -21,6 +22,7 @@ from nfd_kernels import (
     fill_blocks,
     kernel,
     matrix_times,
+    plus,
     ready,
     ready_for_matrices,
     scaled,
@@ -72,30 +74,28 @@ def _forward(rows, h, p, W, waiting, pending, seen, chain):
         and whether no other thread may help
     pending : so many updates are waiting;  seen : scratch (last - first, J)
     """
-    (start, first, last, alone), (P, G, c), n, one, bad = rows, waiting, h.shape[2], h.dtype.type(1), 0
+    (start, first, last, alone), (P, G, c), one, bad = rows, waiting, h.dtype.type(1), 0
     for b in range(first, last):
         bad += diverged(h[0, b])
     for t in range(1, len(h)):
         asked, new, layer = p[t - 1][start + first : start + last], h[t][first:last], chain[t]
-        skip, s, r = layer.skip, layer.s, t - layer.back
-        for b in range(last - first):
-            apply(layer.phi, h[t - 1, first + b], asked[b])
+        skip, s, x, y = layer.skip, layer.s, h[t - layer.back][first:last].reshape(-1), new.reshape(-1)
+        apply(layer.phi, h[t - 1][first:last].reshape(-1), asked.reshape(-1))
         if layer.matrix < 0:
-            for b in range(last - first):
-                scaled(one, asked[b], new[b])
+            scaled(one, asked.reshape(-1), y)
         else:
             if pending:
                 _see(asked, P[t - 1][:pending], c, layer.rate * s, seen)  # [12]
             matrix_times(W[layer.matrix], asked, new, alone)
             if pending:
                 add_times(seen, np.int64(0), G[t][:pending], new)  # [12]
+        if skip != 0:
+            for i in range(len(y)):
+                y[i] = skip * x[i] + s * y[i]  # [1], [29]
+        else:
+            for i in range(len(y)):
+                y[i] *= s
         for b in range(first, last):
-            if skip != 0:
-                for i in range(n):
-                    h[t, b, i] = skip * h[r, b, i] + s * h[t, b, i]  # [1], [29]
-            else:
-                for i in range(n):
-                    h[t, b, i] *= s
             bad += diverged(h[t, b])
     return bad
 
@@ -107,30 +107,29 @@ def _backward(rows, h, W, waiting, pending, seen, chain):
     The rest as in _forward; W is W~ where that is another matrix [8].
     """
     (start, first, last, alone), (P, G, c), T, one, bad = rows, waiting, len(h) - 1, h.dtype.type(1), 0
-    reach = 1
+    reach, mine = 1, slice(start + first, start + last)
     for t in range(1, T + 1):
         reach = max(reach, chain[t].back)
     for b in range(start + first, start + last):
         bad += diverged(G[T, b])
     for t in range(T, 0, -1):
-        mine = slice(start + first, start + last)
         asked, new, layer = G[t][mine], G[t - 1][mine], chain[t]
+        y = new.reshape(-1)
         if layer.matrix < 0:
-            for b in range(last - first):
-                scaled(one, asked[b], new[b])
+            scaled(one, asked.reshape(-1), y)
         else:
             if pending:
                 _see(asked, G[t][:pending], c, layer.rate * layer.s, seen)  # [12]
             transpose_times(W[layer.matrix], asked, new, alone)
             if pending:
                 add_times(seen, np.int64(0), P[t - 1][:pending], new)  # [12]
+        times_dphi(
+            layer.dphi, h[t - 1][first:last].reshape(-1), P[t - 1][mine].reshape(-1), layer.s, y
+        )  # [3]
+        for u in range(t, min(T, t - 1 + reach) + 1):  # h_u = skip h_{t-1} + ..
+            if chain[u].skip != 0 and u - chain[u].back == t - 1:
+                plus(chain[u].skip, G[u][mine].reshape(-1), y)  # [3]
         for b in range(last - first):
-            times_dphi(layer.dphi, h[t - 1, first + b], P[t - 1, start + first + b], layer.s, new[b])  # [3]
-            for u in range(t, min(T, t - 1 + reach) + 1):  # h_u = skip h_{t-1} + ..
-                if chain[u].skip != 0 and u - chain[u].back == t - 1:
-                    skip, r = chain[u].skip, start + first + b
-                    for i in range(new.shape[1]):
-                        new[b, i] += skip * G[u, r, i]  # [3]
             bad += diverged(new[b])
     return bad
 
@@ -149,15 +148,15 @@ def _update_rows(i, W, waiting, pending, chain):
         add_times(steps, np.int64(0), P[t - 1][:pending], W[m][lo:hi])
 
 
-@kernel
+@allocating
 def _update_ends(X, g, h, c, U, v):
     """The updates of U and v by X (B, d), g = g_0 and h = h_L, both (B, n), and c = eta chi / B. [2]"""
+    steps = np.empty((len(v), len(c)), U.dtype)
     for b in range(len(c)):
+        plus(-c[b], h[b], v)  # [2]
         for i in range(len(v)):
-            v[i] -= c[b] * h[b, i]  # [2]
-            step = c[b] * g[b, i]
-            for m in range(X.shape[1]):
-                U[i, m] -= step * X[b, m]  # [2]
+            steps[i, b] = -c[b] * g[b, i]
+    add_times(steps, np.int64(0), X, U)  # [2]
 
 
 @apart
@@ -186,7 +185,7 @@ def _share(i, at, run):
         bad[i] += _backward(rows, h, W_back if len(W_back) > 0 else W, waiting, pending, seen, chain)  # [8]
 
 
-@apart
+@partial(apart, allocates=True)
 def _sgd(span, run, reached):
     """SGD on the samples begin..end-1 in mini-batches of B, or only their outputs f. [1]-[3], [8], [12], [29]
 
@@ -283,7 +282,7 @@ def compiled_many(dtype):
 def shares_of(batch, n, T):
     """`bad` for a mini-batch of that size: one share where the work is small, else of 4 to 32 samples each.
     They do not depend on the number of threads, so neither do the sums."""
-    if batch < 8 or (n >= WIDE and batch < 16) or T * n * n * batch < 2**20:
+    if batch < 8 or (n >= WIDE and batch < 16) or T * n * n * batch < 2**18:
         return np.zeros(1, np.int64)
     size = 4 * ceil(batch / (4 * 2 * ceil(batch / 64)))  # in an even number of shares, but for rounding
     return np.zeros(ceil(batch / size), np.int64)

@@ -36,9 +36,16 @@ def test_particles_and_their_peers(options):
     )
 
 
-def test_a_peer_that_does_something_else_is_noticed():
-    with pytest.raises(AssertionError, match="numpy disagrees"):
-        bench.compare("work", "size", {"ours": lambda: [1.0], "numpy": lambda: [1.1]}, "ms", 1, 1, 1)
+@pytest.mark.parametrize("dtype, error", [("float64", 1e-8), ("float32", 1e-2)])
+def test_a_peer_that_does_something_else_does_not_count(dtype, error, options, capsys):
+    runs = {
+        "ours": lambda: [0.1, 2.0],
+        "numpy": lambda: [0.1, 2.0 + error],
+        "jax": lambda: [0.1, 2.0 + error / 1e3],
+    }
+    row = bench.compare(f"work, {dtype}", "size", runs, "ms", 1, 1, 1)
+    assert list(row["peers"]) == ["jax"] == [row["best"]] and np.isclose(row["errors"]["numpy"], error / 2)
+    assert "numpy differs by" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak memory is read from /proc")
