@@ -225,7 +225,7 @@ def test_a_width_case():
     rng = np.random.default_rng([0, 0])
     stream = sequence(None, (0, 1), 0.5, rng=rng)
     limit = sde.solve(stream, 40, 3, coupling="full", rng=rng)
-    nets = [finite_net.train(stream, 5, 3, rng=rng) for _ in range(2)]
+    nets = [finite_net.train(stream, 5, 3, rng=seed) for seed in rng.integers(2**63, size=2)]
     assert np.allclose(case["f"][0], np.mean([(net.f - limit.f) ** 2 for net in nets], axis=0))
     assert np.isclose(case["C"][0][1], np.mean([(net.C - limit.C) ** 2 for net in nets]))
     h2 = [np.mean(run.h[1, 3] ** 2) for run in (*nets, limit)]
