@@ -396,6 +396,24 @@ def _in_place(a):
             part[m] *= 1.0000001
 
 
+@partial(entry, allocates=True, parallel=True)
+def _traffic(read, write):
+    """write (2, L, N) from read (5, L, N), layer by layer."""
+    for t in range(read.shape[1]):
+        for i in numba.prange((read.shape[2] + 2047) // 2048):
+            a, y, z = read[:, t, i * 2048 : (i + 1) * 2048], write[0, t, i * 2048 :], write[1, t, i * 2048 :]
+            for m in range(a.shape[1]):
+                y[m] = a[0, m] + a[1, m]
+                z[m] = a[2, m] + a[3, m] + a[4, m]
+
+
+@cache
+def traffic(N, L, dtype):
+    """Nanoseconds that the 7 numbers of a particle-layer-pass (sde's docstring, k = 1) need by themselves."""
+    read, write = np.ones((5, L, N), dtype), np.ones((2, L, N), dtype)
+    return 1e9 / (L * N) * alternate({"it": lambda: _traffic(read, write)}, 5)[0]["it"]
+
+
 tanh = nfd_kernels.PHI["tanh"][0]
 
 
@@ -463,11 +481,7 @@ def table_particles(limits, options):
         stream = Stream.digits(S, 0.1, rng=0)
         for dtype in DTYPES:
             noise, rng = sde.draw_noise(S, N, L, dtype=dtype, rng=0), np.random.default_rng(0)
-            memory = (
-                3 * reading(2 * noise.xi.nbytes) * scale
-            )  # the noise, and p and g of its size, written and read
-            compute = 0.5 / limits[f"tanh/s, {dtype}"]
-            limit = max(memory, compute)
+            limit = max(traffic(N, L, dtype), 0.5 / limits[f"tanh/s, {dtype}"])
             solve = partial(sde.solve, stream, N, L, dtype=dtype, keep="outputs")
             peers = particle_peers(stream, noise)
             yield compare(

@@ -921,3 +921,14 @@ def ready_for_sides(dtype):
         *((add, c, a, 0, 0, 0, 0, c) for c in (a[0, 0], row)),
         (factor_row, a, gram, gram, gram, 0, 0, 1.0),
     )
+
+
+def right_solve(alpha, R):
+    """alpha R^-1 for lower-triangular R, with a zero in the columns where R has one on its diagonal; all (L,
+    S, S)."""
+    out = np.zeros(alpha.shape)
+    for j in range(R.shape[1] - 1, -1, -1):
+        r = R[:, j, j, None]
+        rest = alpha[:, :, j] - np.einsum("lki,li->lk", out[:, :, j + 1 :], R[:, j + 1 :, j])
+        out[:, :, j] = np.divide(rest, r, out=np.zeros(rest.shape), where=r != 0)
+    return out

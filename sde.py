@@ -22,6 +22,10 @@ factor R of the Gram matrix C_{l-1} applied to independent N(0,1) vectors, and W
 Gamma_l. Where W_l^T is used in place of W~_l^T, those vectors are not independent but the images W_l q and
 W_l^T u of the orthonormal directions q of phi(h) and u of g (nfd_min.LazyGaussian). Directions are kept as
 coefficients, q = R^-1 phi(h), not as vectors; both scaled by sqrt(N).
+
+One particle in one layer of pass k costs, either way, 3 k + 4 numbers from or to memory (k + 1 images and
+2 k + 1 vectors are read, two are written, by chunks that stay in the cache) and 6 k + 10 operations, 45 more
+for tanh. A layer is one barrier for all threads; what one does alone is the row of R, k^2 operations.
 """
 
 from collections import namedtuple
@@ -55,6 +59,7 @@ from nfd_kernels import (
     plus,
     ready,
     ready_for_sides,
+    right_solve,
     scaled,
     spread,
     threads,
@@ -112,9 +117,10 @@ Sums = namedtuple("Sums", "gram slopes known fresh sizes")
 """Each chunk's shares of sums over all particles, (chunks, ..): of the row of gram, of P, of what `_owed`
 takes, and of h_t^2 for each t and of g_T h_T."""
 
-Features = namedtuple("Features", "h slopes")
+Features = namedtuple("Features", "h every")
 """h (T+1, N) of this pass, or its last rows only, h_t in row t modulo their number; for `_passes` h (S, T+1,
-N), or (1, rows, N) of the pass under way; phi'(h^k_t) (S, T+1, N), or (0, T+1, N)."""
+N), or (1, rows, N) of the pass under way;  every (S, T+1, N): h^k_t for P, or (0, T+1, N) where phi' needs
+phi(h) alone."""
 
 Start = namedtuple("Start", "noise images drift asked")
 """What a pass begins with: sum_j noise_j images[j, 0] + sum_j drift_j asked[j, first], images (.., 1, N),
@@ -132,12 +138,28 @@ Coupling = namedtuple("Coupling", "D P")
 """D (T, S, S): <u_i, W_t q_j> of matrix t in [t-1, i, j], or (0, S, S);  P (T+1, S): E[phi'(h^j_t)
 phi'(h^k_t)], or (0, S)."""
 
-Network = namedtuple("Network", "L T rows full nearest scale chain")
-"""Depth, length of the chain, rows of h that a pass needs, whether coupling is "full", or "nearest", L s, and
-the layers for compiled code."""
+Network = namedtuple("Network", "L T rows full nearest dphi_of_h scale chain")
+"""Depth, length of the chain, rows of h that a pass needs, whether coupling is "full", or "nearest", whether
+phi' needs h itself, L s, and the layers for compiled code."""
 
 # ------------------------------------------------------------------------------------------------------------
 # One pass, forward or backward
+
+
+@partial(apart, allocates=True)
+def _slope_dots(asked, h, place, dphi, out):
+    """out[j] = sum_m phi'(h^j_t) phi'(h^k_t), m = lo..hi-1, at place = (t, k, lo, hi); asked : phi(h)."""
+    (t, k, lo, hi), one = place, asked.dtype.type(1)
+    both = np.empty(hi - lo, asked.dtype)
+    for j in range(len(out)):
+        for m in range(hi - lo):
+            both[m] = one
+        times_dphi(dphi, h[j, t][lo:hi], asked[j, t][lo:hi], one, both)
+        times_dphi(dphi, h[k, t][lo:hi], asked[k, t][lo:hi], one, both)
+        s = one - one
+        for m in range(hi - lo):
+            s += both[m]
+        out[j] = s
 
 
 @allocating
@@ -180,7 +202,7 @@ def _chunk(i, place, start, ours, theirs, answer, features, sums, chain):
     """Chunk i of the particles at place = (t, k, up): h_t (up = 1) or g_t (up = 0) of pass k from the answer
     of the matrix that leads there, the next question, and this chunk's shares of the sums."""
     (t, k, up), (asked, images, _, _), (their_asked, their_images, _, _) = place, ours, theirs
-    (noise, drift, owed), (h, slopes) = answer, features
+    (noise, drift, owed), (h, every) = answer, features
     T, N, rows, one = images.shape[1], images.shape[2], len(h), h.dtype.type(1)
     lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
     h_t, question = h[t % rows][lo:hi], asked[k, t][lo:hi]
@@ -212,12 +234,11 @@ def _chunk(i, place, start, ours, theirs, answer, features, sums, chain):
         if t == T:
             return
         apply(chain[t + 1].phi, now, question)
-        if len(slopes) > 0:
-            slope = slopes[k, t][lo:hi]
-            for m in range(hi - lo):
-                slope[m] = one
-            times_dphi(chain[t + 1].dphi, now, question, one, slope)
-            dots(slopes, t, lo, hi, slope, sums.slopes.shape[1], sums.slopes[i])
+        if len(every) > 0:
+            scaled(one, now, every[k, t][lo:hi])
+        if sums.slopes.shape[1] > 0:
+            h_or_phi = every if len(every) > 0 else asked
+            _slope_dots(asked, h_or_phi, (t, k, lo, hi), chain[t + 1].dphi, sums.slopes[i])
     dots(asked, t, lo, hi, question, k + 1, sums.gram[i])  # [23]
     if up or t > 0:
         m, there = (t, t + 1) if up else (t - 1, t - 1)
@@ -279,7 +300,7 @@ def _passes(begin, end, inputs, forward, backward, features, coupling, chain, re
     for k in range(begin, end):
         J = k // batch * batch
         a, drift, drift_0, U_k = np.empty(J), np.empty(J, real), np.empty(J, real), np.empty(k + 1, real)
-        now = Features(features.h[min(k, len(features.h) - 1)], features.slopes)
+        now = Features(features.h[min(k, len(features.h) - 1)], features.every)
         for j in range(J):
             a[j] = rate * chi[j]
             drift[j], drift_0[j] = -a[j], -a[j] * K[k, j]  # [22]
@@ -309,6 +330,7 @@ def _compiled_passes(dtype):
     features, coupling, inputs = Features(a[0], a), Coupling(grams, K), Inputs(a, a, K, K, a, 1.0, 1)
     start, answer, sums = Start(a[0, 0], a, a[0, 0], a), Answer(*a[0].repeat(3, 0)), Sums(*[K] * 5)
     ready_for_sides(dtype)
+    ready((_slope_dots, a, a, (0, 0, 0, 0), 0, f))
     ready((_chunk, 0, (0, 0, 0), start, side, side, answer, features, sums, chain))
     features = Features(a, a)
     return compiled(_passes, 0, 1, inputs, side, side, features, coupling, chain, Record(f, f, f, f))
@@ -341,7 +363,7 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     Returns a Trajectory with h, g of shape (S, L+1, N), x, gx of shape (S, T-L, N). If the mean square of h
     or g stops being a finite number the run ends there, with `diverged_at` set. Raises ValueError for bad
     input, or if the run needs more memory than the machine has: 8 or 4 bytes for each of 4 S (T+1) N numbers,
-    half of them noise (5 with keep="all", one more with "nearest").
+    half of them noise (5 with keep="all", one more with "nearest" and erf).
 
     float64 agrees with nfd_min.nfd to rounding, times the condition number of the passes: 1 / (eta chi) for a
     readout that hardly moved, the product of several such where many passes are nearly dependent. With more
@@ -353,7 +375,7 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     build, phi = choose("block", network.setdefault("block", "pre"), BLOCKS), activation(phi)
     keep, real = choose("keep", keep, KEEP), choose("dtype", dtype, DTYPES)
     net = _network(build, real, phi=phi, depth=L, coupling=coupling, **network)
-    numbers = (4 + net.nearest + ("h" in keep)) * S * (net.T + 1) * N
+    numbers = (4 + net.nearest * net.dphi_of_h + ("h" in keep)) * S * (net.T + 1) * N
     check_memory(
         real().itemsize * numbers + 56 * (net.T + 1) * S * S, f"solve(particles={N}, steps={L}, S={S})"
     )
@@ -375,7 +397,7 @@ def _network(build, real, *, depth, coupling, **network):
     T, scale, chain = len(layers), depth * layers[0].s, compiled_chain(layers, real)
     dphi_of_h = any(PHI[layer.phi.name][2] for layer in layers)
     rows = T + 1 if dphi_of_h else 1 + max(layer.back for layer in layers)
-    return Network(depth, T, rows, layers[0].reused, coupling == "nearest", scale, chain)
+    return Network(depth, T, rows, layers[0].reused, coupling == "nearest", dphi_of_h, scale, chain)
 
 
 def _noise(given, rng, sizes, dtype, copy):
@@ -395,9 +417,9 @@ def _noise(given, rng, sizes, dtype, copy):
 def _solve(stream, noise, net, kept):
     """A Trajectory of f, chi, diverged_at; all h, if they are kept; both sides; D of the Coupling."""
     (S, T, N), real = noise.xi.shape, noise.xi.dtype
-    sides, rows, near = (S, T + 1, N), T + 1 if kept else net.rows, S * net.nearest
+    sides, rows, near = (S, T + 1, N), T + 1 if kept else net.rows, S * (net.nearest and net.dphi_of_h)
     shapes = sides, sides, (S if kept else 1, rows, N), (near, T + 1, N), (S * (not kept), 1, N)
-    p, g, h, slopes, h_L = [empty(shape, real) for shape in shapes] if kept else pieces(real, *shapes)
+    p, g, h, every, h_L = [empty(shape, real) for shape in shapes] if kept else pieces(real, *shapes)
     grams = np.full((4, T + 1, S, S), np.nan)
     forward, backward = Side(p, noise.xi, *grams[:2]), Side(g, noise.zeta, *grams[2:])
     coupling = Coupling(np.zeros((T * net.full, S, S)), np.empty(((T + 1) * net.nearest, S)))
@@ -405,7 +427,7 @@ def _solve(stream, noise, net, kept):
     u, v, h_L = noise.u[:, None], noise.v[None, None], h if kept else h_L
     inputs = Inputs(u, v, U, K, h_L, stream.rate, stream.batch)
     record = Record(out.f, out.chi, stream.y.copy(), np.empty(T + 1))
-    given = inputs, forward, backward, Features(h, slopes), coupling, net.chain, record
+    given = inputs, forward, backward, Features(h, every), coupling, net.chain, record
     step, k = max(1, SPAN // (T * N * (S + 8))), 0
     with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
         for end in progress([*range(step, S, step), S], "solving") if step < S else [S]:
@@ -451,18 +473,7 @@ def responses(run, forward, backward, D, scale):
     alpha, beta = np.tril(R) @ np.triu(D, 1).transpose(0, 2, 1), np.tril(R_back) @ np.tril(D)
     A, B = np.full((2, L, S, S), np.nan)
     A[:, :done, :done], B[:, :done, :done] = (
-        scale * _right_solve(alpha, R_back),
-        scale * _right_solve(beta, R),
+        scale * right_solve(alpha, R_back),
+        scale * right_solve(beta, R),
     )
     return A, B
-
-
-def _right_solve(alpha, R):
-    """alpha R^-1 for lower-triangular R, with a zero in the columns where R has one on its diagonal; all (L,
-    S, S)."""
-    out = np.zeros(alpha.shape)
-    for j in range(R.shape[1] - 1, -1, -1):
-        r = R[:, j, j, None]
-        rest = alpha[:, :, j] - np.einsum("lki,li->lk", out[:, :, j + 1 :], R[:, j + 1 :, j])
-        out[:, :, j] = np.divide(rest, r, out=np.zeros(rest.shape), where=r != 0)
-    return out
