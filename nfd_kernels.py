@@ -237,7 +237,7 @@ _scratch = threading.local()
 
 def pieces(dtype, *shapes):
     """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it
-    is over 512 MiB: new pages from the system cost as much as what is computed in them. So they are for the
+    is over 1 GiB: new pages from the system cost as much as what is computed in them. So they are for the
     inside of one run."""
     line, sizes = 64 // np.dtype(dtype).itemsize, [prod(shape) for shape in shapes]
     if sum(sizes) < 2**12:
@@ -249,7 +249,7 @@ def pieces(dtype, *shapes):
     needed = ends[-1] * np.dtype(dtype).itemsize
     if memory.nbytes < needed:
         memory = empty((needed,), np.uint8)
-        if needed <= 2**29:
+        if needed <= 2**30:
             _scratch.memory = memory
     memory = memory[:needed].view(dtype)
     return [memory[a : a + n].reshape(shape) for a, n, shape in zip([0, *ends], sizes, shapes)]
@@ -401,17 +401,23 @@ _pointer.restype, _pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes
 
 
 def normals(rng, shape, dtype):
-    """The same numbers as nfd_io.normals, ten times as fast, in vector registers. Of a large array each
-    thread makes some blocks, from a copy of the generator that is advanced to their words; so the number of
-    threads does not matter."""
+    """The same numbers as nfd_io.normals, ten times as fast, in vector registers."""
+    out = empty(shape, dtype)
+    fill_normals(rng, out)
+    return out
+
+
+def fill_normals(rng, out):
+    """Put nfd_io.normals into a C-contiguous array. Of a large one each thread makes some blocks, from a copy
+    of the generator that is advanced to their words; so the number of threads does not matter."""
     if numba.config.DISABLE_JIT:
-        return nfd_io.normals(rng, shape, dtype)
-    out, generator = empty(shape, dtype), rng.bit_generator
-    flat, fill = out.reshape(-1), _compiled_fill(out.dtype)
+        out[...] = nfd_io.normals(rng, out.shape, out.dtype)
+        return
+    generator, flat, fill = rng.bit_generator, out.reshape(-1), _compiled_fill(out.dtype)
     with generator.lock:
         if len(flat) < 2**15 or not isinstance(generator, np.random.PCG64 | np.random.PCG64DXSM):
             fill(addresses_of([generator]), flat)
-            return out
+            return
         parts, before, each = numba.get_num_threads(), generator.state, nfd_io.words_of(BLOCK, out.dtype)
         copies = [generator, *[type(generator)(0) for _ in range(1, parts)]]
         for i, copy in enumerate(copies[1:], 1):
@@ -421,7 +427,6 @@ def normals(rng, shape, dtype):
         if parts > 1:
             half_word = {name: before[name] for name in ("has_uint32", "uinteger")}
             generator.state = copies[-1].state | half_word
-    return out
 
 
 @apart

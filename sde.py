@@ -52,6 +52,7 @@ from nfd_kernels import (
     dots,
     empty,
     factor_row,
+    fill_normals,
     finite_array,
     kernel,
     normals,
@@ -81,18 +82,8 @@ from nfd_min import (
     stop_at_divergence,
 )
 
-__all__ = [
-    "InitKernels",
-    "LinearLimit",
-    "Noise",
-    "coarsen",
-    "draw_noise",
-    "first_step_kernel",
-    "init_kernels",
-    "linear_limit",
-    "relu_moments",
-    "solve",
-]
+__all__ = ["InitKernels", "LinearLimit", "Noise", "coarsen", "draw_noise", "first_step_kernel",
+           "init_kernels", "linear_limit", "relu_moments", "solve"]  # fmt: skip
 
 draw_noise = partial(nfd_min.draw_noise, by=normals)
 """nfd_min.draw_noise, the same numbers, faster."""
@@ -379,8 +370,9 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     check_memory(
         real().itemsize * numbers + 56 * (net.T + 1) * S * S, f"solve(particles={N}, steps={L}, S={S})"
     )
-    noise = _noise(noise, rng, (S, N, net.T), dtype, net.full)
-    out, h, forward, backward, D = _solve(stream, noise, net, "h" in keep)
+    of_noise = dict(u=(S, N), v=(N,), xi=(S, net.T, N), zeta=(S, net.T, N))
+    noise = np.random.default_rng(rng) if noise is None else _checked(noise, of_noise, real)
+    out, h, forward, backward, D = _solve(stream, noise, of_noise.values(), real, net, "h" in keep)
     if "C" in keep:
         out.C, out.Gamma = forward.gram[: net.T : net.T // L], backward.gram[: net.T : net.T // L]
         if net.full and net.T == L:
@@ -400,32 +392,37 @@ def _network(build, real, *, depth, coupling, **network):
     return Network(depth, T, rows, layers[0].reused, coupling == "nearest", dphi_of_h, scale, chain)
 
 
-def _noise(given, rng, sizes, dtype, copy):
-    """The Noise that was given, checked (and copied, if it is to be written to), or drawn; sizes : S, N,
-    T."""
-    S, N, T = sizes
-    if given is None:
-        return draw_noise(S, N, T, dtype=dtype, rng=rng)
-    shapes = dict(u=(S, N), v=(N,), xi=(S, T, N), zeta=(S, T, N))
-    if not isinstance(given, (tuple, list)) or len(given) != 4:
+def _checked(noise, shapes, real):
+    """The Noise that was given, checked."""
+    if not isinstance(noise, (tuple, list)) or len(noise) != 4:
         raise ValueError("noise must be a Noise: the 4 arrays u, v, xi, zeta")
-    named, real = zip(shapes.items(), given), DTYPES[dtype]
-    arrays = [finite_array(f"noise: {name}", a, of, real, copy=copy or None) for (name, of), a in named]
-    return Noise(*(a if a.flags.behaved else a.copy() for a in arrays))
+    named = zip(shapes.items(), noise)
+    arrays = [finite_array(f"noise: {name}", a, of, real, copy=None) for (name, of), a in named]
+    return [a if a.flags.behaved else a.copy() for a in arrays]
 
 
-def _solve(stream, noise, net, kept):
-    """A Trajectory of f, chi, diverged_at; all h, if they are kept; both sides; D of the Coupling."""
-    (S, T, N), real = noise.xi.shape, noise.xi.dtype
+def _solve(stream, noise, shapes_of_noise, real, net, kept):
+    """A Trajectory of f, chi, diverged_at; all h, if they are kept; both sides; D of the Coupling.
+
+    noise : as it was given, or a Generator
+    """
+    S, T, drawn, (_, (N,), _, _) = len(stream), net.T, isinstance(noise, np.random.Generator), shapes_of_noise
     sides, rows, near = (S, T + 1, N), T + 1 if kept else net.rows, S * (net.nearest and net.dphi_of_h)
     shapes = sides, sides, (S if kept else 1, rows, N), (near, T + 1, N), (S * (not kept), 1, N)
-    p, g, h, every, h_L = [empty(shape, real) for shape in shapes] if kept else pieces(real, *shapes)
+    own = shapes_of_noise if drawn or net.full else ()  # "full" writes to it
+    scratch = pieces(real, *own, *(() if kept else shapes))
+    p, g, h, every, h_L = [empty(shape, real) for shape in shapes] if kept else scratch[len(own) :]
+    for i, a in enumerate(scratch[: len(own)]):
+        if drawn:
+            fill_normals(noise, a)
+        else:
+            a[...] = noise[i]
+    u, v, xi, zeta = scratch[:4] if own else noise
     grams = np.full((4, T + 1, S, S), np.nan)
-    forward, backward = Side(p, noise.xi, *grams[:2]), Side(g, noise.zeta, *grams[2:])
+    forward, backward = Side(p, xi, *grams[:2]), Side(g, zeta, *grams[2:])
     coupling = Coupling(np.zeros((T * net.full, S, S)), np.empty(((T + 1) * net.nearest, S)))
     out, (U, K), run = Trajectory(*np.full((2, S), np.nan)), _inputs(stream), _compiled_passes(real)
-    u, v, h_L = noise.u[:, None], noise.v[None, None], h if kept else h_L
-    inputs = Inputs(u, v, U, K, h_L, stream.rate, stream.batch)
+    inputs = Inputs(u[:, None], v[None, None], U, K, h if kept else h_L, stream.rate, stream.batch)
     record = Record(out.f, out.chi, stream.y.copy(), np.empty(T + 1))
     given = inputs, forward, backward, Features(h, every), coupling, net.chain, record
     step, k = max(1, SPAN // (T * N * (S + 8))), 0
