@@ -45,7 +45,8 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     `diverged_at` set. ValueError for bad input, or if the run needs more memory than the machine has: 8 or 4
     bytes for each of M n^2 + n d weights (M matrices, twice if decoupled, and a copy of those given if S
     exceeds the updates that wait or n < 512), 2 S (T+1) n features and gradients of T layers (none with
-    keep="outputs"), and those of the n / 16 samples, at most 64, or larger mini-batch, whose updates wait.
+    keep="outputs"), and those of the n / 16 samples, for mini-batches of 8 or more n / 4, at most 64 or a
+    mini-batch, whose updates wait.
     """
     net, real, keep, phi = _checked(stream, width, depth, phi, dtype, keep, network)
     every = positive_int("test_every", test_every)
@@ -110,7 +111,7 @@ def _with_features(out, h, g, net, keep, phi):
 
 def _waiting_updates(n, S, B):
     """How many samples' updates wait, at most, until they are added to W."""
-    return min(S, B * max(1, min(n // 16, 64) // B))
+    return min(S, B * max(1, min(n // (16 if B < 8 else 4), 64) // B))
 
 
 @remembered

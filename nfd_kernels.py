@@ -217,12 +217,12 @@ def threads(most):
 def empty(shape, dtype):
     """numpy.empty, of a page or more from the start of a cache line on: vectors across two lines take twice
     as long to load."""
-    out = np.empty(shape, dtype)
-    if out.nbytes < 4096:
-        return out
-    memory = np.empty(out.nbytes + 64, np.uint8)
+    size = prod(shape) * np.dtype(dtype).itemsize
+    if size < 4096:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + out.nbytes].view(dtype).reshape(shape)
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def copy_of(a):
@@ -237,7 +237,7 @@ _scratch = threading.local()
 
 def pieces(dtype, *shapes):
     """Uninitialised arrays of these shapes, in memory that this thread's next call hands out again, unless it
-    is over 1 GiB: new pages from the system cost as much as what is computed in them. So they are for the
+    is over 2 GiB: new pages from the system cost as much as what is computed in them. So they are for the
     inside of one run."""
     line, sizes = 64 // np.dtype(dtype).itemsize, [prod(shape) for shape in shapes]
     if sum(sizes) < 2**12:
@@ -249,7 +249,7 @@ def pieces(dtype, *shapes):
     needed = ends[-1] * np.dtype(dtype).itemsize
     if memory.nbytes < needed:
         memory = empty((needed,), np.uint8)
-        if needed <= 2**30:
+        if needed <= 2**31:
             _scratch.memory = memory
     memory = memory[:needed].view(dtype)
     return [memory[a : a + n].reshape(shape) for a, n, shape in zip([0, *ends], sizes, shapes)]

@@ -408,3 +408,26 @@ def test_of_many_networks_some_diverge():
 def test_many_networks_need_their_seeds(seeds, message):
     with pytest.raises(ValueError, match=message):
         finite_net.train_many(stream_of(2), 5, 3, seeds)
+
+
+def test_no_more_threads_than_the_caller_allows():
+    """Seconds of all threads in a second, on one thread: runs of each kind that is shared by threads."""
+    program = """
+import time, numba
+numba.set_num_threads(1)
+import finite_net, sde
+from nfd_min import Stream
+one, batch = Stream.digits(4, 0.1, rng=0), Stream.digits(64, 0.1, batch=64, rng=0)
+def run():
+    finite_net.train(one, 1024, 4, rng=0, keep="outputs")
+    finite_net.train(batch, 256, 8, rng=0, keep="outputs")
+    finite_net.train_many(one, 64, 8, range(20), keep="outputs")
+    sde.solve(one, 100_000, 8, coupling="full", rng=0, keep="outputs")
+run()
+start = time.perf_counter(), time.process_time()
+run()
+print((time.process_time() - start[1]) / (time.perf_counter() - start[0]), numba.get_num_threads())
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ratio, threads = map(float, run.stdout.split())
+    assert ratio < 1.2 and threads == 1
