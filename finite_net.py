@@ -6,24 +6,24 @@ from collections import namedtuple
 from functools import partial
 from itertools import pairwise
 from math import sqrt
-from operator import attrgetter
 
 import numba
 import numpy as np
 
+import nfd_io
 import nfd_min
 from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
 from nfd_kernels import addresses_of, compiled_chain, copy_of, finite_array, normals, pieces
-from nfd_min import Stream, Trajectory, split
+from nfd_min import Stream, Trajectory
 from nfd_passes import Batch, Record, Run, Waiting, Weights, compiled_many, compiled_one, shares_of
 
 draw_weights = partial(nfd_min.draw_weights, by=normals)  # the same numbers, faster
 TEST_ROWS = 128  # test inputs that go through the network at a time
 SPAN = 2**28  # multiplications, about a second, between returns to Python: for Ctrl-C and the progress bar
 
-Network = namedtuple("Network", "n L T shape reused matrices chain")
-"""Width, depth, length of the chain, shape of W, whether W~ is W, how many matrices (n, n) there are, and the
-layers for compiled code."""
+Network = namedtuple("Network", "n L T shape layers chain reused drawn fresh matrices")
+"""Width, depth, length of the chain, shape of W, layers, also for compiled code; whether W~ is W, is drawn
+like it, is new in every pass; and how many matrices (n, n) there are, W and W~."""
 
 
 def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rng=None, keep="all", test=None,
@@ -31,11 +31,12 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     """Train a network of explicit matrices by mini-batch SGD on every parameter, rate eta n. [1]-[3], [8]
 
     stream : nfd_min.Stream;  width, depth : n and L;  phi : "tanh", "relu", "erf" or "identity"
-    network : block, scaling, internal_lr_exponent, backward as in nfd_min.chain (default: "pre" [1])
+    network : block (default: "pre" [1]), scaling, internal_lr_exponent, backward, branch_exponent as in
+        nfd_min.chain; backward="fresh" is for batch=1
     dtype : "float64" or "float32", of the weights and of all arithmetic on them
-    weights : U (n, d), W (nfd_min.weight_shape), v (n,), each entry N(0,1) in the theory, and for
-        backward="decoupled" optionally W~ of W's shape, which "reused" ignores; they are not changed. What is
-        not given is drawn from `rng`, a seed or numpy.random.Generator.
+    weights : U (n, d), W (nfd_min.weight_shape), v (n,), each entry N(0,1) in the theory, and where W~ is not
+        W or -W optionally W' of W's shape, for "fresh" (S, ..); they are not changed. What is not given is
+        drawn from `rng`, a seed or numpy.random.Generator.
     keep : "all"; "kernels" for f, chi, C, Gamma (needs the memory of "all" during the run); "outputs" for f,
         chi (memory O(L n^2) for any number of samples)
     test, test_every : inputs (T, d) that are not trained on. Their outputs `test_f` are evaluated before the
@@ -53,8 +54,11 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     test = (
         np.zeros((0, stream.d), real) if test is None else finite_array("test", test, ("T", stream.d), real)
     )
+    if net.fresh and stream.batch > 1:
+        raise ValueError(f'backward="fresh" needs a stream with batch=1, not {stream.batch}')
     copied = _check_memory(stream, net, weights is not None, real().itemsize, bool(keep), len(test))
-    out, h, g = _train(stream, _weights(weights, rng, real, stream.d, net, copied), net, keep, test, every)
+    weights, fresh = _weights(weights, rng, real, stream, net, copied)
+    out, h, g = _train(stream, weights, fresh if net.fresh else None, net, (keep, test, every))
     return _with_features(out, h, g, net, keep, phi)
 
 
@@ -74,7 +78,7 @@ def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep
     if any(isinstance(seed, (np.random.Generator, np.random.BitGenerator, type(None))) for seed in seeds):
         raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
     parts, work = min(len(seeds), numba.get_num_threads()), len(stream) // stream.batch * _work(net, stream)
-    if len(seeds) < 2 or work > 16 * SPAN or numba.config.DISABLE_JIT:
+    if len(seeds) < 2 or not (net.reused or net.drawn) or work > 16 * SPAN or numba.config.DISABLE_JIT:
         how = network | dict(dtype=dtype, keep=keep)
         return [train(stream, width, depth, phi, rng=seed, **how) for seed in progress(seeds, "training")]
     numbers = len(stream) * (net.T + 1) * net.n * bool(kept)  # of h, and of g
@@ -103,9 +107,9 @@ def _checked(stream, width, depth, phi, dtype, keep, network):
 def _with_features(out, h, g, net, keep, phi):
     """The Trajectory with what is kept of all places h, g."""
     if "C" in keep:
-        nfd_min.fill_kernels(out, split(h, net.L)[0], split(g, net.L)[0], phi)
+        nfd_min.fill_kernels(out, nfd_io.split(h, net.L)[0], nfd_io.split(g, net.L)[0], phi)
     if "h" in keep:
-        (out.h, out.x), (out.g, out.gx) = split(h, net.L), split(g, net.L)
+        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, net.L), nfd_io.split(g, net.L)
     return out
 
 
@@ -121,10 +125,13 @@ def _network(build, n, real, *, depth, **network):
     layers = nfd_min.chain(depth=depth, **network)
     scaled = [layer._replace(s=layer.s / sqrt(n)) if layer.matrix else layer for layer in layers]
     shape = nfd_min.weight_shape(n, depth, sum(layer.matrix for layer in layers) // depth)
-    reused, matrices = all(layer.reused for layer in layers), sum(map(attrgetter("matrix"), layers))
-    return Network(
-        n, depth, len(layers), shape, reused, matrices * (2 - reused), compiled_chain(scaled, real)
+    chain, matrices, fresh = (
+        compiled_chain(scaled, real),
+        sum(layer.matrix for layer in layers),
+        layers[0].fresh,
     )
+    reused, drawn = (all(layer.rho == rho for layer in layers) and not fresh for rho in (1, 0))
+    return Network(n, depth, len(layers), shape, layers, chain, reused, drawn, fresh, matrices * (2 - reused))
 
 
 def _check_memory(stream, net, given, itemsize, kept, tests):
@@ -133,30 +140,42 @@ def _check_memory(stream, net, given, itemsize, kept, tests):
     S, B, n, waiting = len(stream), stream.batch, net.n, _waiting_updates(net.n, len(stream), stream.batch)
     copied = given and (waiting < S or S >= 16 * B and n < 512)
     passes = 2 * S * kept + 2 * waiting + B + 2 * min(tests, TEST_ROWS)
-    numbers = net.matrices * (1 + copied) * n * n + n * stream.d + passes * (net.T + 1) * n
+    matrices = net.matrices * (1 + copied + (0 if net.reused or net.drawn else S if net.fresh else 0.5))
+    numbers = matrices * n * n + n * stream.d + passes * (net.T + 1) * n
     check_memory(itemsize * numbers + 16 * net.L * S * S * kept, f"train(width={n}, depth={net.L}, S={S})")
     return copied
 
 
-def _weights(given, rng, real, d, net, copied):
-    """The Weights that were given, checked, or drawn."""
-    n, reused = net.n, net.reused
-    shapes = dict(U=(n, d), W=net.shape, v=(n,), W_back=net.shape)
+def _weights(given, rng, real, stream, net, copied):
+    """The Weights that were given, checked, or drawn, and all W~ (S, M, n, n) where they are fresh."""
+    n, S = net.n, len(stream)
+    shapes = {
+        "U": (n, stream.d),
+        "W": net.shape,
+        "v": (n,),
+        "W'": (S, *net.shape) if net.fresh else net.shape,
+    }
+    used = 3 + any(abs(layer.rho) < 1 for layer in net.layers)
     if given is None:
-        names, copied, given = list(shapes)[: 4 - reused], False, ()
+        names, copied, given = list(shapes)[:used], False, ()
     elif isinstance(given, (tuple, list)) and len(given) in (3, 4):
-        names, given = list(shapes)[len(given) : 4 - reused], given[: 4 - reused]
+        names, given = list(shapes)[len(given) : used], given[:used]
         named = zip(shapes.items(), given)
         given = [finite_array(f"weights: {name}", w, of, real, copy=None) for (name, of), w in named]
         given[0], given[2] = copy_of(given[0]), copy_of(given[2])
     else:
-        raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W_back")
+        raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'")
     if names:
         rng = np.random.default_rng(rng)
-    U, W, v, *W_back = [*given, *[normals(rng, shapes[name], real) for name in names]]
-    W, W_back = (a.reshape(-1, n, n) for a in (W, W_back[0] if W_back else W[:0]))
+    U, W, v, *other = [*given, *[normals(rng, shapes[name], real) for name in names]]
+    W, other = W.reshape(-1, n, n), other[0] if other else None
+    W_back = W[:0] if net.reused else other.reshape(-1, n, n) if net.drawn else None
+    if W_back is None:
+        other = None if other is None else other.reshape(-1, *W.shape)
+        every = nfd_min.backward_weights(W, other, net.layers)
+        return Weights(U, copy_of(W), v, copy_of(every[0])), every
     W, W_back = (copy_of(a) if copied or not a.flags.behaved else a for a in (W, W_back))
-    return Weights(U, W, v, W_back)
+    return Weights(U, W, v, W_back), None
 
 
 def _inputs(X, dtype):
@@ -170,8 +189,12 @@ def _scratch(net, B, J):
     return (net.T + 1, B, net.n), (B, J), (net.T, J, net.n), (net.T + 1, J, net.n), (J,)
 
 
-def _train(stream, weights, net, keep, test, every):
-    """A Trajectory of f, chi, test_f, diverged_at, and all places h, g (S, T+1, n), or (0, T+1, n)."""
+def _train(stream, weights, fresh, net, how):
+    """A Trajectory of f, chi, test_f, diverged_at, and all places h, g (S, T+1, n), or (0, T+1, n).
+
+    fresh : None, or W~ at first of each pass (S, M, n, n);  how : keep, test, every
+    """
+    (keep, test, every), W_0 = how, weights.W.copy() if fresh is not None else None
     n, T, dtype, S, B = net.n, net.T, weights.v.dtype, len(stream), stream.batch
     J, at_once = _waiting_updates(n, S, B), min(len(test), TEST_ROWS)
     of_tests = ((T + 1, at_once, n), (at_once, J), (T, at_once, n)) if len(test) else ()
@@ -188,7 +211,9 @@ def _train(stream, weights, net, keep, test, every):
         seen = dict(zip(seen, out.test_f))
         (h_test, seen_test, p_test), X_test = scratch, _inputs(test, dtype)
         tests = Batch(X_test, np.zeros(0), 0.0, h_test, p_test, seen_test, shares_of(at_once, n, T))
-    if len(test) or SPAN < S // B * _work(net, stream):
+    if fresh is not None:
+        seen, spans = seen or {}, [(k, k + 1) for k in range(S)]
+    elif len(test) or SPAN < S // B * _work(net, stream):
         spans = list(pairwise(sorted({*range(0, S, B * max(1, SPAN // _work(net, stream))), *seen, S})))
 
     def evaluate(samples):
@@ -200,11 +225,13 @@ def _train(stream, weights, net, keep, test, every):
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
             evaluate(begin)
+            if fresh is not None:
+                weights.W_back[...] = fresh[begin] + (weights.W - W_0)  # [X11]
             train_one((begin, end, int(reached[1]), False), run, reached)
             b, pending = reached
             if b < end:
                 last = h_b.transpose(1, 0, 2), g_b[:, pending : pending + B].transpose(1, 0, 2)
-                nfd_min.stop_at_divergence(out, *last, int(b), T // net.L)
+                nfd_io.stop_at_divergence(out, *last, int(b), T // net.L)
                 if keep:
                     h[b : b + B], g[b : b + B] = last
                 return out, h, g

@@ -28,7 +28,7 @@ from scipy.special import stdtrit
 import finite_net
 import nfd_min
 import sde
-from nfd_io import finite_array, load_data, progress
+from nfd_io import finite_array, join, load_data, progress
 from nfd_min import ACTIVATIONS, Stream, coarsen
 
 # ------------------------------------------------------------------------------------------------------------
@@ -498,7 +498,7 @@ def gradient_case(*, data, seed):
         weights = finite_net.draw_weights(n, L, stream.d, block=block, rng=rng)
         net = finite_net.train(stream, n, L, phi, block=block, scaling=scaling, weights=weights)
         layers = nfd_min.chain(block, phi, L, scaling)
-        passes = zip(stream.X, nfd_min.join(net.h, net.x), nfd_min.join(net.g, net.gx))
+        passes = zip(stream.X, join(net.h, net.x), join(net.g, net.gx))
         each = [nfd_min.gradients(*one, layers) for one in passes]
         for name, i, per_sample in zip(("U", "W", "v"), range(3), zip(*each)):
             exact = np.tensordot(net.chi, per_sample, 1) / batch
@@ -704,7 +704,7 @@ def first_step_case(*, data, particles, seed):
     """-d f^1 / d(eta chi_0) at eta = 1e-3 against Theta and Theta_NFD by quadrature, L = 16."""
     rng, out = np.random.default_rng(seed), {}
     stream = sequence(data, [0, 0], 1e-3, rng=rng)
-    kernels = sde.first_step_kernel(stream.X[0], depth=16)
+    kernels = sde.first_step_kernel(stream.X[0], depth=16)[:2]
     for label, coupling, kernel in zip(("network / Theta", "NFD / Theta_NFD"), ("full", "none"), kernels):
         run = sde.solve(stream, particles, 16, coupling=coupling, rng=rng, keep="outputs")
         out[label] = {"ratio": (run.f[1] - run.f[0]) / (-1e-3 * run.chi[0] * kernel)}

@@ -53,6 +53,18 @@ def _sum(array):
         return array.sum()
 
 
+def numbers(name, value, low, high, count=1):
+    """A list of `count` numbers from low to high, from one or from as many; ValueError for anything else."""
+    try:
+        each = [float(x) for x in np.broadcast_to(value, count)]
+    except (TypeError, ValueError):
+        each = [np.nan]
+    if isinstance(value, bool) or not all(low <= x <= high for x in each):
+        one = f"a number in [{low:g}, {high:g}]" if low < high else f"{low:g}"
+        raise ValueError(f"{name}={value!r} must be {one}" + f", or one for each of {count}" * (count > 1))
+    return each
+
+
 def finite_array(name, value, shape, dtype=float, copy=True, total=_sum):
     """Return value as a new C-contiguous array of that dtype (copy=None: as it is if it is one).
 
@@ -371,3 +383,53 @@ def count(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(text)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Results
+
+
+def split(a, depth):
+    """h (S, L+1, n) and x (S, T-L, n), views into the places a (S, T+1, n): h_0, (x_1,) h_1, .., h_L."""
+    S, T, n = len(a), a.shape[1] - 1, a.shape[2]
+    blocks = a[:, 1:].reshape(S, depth, T // depth, n)
+    return a[:, :: T // depth], blocks[:, :, :-1].reshape(S, T - depth, n)
+
+
+def join(h, x):
+    """The places a of h (S, L+1, n) and x (S, T-L, n): the inverse of `split`."""
+    (S, _, n), L = h.shape, h.shape[1] - 1
+    blocks = np.concatenate([x.reshape(S, L, x.shape[1] // L, n), h[:, 1:, None]], axis=2)
+    return np.concatenate([h[:, :1], blocks.reshape(S, -1, n)], axis=1)
+
+
+def stop_at_divergence(out, h, g, b, per_block=1):
+    """If a pass of the batch from sample b on diverged, set out.diverged_at, blank with NaN what follows it
+    (the batch's backward passes too, if a forward pass diverged), and return True.
+
+    h, g : arrays, shape (batch, T, n): the batch's own passes, h_0, (x_1,) h_1, .., views into what out keeps
+    """
+    f, chi, places = out.f[b : b + len(h)], out.chi[b : b + len(h)], np.arange(h.shape[1])
+    with np.errstate(all="ignore"):
+        forward_at, backward_at = first_divergence(h, places), first_divergence(g, places[::-1])
+    if forward_at is None and not np.isfinite(chi).all():
+        forward_at = int(np.argmin(np.isfinite(chi))), int(places[-1])
+    if forward_at is not None:
+        k, l = forward_at
+        h[k, l:] = h[k + 1 :] = g[:] = f[k:] = chi[k:] = np.nan
+    elif backward_at is not None:
+        k, l = backward_at
+        g[k, : l + 1] = g[k + 1 :] = np.nan
+    else:
+        return False
+    out.diverged_at = b + k, -(-l // per_block)
+    return True
+
+
+def first_divergence(a, places):
+    """(sample, place) of a, shape (B, T+1, n), where |a|^2 first is infinite, in this order, or None."""
+    bad = ~np.isfinite(np.einsum("btn,btn->bt", a, a))[:, places]
+    if not bad.any():
+        return None
+    sample = int(np.argmax(bad.any(axis=1)))
+    return sample, int(places[int(np.argmax(bad[sample]))])

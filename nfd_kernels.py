@@ -593,18 +593,18 @@ else:
 def chain_dtype(dtype):
     """Of one layer of a `compiled_chain`: the fields of nfd_min.Layer; matrix is its number, or -1; phi, dphi
     are addresses."""
-    reals, integers = ("skip", "s", "rate"), ("back", "matrix", "phi", "dphi")
+    reals, integers = ("skip", "s", "rate", "rho"), ("back", "matrix", "fresh", "phi", "dphi")
     return np.dtype([(name, dtype) for name in reals] + [(name, np.int64) for name in integers], align=True)
 
 
 def compiled_chain(layers, dtype):
     """A list of T nfd_min.Layers for compiled code: a record array, shape (T+1,), layer t in entry t."""
-    activations, s, skip, back, rate, matrix, _ = zip(*layers)
+    activations, s, skip, back, rate, matrix, rho, fresh = zip(*layers)
     at = {name: addresses(name, dtype) for name in {phi.name for phi in activations}}
     phi, dphi = zip(*[at[phi.name] for phi in activations])
     number = [m - 1 if has_one else -1 for m, has_one in zip(accumulate(matrix), matrix)]
     chain = np.zeros(len(layers) + 1, chain_dtype(dtype))
-    for name, values in zip(chain.dtype.names, (skip, s, rate, back, number, phi, dphi)):
+    for name, values in zip(chain.dtype.names, (skip, s, rate, rho, back, number, fresh, phi, dphi)):
         chain[name][1:] = values
     return chain.view(np.recarray) if numba.config.DISABLE_JIT else chain
 

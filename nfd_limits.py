@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its modules are loaded when they are first used
 
 from nfd_io import check_memory, choose, finite_array, positive_int
-from nfd_min import Stream, activation
+from nfd_min import Stream, activation, correlations, residual
 
 # ------------------------------------------------------------------------------------------------------------
 # The limit at initialisation, without sampling
@@ -29,7 +29,7 @@ class InitKernels(NamedTuple):
     Theta: np.ndarray
 
 
-def init_kernels(X, phi="tanh", depth=None):
+def init_kernels(X, phi="tanh", depth=None, *, branch_exponent=0.5, rho=1.0):
     """The kernels of Theorem 4.3 [10] for the inputs X (S, d), at infinite width and depth, or at a finite
     depth.
 
@@ -37,20 +37,26 @@ def init_kernels(X, phi="tanh", depth=None):
         Gamma_ab(1) = 1,            Gamma_ab'(t) = - E[phi'(h_a) phi'(h_b)] Gamma_ab(t)
         Theta_ab = Q_ab(1) + int_0^1 Gamma_ab(t) Q_ab'(t) dt + Gamma_ab(0) <x_a, x_b> / d
 
-    At depth L the derivatives become differences: Q_l = Q_{l-1} + E[phi phi] / L, and so on.
+    At depth L the derivatives become differences, with s = L^-branch_exponent: [X1], [X7]
+
+        Q_l = Q_{l-1} + s^2 E[phi phi],   Gamma_{l-1} = (1 + rho_l s^2 E[phi' phi']) Gamma_l
+        Theta = Q_L + sum_l Gamma_l E[phi phi] / L + Gamma_0 <x_a, x_b> / d
+
+    rho : correlation of W~_l with W_l, a number or, at a finite depth, one for each layer: Gamma is E[g_a
+        g~_b], with g by W and g~ by W~, and Theta says by how much a step with W~ moves f
     Expectations are exact (identity, relu, erf) or by quadrature (tanh). Returns InitKernels. ValueError for
     bad input.
     """
     X, phi = finite_array("X", X, ("S", "d")), activation(phi)
     check_memory(8 * 65 * 12 * len(X) ** 2, f"init_kernels of {len(X)} inputs")
-    K = Stream(X, np.zeros(len(X)), 0).gram
+    K, L = Stream(X, np.zeros(len(X)), 0).gram, 1 if depth is None else positive_int("depth", depth)
+    s2, rhos = residual("depth-mup", L, branch_exponent)[1] ** 2, [r for r, _ in correlations(rho, L)]
     if depth is not None:
-        L = positive_int("depth", depth)
         Q, growth, drift = [K], [], []
         for l in range(1, L + 1):
             phi_phi, dphi_dphi = gaussian_moments(Q[l - 1], phi)
-            Q.append(Q[l - 1] + phi_phi / L)
-            growth.append(1 + dphi_dphi / L)
+            Q.append(Q[l - 1] + s2 * phi_phi)
+            growth.append(1 + rhos[l - 1] * s2 * dphi_dphi)  # [X7]
             drift.append(phi_phi / L)
         Gamma = [np.ones_like(K)]
         for l in range(L, 0, -1):
@@ -58,12 +64,13 @@ def init_kernels(X, phi="tanh", depth=None):
         Theta = Q[L] + sum(Gamma[l] * drift[l - 1] for l in range(1, L + 1)) + Gamma[0] * K
         return InitKernels(np.arange(L + 1) / L, np.array(Q), np.array(Gamma), Theta)
 
-    def derivative(t, state):  # of Q, of D = int_0^t E[phi' phi'] and of I = int_0^t e^-D Q'
+    rho, noise, t = rhos[0], branch_exponent == 0.5, np.linspace(0, 1, 65)
+
+    def derivative(t, state):  # of Q, of D = rho int_0^t E[phi' phi'] and of I = int_0^t e^-D E[phi phi]
         Q, D, _ = state.reshape(3, *K.shape)
         phi_phi, dphi_dphi = gaussian_moments(Q, phi)
-        return np.array([phi_phi, dphi_dphi, np.exp(-D) * phi_phi]).ravel()
+        return np.array([noise * phi_phi, noise * rho * dphi_dphi, np.exp(-D) * phi_phi]).ravel()
 
-    t = np.linspace(0, 1, 65)
     start = np.array([K, 0 * K, 0 * K]).ravel()
     path = scipy.integrate.solve_ivp(derivative, (0, 1), start, "DOP853", t, rtol=1e-11, atol=1e-12).y
     Q, D, integral = path.T.reshape(len(t), 3, *K.shape).transpose(1, 0, 2, 3)
@@ -110,19 +117,104 @@ def gaussian_moments(Q, phi):
 # Closed forms
 
 
-def first_step_kernel(x, phi="tanh", depth=None):
-    """(Theta, Theta_NFD): -d f^1 / d(eta chi_0) at eta = 0, of the network and of NFD, for one step on x (d,)
-    and x again.
+class FirstStepKernel(NamedTuple):
+    """One step on an input and the same input again. [X7], [X8]
+
+    Theta, Theta_rho : -d f^1 / d(eta chi_0) at eta = 0, of the network, and with W~ of correlation rho
+    cos_g : array, shape (T,): cosine of g and g~ at the depths of InitKernels.t
+    cos_update : cosine of the update and the negative gradient, in the metric of the learning rates
+    """
+
+    Theta: float
+    Theta_rho: float
+    cos_g: np.ndarray
+    cos_update: float
+
+
+def first_step_kernel(x, phi="tanh", depth=None, *, branch_exponent=0.5, rho=0.0):
+    """The FirstStepKernel of an input x (d,), at infinite width and infinite or finite depth.
 
         Theta     = E h_1^2 + int_0^1 E[g_t^2] E[phi(h_t)^2] dt + E[g_0^2] |x|^2 / d
-        Theta_NFD = E h_1^2 + int_0^1 E[phi(h_t)^2] dt + |x|^2 / d = 2 E h_1^2
+        Theta_rho = E h_1^2 + int_0^1 E[g_t g~_t] E[phi(h_t)^2] dt + E[g_0 g~_0] |x|^2 / d        [X7]
 
-    In NFD the new features meet v and not g_t, and E[v g_t] = E[v^2] = 1 < E[g_t^2]: the decoupled weights'
-    noise has mean 0. By quadrature, at infinite width and infinite or finite depth. ValueError for bad input.
+    rho : as in init_kernels; for 0, NFD, the new features meet v and not g_t, and E[v g_t] = E[v^2] = 1 <
+        E[g_t^2]: the decoupled weights' noise has mean 0, and Theta_NFD = 2 E h_1^2 for branch_exponent 1/2.
+    By quadrature. ValueError for bad input.
     """
     x = finite_array("x", x, ("d",))
-    kernels = init_kernels(x[None], phi, depth)
-    return float(kernels.Theta[0, 0]), float(2 * kernels.Q[-1, 0, 0])
+    true, part = (
+        init_kernels(x[None], phi, depth, branch_exponent=branch_exponent, rho=r) for r in (1.0, rho)
+    )
+    Theta, Theta_rho = float(true.Theta[0, 0]), float(part.Theta[0, 0])
+    return FirstStepKernel(Theta, Theta_rho, (part.Gamma / true.Gamma)[:, 0, 0], Theta_rho / Theta)  # [X8]
+
+
+class OneStep(NamedTuple):
+    """One step on x_0, then x_1, to leading order in a = eta chi_0; layers l = 0..L. [X5]
+
+    r : array, shape (L+1,): h^1_l holds -a r_l g^0_l .. of the passes' common readout v
+    A : array, shape (L,): A^{10}_l / a of layers l = 1..L
+    f : f_1 / a
+    accumulated, nearest : mean squares over a^2 of sum_l A_l g^0_l / L, and of the same with formula [17]
+    share : array, shape (L,): those of the terms A_l g^0_l / L
+    """
+
+    r: np.ndarray
+    A: np.ndarray
+    f: float
+    accumulated: float
+    nearest: float
+    share: np.ndarray
+
+
+def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
+    """OneStep of inputs x0, x1 (d,) for f_0 = 0, at infinite width. For linear phi it holds for any a. [X5]
+
+        r_l = r_{l-1} + (C^{01}_{l-1} + rho_l c P_{l-1} r_{l-1}) / L,   r_0 = <x_0, x_1> / d,   c = L s^2
+        A^{10}_l = -a rho_l c P_{l-1} r_{l-1},   f_1 = -a (E h^0_L h^1_L + r_L)
+
+    and [17] is A with C_{l-2} / L in place of r_{l-1}. depth=None: L -> infinity, at 65 times t; the share of
+    a layer and formula [17] are then 0. rho : as in init_kernels. ValueError for bad input.
+    """
+    X, phi = np.array([finite_array("x0", x0, ("d",)), finite_array("x1", x1, (len(x0),))]), activation(phi)
+    if depth is None:
+        rho, noise = (
+            correlations(rho, 1)[0][0],
+            residual("depth-mup", 1, branch_exponent)[1] * (branch_exponent == 0.5),
+        )
+        return _one_step_at_infinite_depth(X @ X.T / X.shape[1], phi, rho * noise, noise)
+    L, how = positive_int("depth", depth), dict(branch_exponent=branch_exponent)
+    rhos = np.array([r for r, _ in correlations(rho, L)])
+    c = L * residual("depth-mup", L, branch_exponent)[1] ** 2
+    Q, Gamma = init_kernels(X, phi, L, **how)[1:3]
+    C, P = np.array([gaussian_moments(Q_l, phi) for Q_l in Q[:-1]])[:, :, 0, 1].T
+    r = np.empty(L + 1)
+    r[0] = Q[0, 0, 1]
+    for l in range(1, L + 1):
+        r[l] = r[l - 1] + (C[l - 1] + rhos[l - 1] * c * P[l - 1] * r[l - 1]) / L  # [X5]
+    A = -rhos * c * P * r[:-1]  # [X5]
+    near = -rhos * c * P * np.r_[0, C[:-1]] / L  # [17]
+    Gamma = Gamma[1:, 0, 0]
+    later = Gamma[np.maximum.outer(np.arange(L), np.arange(L))]  # E[g_l g_m], l, m = 1..L
+    squares = [float(each @ later @ each) / L**2 for each in (A, near)]
+    return OneStep(r, A, float(-(Q[-1, 0, 1] + r[-1])), *squares, A**2 * Gamma / L**2)
+
+
+def _one_step_at_infinite_depth(K, phi, rho, noise):
+    """OneStep for L -> infinity from the Gram matrix K of both inputs; noise : 1 for exponent 1/2, else 0."""
+
+    def derivative(t, state):  # of Q, r, D = int E[phi'(h^0)^2], B = int A, and int A e^-D B
+        Q, (r, D, B, _) = state[:4].reshape(2, 2), state[4:]
+        phi_phi, dphi_dphi = gaussian_moments(Q, phi)
+        A = -rho * dphi_dphi[0, 1] * r
+        return [*noise * phi_phi.ravel(), phi_phi[0, 1] - A, noise * dphi_dphi[0, 0], A, A * np.exp(-D) * B]
+
+    t = np.linspace(0, 1, 65)
+    start = [*K.ravel(), K[0, 1], 0, 0, 0]
+    path = scipy.integrate.solve_ivp(derivative, (0, 1), start, "DOP853", t, rtol=1e-11, atol=1e-12).y.T
+    A = np.array([-rho * gaussian_moments(y[:4].reshape(2, 2), phi)[1][0, 1] * y[4] for y in path])
+    end, r = path[-1], path[:, 4]
+    return OneStep(r, A, -(end[1] + end[4]), 2 * np.exp(end[5]) * end[7], 0.0, np.zeros(len(t)))
 
 
 class ReluMoments(NamedTuple):
@@ -171,32 +263,41 @@ class LinearLimit(NamedTuple):
     g2: np.ndarray
 
 
-def linear_limit(stream, coupling="none", depth=None):
+def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_exponent=0.5):
     """Train a linear network of infinite width, without sampling, at a finite depth L or (depth=None) at L ->
     infinity.
 
     coupling : "none", NFD (at depth L: the network with decoupled backward weights), or "full", the network
+    backward : in its place, W~ as in nfd_min.correlations;  branch_exponent : as in nfd_min.chain
 
     Every coordinate of h^k_l and g^k_l is a linear form in independent Gaussian families: U x_k / sqrt(d) of
     covariance K, v, u^k_l (the fresh part of W_l h^k_{l-1} / sqrt(n)) of covariance C_{l-1}, and z^k_l (of
-    W_l^T g^k_l / sqrt(n)) of covariance Gamma_l. By Stein's lemma the rest of W_l h^k_{l-1} / sqrt(n) is
-    sum_j (d h^k_{l-1} / d z^j_l) g^j_l, a coefficient of the form, and the mirror image for W_l^T; so the
-    recursion of [12] closes on the forms. Cost O(L^2 S^4).
+    W~_l^T g^k_l / sqrt(n)) of covariance Gamma_l. By Stein's lemma the rest of W_l h^k_{l-1} / sqrt(n) is
+    rho_l sum_j (d h^k_{l-1} / d z^j_l) g^j_l, a coefficient of the form, and the mirror image for W~_l^T; so
+    the recursion of [12] closes on the forms [X2], [X3]. Cost O(L^2 S^4).
 
-    L -> infinity: every quantity is a power series in 1/L, extrapolated from eight depths, 12 to 128. Returns
-    a LinearLimit. ValueError for bad input, and if leaving one depth out changes the limit by more than 1e-4
-    of its largest value: training with that eta is then too unstable to extrapolate.
+    L -> infinity: for branch_exponent 1/2 every quantity is a power series in 1/L, extrapolated from eight
+    depths, 12 to 128; above it neither noise nor coupling is left, and [X4] is solved. Returns a LinearLimit.
+    ValueError for bad input, and if leaving one depth out changes the limit by more than 1e-4 of its largest
+    value: training with that eta is then too unstable to extrapolate.
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
-    full, S = choose("coupling", coupling, {"none": False, "full": True}), len(stream)
+    implied = choose("coupling", coupling, {"none": "decoupled", "full": "reused"})
+    if backward is not None and coupling != "none":
+        raise ValueError(f"coupling={coupling!r} and backward={backward!r} are not for use together")
+    backward, S = implied if backward is None else backward, len(stream)
     deepest = 128 if depth is None else positive_int("depth", depth)
+    residual("depth-mup", deepest, branch_exponent)
     check_memory(32 * S * (deepest + 1) * (2 * deepest + 1) * (S + 1), f"linear_limit(depth={depth}, S={S})")
     if depth is not None:
-        return _linear_network(stream, deepest, full)
+        return _linear_network(stream, deepest, backward, branch_exponent)
+    correlations(backward, 1)
+    if branch_exponent > 0.5:
+        return _linear_without_noise(stream)
     depths = np.array([12, 16, 24, 32, 48, 64, 96, 128])
     with np.errstate(all="ignore"):
-        rows = np.array([_linear_network(stream, L, full) for L in depths])
+        rows = np.array([_linear_network(stream, L, backward, 0.5) for L in depths])
         series = (scipy.interpolate.BarycentricInterpolator(1 / depths[i:], rows[i:]) for i in (0, 1))
         limit, other = (at(0.0) for at in series)
         if not np.abs(limit - other).max() <= 1e-4 * np.abs(limit).max():
@@ -205,8 +306,8 @@ def linear_limit(stream, coupling="none", depth=None):
     return LinearLimit(*limit)
 
 
-def _linear_network(stream, L, full):
-    S, K = len(stream), stream.gram
+def _linear_network(stream, L, backward, branch_exponent):
+    S, K, s = len(stream), stream.gram, residual("depth-mup", L, branch_exponent)[1]
     # A form is an array (2 L + 1, S + 1): row 0 on the inputs and v, row l on (u^0_l .. u^(S-1)_l, 0),
     # row L + l on (z^0_l .. z^(S-1)_l, 0).
     h, g = np.zeros((2, S, L + 1, 2 * L + 1, S + 1))
@@ -222,23 +323,63 @@ def _linear_network(stream, L, full):
         a = stream.rate * chi[past]  # eta chi_j, j < k
         h[k, 0] = -np.einsum("j,jli->li", a * K[past, k], g[past, 0])  # [22]
         h[k, 0, 0, k] += 1
-        for l in range(1, L + 1):
+        for l, (rho, _) in enumerate(correlations(backward, L), 1):
             C = mean(h[now, l - 1], h[k, l - 1])
             covariance[l, k, : k + 1] = covariance[l, : k + 1, k] = C
-            response = h[k, l - 1, L + l, :k] * full  # d h^k_{l-1} / d z^j_l = A^{kj}_l / sqrt(L)
-            h[k, l] = h[k, l - 1] + np.einsum("j,jli->li", response, g[:k, l]) / sqrt(L)
-            h[k, l] -= np.einsum("j,jli->li", a * C[past], g[past, l]) / L  # [20]
-            h[k, l, l, k] += 1 / sqrt(L)  # u^k_l
+            response = rho * h[k, l - 1, L + l, :k]  # rho d h^k_{l-1} / d z^j_l = A^{kj}_l / (L s) [X3]
+            h[k, l] = h[k, l - 1] + s * np.einsum("j,jli->li", response, g[:k, l])
+            h[k, l] -= np.einsum("j,jli->li", a * C[past], g[past, l]) / L  # [20], [X2]
+            h[k, l, l, k] += s  # u^k_l
         g[k, L] = -np.einsum("j,jli->li", a, h[past, L])  # [22]
         g[k, L, 0, S] += 1
         f[k] = mean(g[k, L], h[k, L])  # [23]
         chi[k] = f[k] - stream.y[k]
-        for l in range(L, 0, -1):
+        for l, (rho, fresh) in reversed(list(enumerate(correlations(backward, L), 1))):
             Gamma = mean(g[now, l], g[k, l])
-            covariance[L + l, k, : k + 1] = covariance[L + l, : k + 1, k] = Gamma
-            response = g[k, l, l, : k + 1] * full  # d g^k_l / d u^j_l = B^{kj}_l / sqrt(L)
-            g[k, l - 1] = g[k, l] + np.einsum("j,jli->li", response, h[now, l - 1]) / sqrt(L)
-            g[k, l - 1] -= np.einsum("j,jli->li", a * Gamma[past], h[past, l - 1]) / L  # [21]
-            g[k, l - 1, L + l, k] += 1 / sqrt(L)  # z^k_l
+            covariance[L + l, k, : k + 1] = covariance[L + l, : k + 1, k] = Gamma * (not fresh)  # [X11]
+            covariance[L + l, k, k] = Gamma[k]
+            response = rho * g[k, l, l, : k + 1]  # rho d g^k_l / d u^j_l = B^{kj}_l / (L s) [X3]
+            g[k, l - 1] = g[k, l] + s * np.einsum("j,jli->li", response, h[now, l - 1])
+            g[k, l - 1] -= np.einsum("j,jli->li", a * Gamma[past], h[past, l - 1]) / L  # [21], [X2]
+            g[k, l - 1, L + l, k] += s  # z^k_l
     h2, g2 = (np.array([mean(a[k], a[k]) for k in range(S)]) for a in (h[:, L], g[:, 0]))
+    return LinearLimit(f, chi, h2, g2)
+
+
+def _linear_without_noise(stream, points=33):
+    """[X4] for phi(h) = h: forms in the inputs and v alone, (points, S+1) for each pass, by collocation at
+    Chebyshev's points of depth."""
+    S, K = len(stream), stream.gram
+    covariance = np.eye(S + 1)
+    covariance[:S, :S] = K
+    x = np.cos(np.pi * np.arange(points)[::-1] / (points - 1))
+    powers = np.polynomial.chebyshev.chebint(np.eye(points), lbnd=-1)
+    up = (
+        np.polynomial.chebyshev.chebvander(x, points)
+        @ powers
+        @ np.linalg.inv(np.polynomial.chebyshev.chebvander(x, points - 1))
+        / 2
+    )  # int_0^t of what is given at the points
+    down = up - up[-1]  # -int_t^1
+    h, g = np.zeros((2, S, points, S + 1))
+    f, chi = np.empty((2, S))
+
+    def solve(end, integral, a, ours, theirs):
+        """y = end - integral of sum_j a_j <ours_j, y> theirs_j"""
+        kernel = np.einsum("j,jpe,jpi->pei", a, theirs, ours @ covariance)
+        system = np.einsum("qp,pei->qepi", integral, kernel).reshape(points * (S + 1), -1)
+        start = np.broadcast_to(end, (points, S + 1)).ravel()
+        return np.linalg.solve(np.eye(len(system)) + system, start).reshape(points, S + 1)
+
+    for k in range(S):
+        past = slice(0, stream.seen(k))
+        a = stream.rate * chi[past]
+        start, end = -(a * K[past, k]) @ g[past, 0], -a @ h[past, -1]  # [22]
+        start[k] += 1
+        h[k] = solve(start, up, a, h[past], g[past])  # [X4]
+        end[S] += 1
+        f[k] = end @ covariance @ h[k, -1]  # [23]
+        chi[k] = f[k] - stream.y[k]
+        g[k] = solve(end, -down, a, g[past], h[past])  # [X4]
+    h2, g2 = (np.einsum("ki,ij,kj->k", b, covariance, b) for b in (h[:, -1], g[:, 0]))
     return LinearLimit(f, chi, h2, g2)

@@ -28,7 +28,8 @@ import numpy as np
 import scipy  # scipy.special is loaded when it is first used
 from scipy.sparse.linalg import LinearOperator
 
-from nfd_io import DTYPES, check_memory, check_samples, choose, load_samples, normals, positive_int
+import nfd_io
+from nfd_io import DTYPES, check_memory, check_samples, choose, load_samples, normals, numbers, positive_int
 
 __version__ = "0.1.0"
 
@@ -61,7 +62,8 @@ class Layer(NamedTuple):
     back: int = 1
     rate: float = 1.0  # of W_t, in units of eta n
     matrix: bool = True  # without one W_t / sqrt(n) is the identity
-    reused: bool = True  # W_t^T carries g back; if not, W~_t^T of an independent copy W~_t of W_t [8]
+    rho: float = 1.0  # W~_t^T carries g back, W~_t = rho W_t + sqrt(1 - rho^2) W'_t at first [8], [X1] ..
+    fresh: bool = False  # .. or a new W~_t in every pass
 
 
 BLOCKS = {
@@ -72,21 +74,23 @@ BLOCKS = {
 """The layers of one block, from its activation, branch scale s, skip connection and inner rate L^a."""
 
 
-def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, backward="reused"):
+def chain(
+    block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, backward="reused", branch_exponent=0.5
+):
     """The layers of a network of that depth, a list of T Layers. With skip and s as the scaling says
     (`residual`):
 
-        pre         h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n)
-         [1] post        x_l = W_l h_{l-1} / sqrt(n),          h_l = skip h_{l-1} + s phi(x_l)
-               [29]
+        pre         h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n)                                      [1]
+        post        x_l = W_l h_{l-1} / sqrt(n),          h_l = skip h_{l-1} + s phi(x_l)                 [29]
         two-layer   x_l = W1_l phi(h_{l-1}) / sqrt(n),    h_l = skip h_{l-1} + s W2_l phi(x_l) / sqrt(n)
 
     internal_lr_exponent : a; the rate of W1_l is L^a times that of the other parameters, and 0 for a = -inf
-    backward : "reused" (backpropagation) or "decoupled": W~_l^T stands in for W_l^T in the backward pass [8]
+    backward : the weights W~_l of the backward pass, as in `correlations`
+    branch_exponent : alpha in [1/2, 1] for depth-mup: s = L^-alpha, and all rates are L^(2 alpha - 1) [X1]
     ValueError for anything unknown, an a that is NaN or makes L^a > 1e30, or a != 0 where there is no W1_l.
     """
-    build, (skip, s), a = choose("block", block, BLOCKS), residual(scaling, depth), internal_lr_exponent
-    reused = choose("backward", backward, dict(reused=True, decoupled=False))
+    build, a = choose("block", block, BLOCKS), internal_lr_exponent
+    (skip, s), rate = residual(scaling, depth, branch_exponent), float(depth) ** (2 * branch_exponent - 1)
     if isinstance(a, bool) or not isinstance(a, Real) or not a < np.inf:
         raise ValueError(f"internal_lr_exponent={a!r} must be a number, or -inf to keep W1 fixed")
     if a != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
@@ -94,16 +98,33 @@ def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, back
     if a * log(depth) > log(1e30):
         raise ValueError(f"internal_lr_exponent={a!r} makes L^a more than 1e30 at depth {depth}")
     inner = 0.0 if a == -np.inf else float(depth) ** a
-    layers = depth * [layer._replace(reused=reused) for layer in build(activation(phi), s, skip, inner)]
+    of_block, ties = build(activation(phi), s, skip, inner), correlations(backward, depth)
+    layers = [a._replace(rate=a.rate * rate, rho=rho, fresh=new) for rho, new in ties for a in of_block]
     if not any(layer.matrix for layer in layers) or any(layer.back > t for t, layer in enumerate(layers, 1)):
         raise ValueError(f"block={block!r} has no matrix, or a layer whose back reaches before h_0")
     return layers
 
 
-def residual(scaling, depth):
-    """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).  ValueError for an unknown scaling."""
-    allowed = {"depth-mup": (1.0, 1 / sqrt(depth)), "mup": (1.0, 1.0), "vanilla": (0.0, 1.0)}
-    return choose("scaling", scaling, allowed)
+def correlations(backward, depth):
+    """(rho, fresh) of each block: W~_l = rho W_l + sqrt(1 - rho^2) W'_l at first, and both learn alike. [X1]
+
+    backward : "reused", rho = 1, backpropagation; "decoupled", rho = 0 [8]; a number in [-1, 1], or one for
+        each block; "fresh", a new W'_l in every pass. ValueError for anything else.
+    """
+    if isinstance(backward, str):
+        names = {"reused": (1.0, False), "decoupled": (0.0, False), "fresh": (0.0, True)}
+        return depth * [choose("backward", backward, names)]
+    return [(rho, False) for rho in numbers("backward", backward, -1, 1, depth)]
+
+
+def residual(scaling, depth, branch_exponent=0.5):
+    """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).  ValueError for an unknown scaling, or
+    an exponent that is not in [1/2, 1] for depth-mup, and 1/2 for the others."""
+    most = choose("scaling", scaling, {"depth-mup": 1, "mup": 0.5, "vanilla": 0.5})
+    (alpha,) = numbers("branch_exponent", branch_exponent, 0.5, most)
+    if scaling == "depth-mup":
+        return 1.0, 1 / sqrt(depth) if alpha == 0.5 else float(depth) ** -alpha  # [X1]
+    return float(scaling == "mup"), 1.0
 
 
 def activation(name):
@@ -142,17 +163,20 @@ def gradients(x_k, h, g, layers):
     return np.outer(g[0], x_k) / (n * sqrt(d)), np.array(dW), h[-1] / n
 
 
-def sgd(stream, weights, phi="tanh", *, block="pre", internal_lr_exponent=0.0, scaling="depth-mup"):
+def sgd(stream, weights, phi="tanh", *, block="pre", **network):
     """Train by mini-batch SGD, moving the weights themselves; the readable twin of `finite_net.train`.
 
-    weights : U (n, d), W (weight_shape), v (n,); with a fourth array W~ of W's shape the backward pass is
-        decoupled: it uses W~ in place of W, and both receive the same updates [8].
-    block, internal_lr_exponent, scaling : as in `chain`. Returns a Trajectory with everything.
+    weights : U (n, d), W (weight_shape), v (n,), and W' of W's shape where W~ is not +-W; for
+        backward="fresh" one for each pass, (S, ..)
+    block, network : as in `chain`; by default backward="decoupled" with W', else "reused": the backward pass
+        has W~ in place of W, and both receive the same updates [8], [X1]
+    Returns a Trajectory with everything.
     """
-    U, W, v, *copy = (np.array(w, dtype=float) for w in weights)
+    U, W, v, *other = (np.array(w, dtype=float) for w in weights)
     L, n, S = len(W), len(v), len(stream)
-    layers = chain(block, phi, L, scaling, internal_lr_exponent)
-    W, copy = W.reshape(-1, n, n), [w.reshape(-1, n, n) for w in copy]
+    layers = chain(block, phi, L, **{"backward": "decoupled" if other else "reused"} | network)
+    W, moved = W.reshape(-1, n, n), 0.0
+    W_back = backward_weights(W, other[0].reshape(-1, *W.shape) if other else None, layers)
     rates = np.array([layer.rate for layer in layers if layer.matrix])[:, None, None]
     (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, len(layers) + 1, n), np.nan)
     out = Trajectory(f, chi)
@@ -163,17 +187,27 @@ def sgd(stream, weights, phi="tanh", *, block="pre", internal_lr_exponent=0.0, s
                 h[k] = forward(U @ stream.X[k] / sqrt(stream.d), W, layers)
                 f[k] = v @ h[k, -1] / n
                 chi[k] = f[k] - stream.y[k]
-                g[k] = backward(h[k], v, copy[0] if copy else W, layers)
-            if stop_at_divergence(out, h[batch], g[batch], b, len(layers) // L):
+                g[k] = backward(h[k], v, W_back[k % len(W_back)] + moved, layers)
+            if nfd_io.stop_at_divergence(out, h[batch], g[batch], b, len(layers) // L):
                 break
             for k in range(S)[batch]:
                 dU, dW, dv = gradients(stream.X[k], h[k], g[k], layers)
                 step = stream.rate * n * chi[k]  # theta <- theta - eta n dloss/dtheta [2]
                 U, v, W = U - step * dU, v - step * dv, W - step * rates * dW
-                copy = [w - step * rates * dW for w in copy]
-        (out.h, out.x), (out.g, out.gx) = split(h, L), split(g, L)
+                moved = moved - step * rates * dW
+        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
         fill_kernels(out, out.h, out.g, activation(phi))
     return out
+
+
+def backward_weights(W, other, layers):
+    """W~ at first, (1, M, n, n), or of each pass, (S, M, n, n), from W (M, n, n) and W', None where it is not
+    needed. [8], [X1]"""
+    layers = [layer for layer in layers if layer.matrix]
+    rho = np.array([layer.rho for layer in layers], W.dtype)[:, None, None]
+    if other is None and (np.abs(rho) < 1).any():
+        raise ValueError("weights: W' is needed, a fourth array, where W~ is not W or -W")
+    return rho * W[None] + (0 if other is None else np.sqrt(1 - rho**2) * other)  # [X1]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -254,20 +288,21 @@ SPANNED = {"float64": 1e-10, "float32": 1e-5}
 
 
 class LazyGaussian(LinearOperator):
-    """A matrix W of independent N(0,1) entries, exactly in law; only the answers given so far are drawn.
+    """A matrix W of independent N(0,1) entries, exactly in law; only the answers given so far are drawn. With
+    rho < 1 its transpose is that of another one, W~ = rho W + sqrt(1 - rho^2) W' [X1].
 
     Kept are orthonormal vectors Q_X that W has multiplied, with their images M = W Q_X, and Q_P, N = W^T Q_P
     likewise. A new vector x = Q_X a + r q, with q a unit vector orthogonal to Q_X, has the image [45]
 
-        W x = M a + r W q,   W q = Q_P N^T q + (I - Q_P Q_P^T) xi,   xi ~ N(0, I) fresh,
+        W x = M a + r W q,   W q = rho Q_P N^T q + (I - (1 - sqrt(1 - rho^2)) Q_P Q_P^T) xi,
 
-    and W^T y is its mirror image. If r is rounding there is no new direction, and nothing random in the
-    answer. O(r (m + n)) time and memory for r answers about an m x n matrix, in place of O(m n).
+    xi ~ N(0, I) fresh; W~^T y is its mirror image. If r is rounding there is no new direction, and nothing
+    random in the answer. O(r (m + n)) time and memory for r answers about a matrix, in place of O(m n).
     """
 
-    def __init__(self, shape, rng=None):
+    def __init__(self, shape, rng=None, rho=1.0):
         super().__init__(np.dtype(float), shape)
-        self.rng = np.random.default_rng(rng)
+        self.rng, self.rho = np.random.default_rng(rng), rho
         self.Q_X, self.M, self.Q_P, self.N = [], [], [], []
 
     def _reveal(self, x, xi, Q_X, M, Q_P, N):
@@ -279,7 +314,7 @@ class LazyGaussian(LinearOperator):
         if not r <= SPANNED["float64"] * np.linalg.norm(x):  # also where x is not finite: nor is the answer
             q, Wq = rest / r, np.array(xi, float)
             for u, Wtu in zip(Q_P, N):
-                Wq = Wq + u * (Wtu @ q - u @ Wq)  # [15], [45]
+                Wq = Wq + u * (self.rho * (Wtu @ q) - (1 - sqrt(1 - self.rho**2)) * (u @ Wq))  # [15], [45]
             Q_X.append(q)
             M.append(Wq)
             answer = answer + r * Wq
@@ -323,10 +358,11 @@ class Noise(NamedTuple):
     zeta: np.ndarray
 
 
-def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_exponent=0.0):
+def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
     """Neural Feature Dynamics, Definition 5.3, by N particles in L steps; the readable twin of `sde.solve`.
 
-    noise : one step for each layer of the chain. Returns a Trajectory with everything but A and B.
+    noise : one step for each layer of the chain;  coupling, block, network : as in `particle_chain`
+    Returns a Trajectory with everything but A and B.
     """
     u, v, xi, zeta = noise
     S, T, N = xi.shape
@@ -337,9 +373,12 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_
     if L * M != T:
         each = "two" if M == 2 else M
         raise ValueError(f"the noise has {T} steps; {block} blocks need {each} for each block")
-    layers, nearest = particle_chain(block, phi, L, coupling, internal_lr_exponent), coupling == "nearest"
-    K, U, W = stream.gram, LazyGaussian((N, stream.d)), [LazyGaussian((N, N)) for _ in layers]
-    W_back = [W_t if layer.reused else LazyGaussian((N, N)) for W_t, layer in zip(W, layers)]
+    layers, nearest = particle_chain(block, phi, L, coupling, **network), coupling == "nearest"
+    K, U, W = (
+        stream.gram,
+        LazyGaussian((N, stream.d)),
+        [LazyGaussian((N, N), rho=layer.rho) for layer in layers],
+    )
     (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, T + 1, N), np.nan)
     out = Trajectory(f, chi)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
@@ -356,7 +395,7 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_
                 P[t - 1] = np.mean(layer.phi.dphi(h[past, t - 1]) * layer.phi.dphi(h[k, t - 1]), axis=-1)
                 dB = layer.s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25]
                 drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]
-                c = -(a * C[t - 2] * P[t - 1]) @ g[past, t] / L**2  # [17], [103]
+                c = -(a * C[t - 2] * P[t - 1]) @ g[past, t] * layer.s**2 / L  # [17], [103]
                 h[k, t] = layer.skip * h[k, t - layer.back] + dB + drift + nearest * c  # [20]
 
             g[k] = 0
@@ -366,14 +405,15 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", internal_lr_
             for t, layer in reversed(list(enumerate(layers, 1))):
                 p = layer.phi.phi(h[past, t - 1])
                 Gamma[t] = g[past, t] @ g[k, t] / N  # [23]
-                dB = layer.s * W_back[t - 1].transpose_times(g[k, t], zeta[k, t - 1]) / sqrt(N)  # [25]
+                W_back = LazyGaussian((N, N)) if layer.fresh else W[t - 1]
+                dB = layer.s * W_back.transpose_times(g[k, t], zeta[k, t - 1]) / sqrt(N)  # [25]
                 drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p
-                d = -(a * Gamma[t + 1] * P[t]) @ p / L**2  # [104]
+                d = -(a * Gamma[t + 1] * P[t]) @ p * layer.s**2 / L  # [104]
                 g[k, t - layer.back] += layer.skip * g[k, t]
                 g[k, t - 1] += layer.phi.dphi(h[k, t - 1]) * (dB + drift + nearest * d)  # [21]
-            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
+            if nfd_io.stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
                 break
-        (out.h, out.x), (out.g, out.gx) = split(h, L), split(g, L)
+        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
         fill_kernels(out, out.h, out.g, activation(phi))
     return out
 
@@ -399,16 +439,22 @@ COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}
 """The backward weights of each coupling."""
 
 
-def particle_chain(block, phi, depth, coupling="none", internal_lr_exponent=0.0):
-    """The chain of particles without matrices.
+def particle_chain(
+    block, phi, depth, coupling="none", internal_lr_exponent=0.0, branch_exponent=0.5, backward=None
+):
+    """The chain of particles without matrices, for depth-mup.
 
     coupling : "none", NFD; "nearest" adds the paper's closed form of the forward-backward coupling [17],
         [103], [104], which keeps only the SGD drift of the neighbouring layer; "full" has W~_l = W_l in the
         backward pass: the trained network [12] itself, of width N and depth L.
+    backward : in place of a coupling, W~ as in `correlations`
     ValueError for "nearest" where a block has more than one layer, and for a layer without a matrix.
     """
-    backward = choose("coupling", coupling, COUPLINGS)
-    layers = chain(block, phi, depth, "depth-mup", internal_lr_exponent, backward)
+    implied = choose("coupling", coupling, COUPLINGS)
+    if backward is not None and coupling != "none":
+        raise ValueError(f"coupling={coupling!r} and backward={backward!r} are not for use together")
+    backward, scaling = implied if backward is None else backward, "depth-mup"
+    layers = chain(block, phi, depth, scaling, internal_lr_exponent, backward, branch_exponent)
     if not all(layer.matrix for layer in layers):
         usable = {b: 0 for b in BLOCKS if all(layer.matrix for layer in chain(b, phi, 1))}
         choose("block", block, usable)
@@ -540,52 +586,6 @@ class Trajectory:
             raise ValueError(f"passes={passes} must be between 1 and the number of completed passes, {done}")
         kernels = (a[:, :passes, :passes].astype(float) for a in (self.C, self.Gamma))
         return tuple(np.linalg.eigvalsh(a)[:, 0] for a in kernels)
-
-
-def split(a, depth):
-    """h (S, L+1, n) and x (S, T-L, n), views into the places a (S, T+1, n): h_0, (x_1,) h_1, .., h_L."""
-    S, T, n = len(a), a.shape[1] - 1, a.shape[2]
-    blocks = a[:, 1:].reshape(S, depth, T // depth, n)
-    return a[:, :: T // depth], blocks[:, :, :-1].reshape(S, T - depth, n)
-
-
-def join(h, x):
-    """The places a of h (S, L+1, n) and x (S, T-L, n): the inverse of `split`."""
-    (S, _, n), L = h.shape, h.shape[1] - 1
-    blocks = np.concatenate([x.reshape(S, L, x.shape[1] // L, n), h[:, 1:, None]], axis=2)
-    return np.concatenate([h[:, :1], blocks.reshape(S, -1, n)], axis=1)
-
-
-def stop_at_divergence(out, h, g, b, per_block=1):
-    """If a pass of the batch from sample b on diverged, set out.diverged_at, blank with NaN what follows it
-    (the batch's backward passes too, if a forward pass diverged), and return True.
-
-    h, g : arrays, shape (batch, T, n): the batch's own passes, h_0, (x_1,) h_1, .., views into what out keeps
-    """
-    f, chi, places = out.f[b : b + len(h)], out.chi[b : b + len(h)], np.arange(h.shape[1])
-    with np.errstate(all="ignore"):
-        forward_at, backward_at = first_divergence(h, places), first_divergence(g, places[::-1])
-    if forward_at is None and not np.isfinite(chi).all():
-        forward_at = int(np.argmin(np.isfinite(chi))), int(places[-1])
-    if forward_at is not None:
-        k, l = forward_at
-        h[k, l:] = h[k + 1 :] = g[:] = f[k:] = chi[k:] = np.nan
-    elif backward_at is not None:
-        k, l = backward_at
-        g[k, : l + 1] = g[k + 1 :] = np.nan
-    else:
-        return False
-    out.diverged_at = b + k, -(-l // per_block)
-    return True
-
-
-def first_divergence(a, places):
-    """(sample, place) of a, shape (B, T+1, n), where |a|^2 first is infinite, in this order, or None."""
-    bad = ~np.isfinite(np.einsum("btn,btn->bt", a, a))[:, places]
-    if not bad.any():
-        return None
-    sample = int(np.argmax(bad.any(axis=1)))
-    return sample, int(places[int(np.argmax(bad[sample]))])
 
 
 def fill_kernels(out, h, g, phi):

@@ -35,6 +35,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+import nfd_io
 import nfd_min
 from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
 from nfd_kernels import (
@@ -68,19 +69,7 @@ from nfd_kernels import (
     total,
 )
 from nfd_limits import InitKernels, LinearLimit, first_step_kernel, init_kernels, linear_limit, relu_moments
-from nfd_min import (
-    BLOCKS,
-    SPANNED,
-    LazyGaussian,
-    Noise,
-    Stream,
-    Trajectory,
-    activation,
-    coarsen,
-    particle_chain,
-    split,
-    stop_at_divergence,
-)
+from nfd_min import BLOCKS, SPANNED, LazyGaussian, Noise, Stream, Trajectory, activation, coarsen
 
 __all__ = ["InitKernels", "LinearLimit", "Noise", "coarsen", "draw_noise", "first_step_kernel",
            "init_kernels", "linear_limit", "relu_moments", "solve"]  # fmt: skip
@@ -126,12 +115,12 @@ Record = namedtuple("Record", "f chi y sizes")
 """f, chi, y (S,); sizes (T+1,): sum_i h_t,i^2 of the last pass."""
 
 Coupling = namedtuple("Coupling", "D P")
-"""D (T, S, S): <u_i, W_t q_j> of matrix t in [t-1, i, j], or (0, S, S);  P (T+1, S): E[phi'(h^j_t)
-phi'(h^k_t)], or (0, S)."""
+"""D (T, 2, S, S): <u_i, W_t q_j> and <u_i, W~_t q_j> of layer t in [t-1, :, i, j], or (0, 2, S, S);  P (T+1,
+S): E[phi'(h^j_t) phi'(h^k_t)], or (0, S)."""
 
-Network = namedtuple("Network", "L T rows full nearest dphi_of_h scale chain")
-"""Depth, length of the chain, rows of h that a pass needs, whether coupling is "full", or "nearest", whether
-phi' needs h itself, L s, and the layers for compiled code."""
+Network = namedtuple("Network", "L T rows coupled nearest dphi_of_h scale chain")
+"""Depth, length of the chain, rows of h that a pass needs, whether W~ depends on W, whether coupling is
+"nearest", whether phi' needs h itself, L s rho of each layer, and the layers for compiled code."""
 
 # ------------------------------------------------------------------------------------------------------------
 # One pass, forward or backward
@@ -154,32 +143,33 @@ def _slope_dots(asked, h, place, dphi, out):
 
 
 @allocating
-def _owed(D, up, known, fresh, R, R_other, k):
-    """What a new direction's image owes to the questions of the other side, so that W and W^T are one matrix.
-    [45]
+def _owed(D, up, known, fresh, R, R_other, k, rho):
+    """What a new direction's image owes to the questions of the other side, so that W~ is rho W + sqrt(1 -
+    rho^2) W', and for rho = 1 W and W^T are one matrix. [45], [X1]
 
     Asked of W, with the orthonormal directions q_k of phi(h) and u_i of g = R_other u, and all images times
     sqrt(N):
-        W q_k = xi_k + sum_i u_i (D_ik - <u_i, xi_k> / N),   D_ij = <u_i, W q_j> / N = <W^T u_i, q_j> / N.
-    Given known[i] = <W^T u_i, phi(h^k)> / N and fresh[i] = <g^i, xi_k> / N, sets D[i, k] and returns the
-    coefficients on g^i. Asked of W^T (up = 0): D is transposed, and phi(h) and g change places.
+        W q_k = xi_k + sum_i u_i (D_ik - <u_i, xi_k> / N),
+        D_ik = rho D~_ik + sqrt(1 - rho^2) <u_i, xi_k> / N,   D~_ij = <u_i, W~ q_j> / N = <W~^T u_i, q_j> / N.
+    Given known[i] = <W~^T u_i, phi(h^k)> / N and fresh[i] = <g^i, xi_k> / N, sets D_ik and D~_ik in D = (D,
+    D~) and returns the coefficients on g^i. Asked of W~^T (up = 0): all is transposed, and W and W~, phi(h)
+    and g change places.
     """
-    w, y = np.zeros(len(known)), np.zeros(len(known))
+    w, y, free = np.zeros(len(known)), np.zeros(len(known)), sqrt(1 - rho * rho)
+    ours, theirs = (D[0], D[1]) if up else (D[1].T, D[0].T)
     if R[k, k] == 0:
         return w
     for i in range(len(known)):
         if R_other[i, i] > 0:
             d, y[i] = known[i], fresh[i]
             for j in range(k):
-                d -= R[k, j] * (D[i, j] if up else D[j, i])
+                d -= R[k, j] * theirs[i, j]
             for j in range(i):
                 y[i] -= R_other[i, j] * y[j]
             y[i] /= R_other[i, i]
-            w[i] = d / R[k, k] - y[i]
-            if up:
-                D[i, k] = d / R[k, k]
-            else:
-                D[k, i] = d / R[k, k]
+            theirs[i, k] = d / R[k, k]
+            ours[i, k] = rho * theirs[i, k] + free * y[i]
+            w[i] = ours[i, k] - y[i]
     for i in range(len(known) - 1, -1, -1):
         if R_other[i, i] > 0:
             for j in range(i + 1, len(known)):
@@ -263,13 +253,19 @@ def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
             layer = chain[number]
             for j in range(k + 1):
                 noise[j] = layer.s * factor[r, k, j]  # [25]
+            if layer.fresh and not up:
+                for j in range(k):
+                    noise[j] = 0
+                noise[k] = layer.s * sqrt(gram[r, k, k])  # [X11]
             for j in range(J):
                 drift[j] = -layer.rate * layer.s**2 * a[j] * gram[r, k, j]  # [20], [21]
                 if len(P) > 0 and step > 1:
-                    drift[j] -= a[j] * gram[q, k, j] * P[r, j] / T**2  # [17], [103], [104]
+                    drift[j] -= a[j] * gram[q, k, j] * P[r, j] * layer.s**2 / T  # [17], [103], [104]
             if known > 0:
                 known_mean, fresh_mean = total(known_sums, N), total(fresh_sums, N)
-                w = _owed(D[number - 1], up, known_mean, fresh_mean, factor[r], theirs.factor[t], k)
+                w = _owed(
+                    D[number - 1], up, known_mean, fresh_mean, factor[r], theirs.factor[t], k, layer.rho
+                )
                 for i in range(known):
                     owed[i] = w[i]
         arguments = (t, k, up), start, ours, theirs, answer, features, sums, chain
@@ -318,7 +314,7 @@ def _compiled_passes(dtype):
     """_passes for particles of that dtype."""
     a, grams, chain = np.zeros((1, 1, 1), dtype), np.zeros((1, 1, 1)), np.zeros(1, chain_dtype(dtype))
     f, K, side = grams[0, 0], grams[0], Side(a, a, grams, grams)
-    features, coupling, inputs = Features(a[0], a), Coupling(grams, K), Inputs(a, a, K, K, a, 1.0, 1)
+    features, coupling, inputs = Features(a[0], a), Coupling(grams[None], K), Inputs(a, a, K, K, a, 1.0, 1)
     start, answer, sums = Start(a[0, 0], a, a[0, 0], a), Answer(*a[0].repeat(3, 0)), Sums(*[K] * 5)
     ready_for_sides(dtype)
     ready((_slope_dots, a, a, (0, 0, 0, 0), 0, f))
@@ -343,13 +339,15 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     coupling : "none", "nearest" or "full" as in nfd_min.particle_chain; "full" reuses the weights: exactly
         the law of finite_net.train(stream, width=N, depth=L, backward="reused"), without a matrix
         (nfd_min.LazyGaussian)
-    network : block, "pre" (default) or "two-layer", and internal_lr_exponent, as in nfd_min.chain
+    network : block, "pre" (default) or "two-layer", internal_lr_exponent and branch_exponent as in
+        nfd_min.chain; backward, in place of coupling, "reused", "decoupled", "fresh", a correlation rho or
+        one for each layer: the law of finite_net.train with the same [X1]
     dtype : "float64" or "float32", of the particles; kernels are summed in float64
     noise : Noise of these S, N and of T steps, one for each layer of the chain (nfd_min.draw_noise,
         nfd_min.coarsen); by default drawn from `rng`
     rng : seed or numpy.random.Generator of the noise
-    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and with coupling="full" and
-        block="pre" A, B; "outputs" for f, chi
+    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and for block="pre" where W~
+        depends on W the responses A, B [X3]; "outputs" for f, chi
 
     Returns a Trajectory with h, g of shape (S, L+1, N), x, gx of shape (S, T-L, N). If the mean square of h
     or g stops being a finite number the run ends there, with `diverged_at` set. Raises ValueError for bad
@@ -375,21 +373,22 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     out, h, forward, backward, D = _solve(stream, noise, of_noise.values(), real, net, "h" in keep)
     if "C" in keep:
         out.C, out.Gamma = forward.gram[: net.T : net.T // L], backward.gram[: net.T : net.T // L]
-        if net.full and net.T == L:
+        if net.coupled and net.T == L:
             out.A, out.B = responses(out, forward, backward, D, net.scale)
     if "h" in keep:
-        (out.h, out.x), (out.g, out.gx) = split(h, L), split(backward.asked, L)
+        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(backward.asked, L)
     return out
 
 
 @remembered
 def _network(build, real, *, depth, coupling, **network):
     """The Network of nfd_min.particle_chain(depth=depth, ..); build : what the table of blocks had then."""
-    layers = particle_chain(depth=depth, coupling=coupling, **network)
-    T, scale, chain = len(layers), depth * layers[0].s, compiled_chain(layers, real)
+    layers = nfd_min.particle_chain(depth=depth, coupling=coupling, **network)
+    T, scale = len(layers), np.array([depth * layer.s * layer.rho for layer in layers])
     dphi_of_h = any(PHI[layer.phi.name][2] for layer in layers)
     rows = T + 1 if dphi_of_h else 1 + max(layer.back for layer in layers)
-    return Network(depth, T, rows, layers[0].reused, coupling == "nearest", dphi_of_h, scale, chain)
+    chain, coupled = compiled_chain(layers, real), bool(scale.any())
+    return Network(depth, T, rows, coupled, coupling == "nearest", dphi_of_h, scale, chain)
 
 
 def _checked(noise, shapes, real):
@@ -409,7 +408,7 @@ def _solve(stream, noise, shapes_of_noise, real, net, kept):
     S, T, drawn, (_, (N,), _, _) = len(stream), net.T, isinstance(noise, np.random.Generator), shapes_of_noise
     sides, rows, near = (S, T + 1, N), T + 1 if kept else net.rows, S * (net.nearest and net.dphi_of_h)
     shapes = sides, sides, (S if kept else 1, rows, N), (near, T + 1, N), (S * (not kept), 1, N)
-    own = shapes_of_noise if drawn or net.full else ()  # "full" writes to it
+    own = shapes_of_noise if drawn or net.coupled else ()  # what is coupled writes to it
     scratch = pieces(real, *own, *(() if kept else shapes))
     p, g, h, every, h_L = [empty(shape, real) for shape in shapes] if kept else scratch[len(own) :]
     for i, a in enumerate(scratch[: len(own)]):
@@ -420,7 +419,7 @@ def _solve(stream, noise, shapes_of_noise, real, net, kept):
     u, v, xi, zeta = scratch[:4] if own else noise
     grams = np.full((4, T + 1, S, S), np.nan)
     forward, backward = Side(p, xi, *grams[:2]), Side(g, zeta, *grams[2:])
-    coupling = Coupling(np.zeros((T * net.full, S, S)), np.empty(((T + 1) * net.nearest, S)))
+    coupling = Coupling(np.zeros((T * net.coupled, 2, S, S)), np.empty(((T + 1) * net.nearest, S)))
     out, (U, K), run = Trajectory(*np.full((2, S), np.nan)), _inputs(stream), _compiled_passes(real)
     inputs = Inputs(u[:, None], v[None, None], U, K, h if kept else h_L, stream.rate, stream.batch)
     record = Record(out.f, out.chi, stream.y.copy(), np.empty(T + 1))
@@ -432,7 +431,7 @@ def _solve(stream, noise, shapes_of_noise, real, net, kept):
                 k = run(k, end, *given)
                 if k < end:
                     sizes = np.sqrt([record.sizes, backward.gram[:, k, k]])[:, None, :, None]  # |h_t|, |g_t|
-                    stop_at_divergence(out, *sizes, k, T // net.L)
+                    nfd_io.stop_at_divergence(out, *sizes, k, T // net.L)
                     k += 1
     if out.diverged_at:
         k = out.diverged_at[0]
@@ -458,19 +457,18 @@ _known = WeakKeyDictionary()
 
 def responses(run, forward, backward, D, scale):
     """A^{kj}_l, j < k, and B^{kj}_l, j <= k, both (L, S, S) in [l-1, k, j], NaN from a pass that diverged on;
-    scale : L s.
+    scale : L s rho of each layer. [X3]
 
-    The image W_l phi(h^k_{l-1}) / sqrt(N) = sum_m R_km W q_m, W q_m = noise + sum_{i<m} u_i D_im, holds the
-    response sum_i u_i alpha_ki, u = R_back^-1 g, which is sum_j A^{kj} g^j / sqrt(L) by Stein's lemma; W_l^T
-    g^k_l likewise.
+    The image W_l phi(h^k_{l-1}) / sqrt(N) = sum_m R_km W q_m, W q_m = noise + rho sum_{i<m} u_i D~_im, holds
+    the response rho sum_i u_i alpha_ki, u = R_back^-1 g, which is sum_j A^{kj} g^j / (L s) by Stein's lemma;
+    W~_l^T g^k_l likewise.
     """
-    L, S, _ = D.shape
-    done = S if run.diverged_at is None else run.diverged_at[0]
-    R, R_back, D = (a[:, :done, :done] for a in (forward.factor[:L], backward.factor[1:], D))
-    alpha, beta = np.tril(R) @ np.triu(D, 1).transpose(0, 2, 1), np.tril(R_back) @ np.tril(D)
+    L, _, S, _ = D.shape
+    done, scale = S if run.diverged_at is None else run.diverged_at[0], scale[:, None, None]
+    R, R_back = forward.factor[:L, :done, :done], backward.factor[1:, :done, :done]
+    of_W, of_W_back = D[:, 0, :done, :done], D[:, 1, :done, :done]
+    alpha, beta = np.tril(R) @ np.triu(of_W_back, 1).transpose(0, 2, 1), np.tril(R_back) @ np.tril(of_W)
     A, B = np.full((2, L, S, S), np.nan)
-    A[:, :done, :done], B[:, :done, :done] = (
-        scale * right_solve(alpha, R_back),
-        scale * right_solve(beta, R),
-    )
+    A[:, :done, :done] = scale * right_solve(alpha, R_back)
+    B[:, :done, :done] = scale * right_solve(beta, R)
     return A, B

@@ -56,7 +56,7 @@ def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, sca
         Stream(X, y, eta, batch), weights, phi, scaling=scaling, block=block, internal_lr_exponent=a
     )
     layers = nfd_min.chain(block, phi, L, scaling, a)
-    h, g = nfd_min.join(run.h, run.x), nfd_min.join(run.g, run.gx)
+    h, g = nfd_io.join(run.h, run.x), nfd_io.join(run.g, run.gx)
     stepped = []
     for i, w in enumerate(weights):
         difference = np.empty_like(w)

@@ -1,0 +1,256 @@
+"""Branch scale L^-alpha, and backward weights of any correlation rho with the forward ones: [X1]-[X8]."""
+
+from math import e, sqrt
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import finite_net
+import nfd_limits
+import nfd_min
+import sde
+from nfd_min import Stream
+
+X6 = np.ones(4)  # |x|^2 = d
+HOW = [
+    dict(branch_exponent=0.75, backward="reused"),
+    dict(branch_exponent=1.0, backward=0.5),
+    dict(backward=-1),
+    dict(backward=[0.3, -0.7, 1.0], branch_exponent=0.6),
+    dict(backward="fresh"),
+]
+
+
+def stream_of(S, eta=0.3, d=5):
+    rng = np.random.default_rng(0)
+    return Stream(rng.standard_normal((S, d)), rng.standard_normal(S), eta)
+
+
+def same(fast, plain, tolerance):
+    for name in ("f", "chi", "h", "g", "C", "Gamma"):
+        a, b = getattr(fast, name), getattr(plain, name)
+        assert np.max(np.abs(a - b)) <= tolerance * np.max(np.abs(b)), name
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("block", ["pre", "post", "two-layer"])
+def test_fast_equals_plain(block, how):
+    """[X1] with matrices, and where each layer has one, by particles, [X3], [45]."""
+    stream = stream_of(5)
+    U, W, v, other = nfd_min.draw_weights(13, 3, 5, block=block, decoupled=True, rng=1)
+    if how.get("backward") == "fresh":
+        other = np.random.default_rng(2).standard_normal((5, *W.shape))
+    weights, before = (U, W, v, other), W.copy()
+    plain = nfd_min.sgd(stream, weights, block=block, **how)
+    same(finite_net.train(stream, 13, 3, block=block, weights=weights, **how), plain, 1e-12)
+    assert np.array_equal(W, before)
+    if block != "post":
+        T = 3 * (1 + (block == "two-layer"))
+        noise = nfd_min.draw_noise(5, 2500, T, rng=1)
+        plain = nfd_min.nfd(stream, noise, block=block, **how)
+        same(sde.solve(stream, 2500, 3, block=block, noise=noise, **how), plain, 1e-11)
+
+
+def test_names_of_correlations():
+    stream, weights = stream_of(4), nfd_min.draw_weights(7, 3, 5, decoupled=True, rng=0)
+    for name, rho in (("reused", 1), ("decoupled", 0), ("decoupled", [0, 0, 0])):
+        a, b = (finite_net.train(stream, 7, 3, weights=weights, backward=how) for how in (name, rho))
+        assert np.array_equal(a.h, b.h) and np.array_equal(a.g, b.g)
+    noise = nfd_min.draw_noise(4, 50, 3, rng=0)
+    for coupling, backward in (("full", 1), ("full", "reused"), ("none", 0)):
+        a = sde.solve(stream, 50, 3, noise=noise, coupling=coupling)
+        b = sde.solve(stream, 50, 3, noise=noise, backward=backward)
+        assert np.array_equal(a.h, b.h) and np.array_equal(a.g, b.g)
+    opposite = nfd_min.sgd(stream, weights[:3], backward=-1)  # W' is not needed
+    assert np.allclose(opposite.g[0, 3], weights[2]) and not np.allclose(opposite.g[0, 0], opposite.g[0, 3])
+
+
+@pytest.mark.parametrize("block", ["pre", "post", "two-layer"])
+def test_gradients_at_another_exponent(block):
+    """[2] against central differences, and the rate L^(2 alpha - 1) of the matrices, s^2 rate = 1/L [X1]."""
+    layers = nfd_min.chain(block, "tanh", 3, branch_exponent=0.75)
+    rates = {layer.rate for layer in layers if layer.matrix}
+    assert np.allclose(list(rates), sqrt(3)) and np.isclose(layers[-1].s, 3**-0.75)
+    rng = np.random.default_rng(0)
+    x, n, M = rng.standard_normal(4), 5, sum(layer.matrix for layer in layers)
+    U, W, v = rng.standard_normal((n, 4)), rng.standard_normal((M, n, n)), rng.standard_normal(n)
+
+    def f(U, W, v):
+        return v @ nfd_min.forward(U @ x / 2, W, layers)[-1] / n
+
+    h = nfd_min.forward(U @ x / 2, W, layers)
+    dU, dW, dv = nfd_min.gradients(x, h, nfd_min.backward(h, v, W, layers), layers)
+    for index in np.ndindex(W.shape):
+        step = np.zeros_like(W)
+        step[index] = 1e-6
+        assert np.isclose(dW[index], (f(U, W + step, v) - f(U, W - step, v)) / 2e-6, rtol=1e-6, atol=1e-9)
+    direction = rng.standard_normal(U.shape)
+    slope = (f(U + 1e-6 * direction, W, v) - f(U - 1e-6 * direction, W, v)) / 2e-6
+    assert np.isclose(np.sum(dU * direction), slope, rtol=1e-7) and np.allclose(dv, h[-1] / n)
+
+
+@pytest.mark.parametrize("backward, other", [(0.5, 0.3), ([0.8, -0.6, 1.0, -1.0], 1), ("fresh", 0)])
+def test_particles_have_the_law_of_the_network(backward, other):
+    """Kolmogorov-Smirnov at n = 10, L = 4, 3 passes; another correlation is told from this one by g^T W phi
+    - g^T W~ phi, whose variance is 2 - 2 rho, and a fresh W~ by how that of two passes goes together."""
+    stream, runs, L = stream_of(3, 0.7), 3000, 4
+    rng = np.random.default_rng(4)
+
+    def law(run):
+        rows = []
+        for _ in range(runs):
+            t = run()
+            p, dphi = np.tanh(t.h[:, :-1]), 1 - np.tanh(t.h[:, :-1]) ** 2
+            up, down = t.h[:, 1:] - t.h[:, :-1], (t.g[:, :-1] - t.g[:, 1:]) / dphi
+            gap = np.sum(t.g[:, 1:] * up - p * down, axis=2)  # of each pass and layer
+            squares = np.sum(t.g[:, 0] ** 2, 1), np.sum(t.h[:, -1] ** 2, 1)
+            rows.append(np.concatenate([t.f, *squares, *gap, gap[0] * gap[1]]))
+        return np.array(rows).T
+
+    network = law(lambda: finite_net.train(stream, 10, L, backward=backward, rng=rng))
+    particles = law(lambda: sde.solve(stream, 10, L, backward=backward, rng=rng))
+    assert min(stats.ks_2samp(a, b).pvalue for a, b in zip(network, particles)) > 1e-5
+    different = law(lambda: sde.solve(stream, 10, L, backward=other, rng=rng))
+    assert min(stats.ks_2samp(a, b).pvalue for a, b in zip(network, different)) < 1e-7
+
+
+def test_lazy_pairs_have_their_correlation():
+    """W and W~ of LazyGaussian, asked in turn, against the covariance of a pair of dense matrices."""
+    rng, rho, rows = np.random.default_rng(0), 0.6, []
+    for _ in range(4000):
+        W = nfd_min.LazyGaussian((2, 2), rng=rng, rho=rho)
+        columns = [W @ np.eye(2)[0], W.T @ np.eye(2)[0], W @ np.eye(2)[1], W.T @ np.eye(2)[1]]
+        rows.append(np.concatenate(columns))  # W00 W10, W~00 W~01, W01 W11, W~10 W~11
+    expected = np.eye(8)
+    for i, j in ((0, 2), (1, 6), (3, 4), (5, 7)):
+        expected[i, j] = expected[j, i] = rho
+    assert np.abs(np.cov(np.array(rows).T) - expected).max() < 5 * sqrt(2 / 4000)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
+@pytest.mark.parametrize("L", [3, 8])
+def test_closed_forms_of_one_linear_step(L, alpha):
+    """[X6], for linear_limit and for one_step [X5]."""
+    stream = Stream([X6, X6], [-1.0, 0.0], 0.3)
+    a, s2 = 0.3, L ** (-2 * alpha)
+    c, q = L * s2, 1 + s2
+    E, how = q**L, dict(branch_exponent=alpha)
+    full, none = (nfd_limits.linear_limit(stream, coupling, L, **how) for coupling in ("full", "none"))
+    assert np.isclose(full.f[1], -a * (2 * E + E / q), rtol=1e-13)  # [X6]
+    assert np.isclose(none.f[1], -a * (E + 1 + (E - 1) / c), rtol=1e-13)  # [X6]
+    for rho in (0.5, -0.3):
+        q_rho = 1 + rho * s2
+        f = -a * (E + q_rho**L + (E - q_rho**L) / ((1 - rho) * c))  # [X6]
+        assert np.isclose(nfd_limits.linear_limit(stream, depth=L, backward=rho, **how).f[1], f, rtol=1e-13)
+        assert np.isclose(a * nfd_limits.one_step(X6, X6, "identity", L, alpha, rho).f, f, rtol=1e-13)
+    l = np.arange(L + 1)
+    r = q**l + l / L * q ** (l - 1)  # [X6]
+    step = nfd_limits.one_step(X6, X6, "identity", L, alpha)
+    products = np.outer(r[:-1], r[:-1]) * q ** (L - np.maximum.outer(l[1:], l[1:]))
+    assert np.allclose(step.r, r, rtol=1e-13) and np.isclose(
+        step.accumulated, s2**2 * products.sum(), rtol=1e-13
+    )
+    assert np.allclose(step.share, s2**2 * r[:-1] ** 2 * q ** (L - l[1:]), rtol=1e-13)
+    h2 = E * (1 + a**2 * E) + a**2 * np.sum(q ** (2 * (L - l[1:])) * (r[1:] ** 2 - r[:-1] ** 2))
+    assert np.isclose(full.h2[1], h2, rtol=1e-13)  # [X6]
+
+
+def test_infinite_depth():
+    """[X4] without noise, the limit of both systems at rate c; [X5]-[X8] at L -> infinity."""
+    step = nfd_limits.one_step(X6, X6, "identity")
+    assert np.isclose(step.f, -3 * e, rtol=1e-10) and np.isclose(
+        step.accumulated, 2 * e * (e - 1), rtol=1e-10
+    )
+    rng = np.random.default_rng(0)
+    stream = Stream(rng.standard_normal((4, 6)), [1.0, -1.0, 0.5, 2.0], 0.4)
+    limit = np.array(nfd_limits.linear_limit(stream, branch_exponent=0.8))
+    for coupling in ("full", "none"):
+        depths, how = (10, 20, 40, 80), dict(branch_exponent=1.0)
+        at = [np.array(nfd_limits.linear_limit(stream, coupling, L, **how)) for L in depths]
+        error = np.abs(at[-1] - limit).max()
+        for order in (1, 2, 3):  # 1/L, 1/L^2, .. removed in turn
+            at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
+        assert np.abs(at[0] - limit).max() < 1e-3 * error
+    for rho in (0.25, 0.75):
+        kernel = nfd_limits.first_step_kernel(X6, "identity", rho=rho)
+        assert np.isclose(kernel.Theta_rho, e + e**rho + (e - e**rho) / (1 - rho), rtol=1e-9)  # [X7]
+        assert np.allclose(kernel.cos_g, e ** ((rho - 1) * (1 - np.linspace(0, 1, 65))), rtol=1e-9)  # [X8]
+    kernel = nfd_limits.first_step_kernel(X6)
+    assert np.allclose([kernel.Theta, kernel.Theta_rho, kernel.cos_update], [3.498, 2.856, 0.816], atol=5e-4)
+    near = nfd_limits.one_step(X6, X6, branch_exponent=1.0)
+    deep = nfd_limits.one_step(X6, X6, depth=400, branch_exponent=1.0)
+    assert (
+        np.isclose(near.f, deep.f, rtol=5e-3)
+        and near.accumulated == 0
+        and not np.isclose(near.f, step.f, rtol=0.1)
+    )
+
+
+@pytest.mark.parametrize(
+    "phi, how", [("identity", dict(backward=0.4)), ("tanh", dict(backward=-0.6, branch_exponent=0.7))]
+)
+def test_one_step_against_simulation(phi, how):
+    """[X5], [X7] within 4 standard errors, at a small step; other inputs than x_0 = x_1."""
+    x0, x1 = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0])
+    step = nfd_limits.one_step(x0, x1, phi, 6, how.get("branch_exponent", 0.5), how["backward"])
+    values = []
+    for seed in range(24):
+        run = sde.solve(Stream([x0, x1], [-1.0, 0.0], 0.05), 20_000, 6, phi, rng=seed, **how)
+        still = sde.solve(Stream([x0, x1], [-1.0, 0.0], 0.0), 20_000, 6, phi, rng=seed, **how)
+        a = 0.05 * run.chi[0]
+        values.append([(run.f[1] - still.f[1]) / a, *run.A[:, 1, 0] / a])
+    mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / sqrt(24)
+    assert (np.abs(mean - [step.f, *step.A]) < 4 * error + 1e-3).all()
+    assert (error < 0.05).all()
+
+
+@pytest.mark.parametrize("how", [dict(backward=0.5), dict(backward=[1, -1, 0.3, 0], branch_exponent=0.6)])
+def test_linear_limit_against_simulation(how):
+    stream = Stream(np.random.default_rng(1).standard_normal((3, 4)), [1.0, -1.0, 0.5], 0.4)
+    limit = nfd_limits.linear_limit(stream, depth=4, **how)
+    runs = [sde.solve(stream, 20_000, 4, "identity", rng=seed, **how) for seed in range(16)]
+    for name, each in (
+        ("f", [run.f for run in runs]),
+        ("h2", [np.mean(run.h[:, -1] ** 2, axis=1) for run in runs]),
+        ("g2", [np.mean(run.g[:, 0] ** 2, axis=1) for run in runs]),
+    ):
+        error = np.std(each, axis=0, ddof=1) / 4
+        assert (np.abs(np.mean(each, axis=0) - getattr(limit, name)) < 4.5 * error + 1e-9).all(), name
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        (dict(branch_exponent=0.4), r"branch_exponent=0.4 must be a number in \[0.5, 1\]"),
+        (dict(branch_exponent=np.nan), r"branch_exponent=nan must be a number in \[0.5, 1\]"),
+        (dict(branch_exponent=True), r"branch_exponent=True must be a number in \[0.5, 1\]"),
+        (dict(backward=1.1), r"backward=1.1 must be a number in \[-1, 1\], or one for each of 3"),
+        (dict(backward=[1, 0]), r"backward=\[1, 0\] must be a number in \[-1, 1\], or one for each of 3"),
+        (dict(backward="mixed"), "backward='mixed' is unknown; allowed: reused, decoupled, fresh"),
+    ],
+)
+def test_what_is_not_allowed(how, message):
+    stream, weights = stream_of(2), nfd_min.draw_weights(5, 3, 5, decoupled=True, rng=0)
+    noise = nfd_min.draw_noise(2, 5, 3, rng=0)
+    for call in (
+        lambda: finite_net.train(stream, 5, 3, rng=0, **how),
+        lambda: nfd_min.sgd(stream, weights, **how),
+        lambda: sde.solve(stream, 5, 3, rng=0, **how),
+        lambda: nfd_min.nfd(stream, noise, **how),
+        lambda: nfd_limits.linear_limit(stream, depth=3, **how),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_what_does_not_go_together():
+    stream = stream_of(4)
+    with pytest.raises(ValueError, match="branch_exponent=0.75 must be 0.5"):
+        finite_net.train(stream, 5, 3, scaling="mup", branch_exponent=0.75, rng=0)
+    with pytest.raises(ValueError, match="coupling='full' and backward=0.5 are not for use together"):
+        sde.solve(stream, 5, 3, coupling="full", backward=0.5, rng=0)
+    with pytest.raises(ValueError, match="W' is needed, a fourth array"):
+        nfd_min.sgd(stream, nfd_min.draw_weights(5, 3, 5, rng=0), backward=0.5)
+    with pytest.raises(ValueError, match='backward="fresh" needs a stream with batch=1, not 2'):
+        finite_net.train(Stream(stream.X, stream.y, 0.1, 2), 5, 3, backward="fresh", rng=0)
