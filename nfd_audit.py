@@ -262,6 +262,21 @@ def loss_by_eta(result, given):
     return {L: {eta: ex.late_loss(result[L, eta]["train"]) for eta in given["eta"]} for L in given["depth"]}
 
 
+def at(alpha, read):
+    """The same of the results with that branch exponent."""
+    return lambda result, given: read(result[(alpha,)], given)
+
+
+def by_depth(name):
+    """Read {depth: that number}."""
+    return lambda result, given: dict(zip(given["depths"], result[name]))
+
+
+def coherent(signs, name):
+    """Read {depth: that number for those signs}."""
+    return lambda result, given: dict(zip(given["depths"], result[signs][name]))
+
+
 def sizes(quick, full, **both):
     """The arguments of an Experiment: quick, and those that full replaces."""
     return both | quick, both | quick | full
@@ -272,6 +287,8 @@ CHANCE = 1e-6
 
 ONE_STEP = dict(order=(0, 0), eta=0.3)
 """One step on a sample, and that sample again."""
+
+ALPHAS = (0.5, 0.625, 0.75, 0.875, 1.0)
 
 TRANSFER = sizes(
     dict(width=24, depth=(8, 32, 128)),
@@ -505,6 +522,140 @@ CLAIMS = {
             "[17] counts the SGD drift of layer l-1 only; that of every layer below, and of U, has met\n"
             "W_l^T too, and W_l returns all of it as a drift of order 1/L per layer. (For orthogonal inputs\n"
             "and odd phi that of h vanishes, that of g does not.) README: Why the coupling stays.",
+        ),
+        Claim(
+            "branch-exponent",
+            "[X9]",
+            "With branch scale L^-alpha network minus NFD has mean square L^(2 - 4 alpha): depth gains "
+            "nothing at alpha = 1/2, and the paper's L^-2 at alpha = 1.",
+            (
+                Experiment(
+                    ex.coupling_case,
+                    (6, 12),
+                    tuple(
+                        Rate(f"{what}, {alpha:g}", 2 - 4 * alpha, 0.2, at(alpha, read))
+                        for alpha in ALPHAS
+                        for what, read in (
+                            ("|change of h_L|^2", worst("full", "h_L", 1)),
+                            ("(change of f)^2", changed("f")),
+                        )
+                    ),
+                    sizes(
+                        dict(particles=16000),
+                        dict(particles=40000),
+                        depths=(4, 8, 16, 32),
+                        couplings=("none", "full"),
+                        branch_exponent=ALPHAS,
+                        order=(0, 0),
+                        eta=0.6,
+                    ),
+                    over=("branch_exponent",),
+                ),
+            ),
+        ),
+        Claim(
+            "response-source",
+            "[X10]",
+            "The response A comes from U and from all layers below: what goes through a fixed number of "
+            "neighbours decays as L^-2 at alpha = 1/2, what goes through all of them does not.",
+            tuple(
+                Experiment(
+                    ex.source_case,
+                    (6, 12),
+                    (
+                        *(
+                            Rate(f"{part}, {alpha:g}", slope, 0.15, by_depth(part))
+                            for part, slope in zip(("U", "below", "drift", "response"), slopes)
+                        ),
+                        *(Mean("particles / exact", 1, 0.1) for _ in range(alpha == 0.5)),
+                    ),
+                    sizes(
+                        dict(particles=20000),
+                        dict(particles=80000),
+                        depths=(64, 128, 256),
+                        branch_exponent=alpha,
+                    ),
+                )
+                for alpha, slopes in ((0.5, (0, 0, -2, -2)), (1.0, (-2, -2, -4, -6)))
+            ),
+            note="The responses of all layers together survive at alpha = 1/2 alone and vanish like\n"
+            "L^(1 - 2 alpha) above it. Who differentiates each block's own output alone sees a part that\n"
+            "vanishes at every alpha.",
+        ),
+        Claim(
+            "coherence",
+            "[X11]",
+            "With W~_l = +-W_l a layer's share is the same, but only equal signs add up: it is coherence "
+            "over layers that NFD loses.",
+            (
+                Experiment(
+                    ex.coherence_case,
+                    (8, 16),
+                    tuple(
+                        Rate(f"{what}, {signs}", slope, 0.2, coherent(signs, what))
+                        for signs, total in (("equal", 0), ("random", -1), ("alternating", -2))
+                        for what, slope in (("accumulated", total), ("share", -2))
+                    ),
+                    sizes(dict(draws=400), dict(draws=4000), depths=(8, 16, 32, 64, 128)),
+                ),
+            ),
+        ),
+        Claim(
+            "correlation",
+            "[X7], [X8]",
+            "With W~ of correlation rho a step moves f by Theta_rho, from Theta_NFD to Theta, convex in rho.",
+            (
+                Experiment(
+                    ex.correlation_case,
+                    (8, 16),
+                    (
+                        Mean("half / Theta_rho", 1, 0.05),
+                        Mean("share of Theta - Theta_NFD", 0.45, 0.05),
+                        Mean("cos(update, gradient), linear", 2 / 3, 0.001),
+                        Mean("cos(update, gradient), tanh", 0.816, 0.001),
+                    ),
+                    sizes(dict(particles=10000), dict(particles=50000)),
+                ),
+            ),
+        ),
+        Claim(
+            "orthogonal",
+            "[X13]",
+            "For orthogonal inputs and odd phi network and NFD agree in h, and at no depth in g: all inputs "
+            "share v.",
+            (
+                Experiment(
+                    ex.orthogonal_case,
+                    (4, 12),
+                    (
+                        Rate("|change of g|^2", 0, 0.15, worst("full", "g", 1)),
+                        Bound("|change of h_L|^2", 0.01, read=worst("full", "h_L", 1)),
+                    ),
+                    sizes(dict(particles=4000), dict(particles=20000), depths=(8, 16, 32, 64, 128), eta=0.5),
+                ),
+            ),
+        ),
+        Claim(
+            "two-layer-exponent",
+            "[X12]",
+            "In two-layer blocks W2 responds to its own block's update of W1: NFD is not the limit at any "
+            "alpha.",
+            (
+                Experiment(
+                    ex.coupling_case,
+                    (4, 12),
+                    (Rate("(change of f)^2, alpha = 1", 0, 0.15, changed("f")),),
+                    sizes(
+                        dict(particles=4000),
+                        dict(particles=20000),
+                        depths=(16, 32, 64, 128),
+                        couplings=("none", "full"),
+                        branch_exponent=1.0,
+                        block="two-layer",
+                        **ONE_STEP,
+                    ),
+                ),
+            ),
         ),
         Claim(
             "coupled-limit",

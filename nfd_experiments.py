@@ -29,6 +29,7 @@ import finite_net
 import nfd_min
 import sde
 from nfd_io import finite_array, join, load_data, progress
+from nfd_limits import one_step
 from nfd_min import ACTIVATIONS, Stream, coarsen
 
 # ------------------------------------------------------------------------------------------------------------
@@ -388,20 +389,26 @@ def depth_case(*, data, order, eta, particles, depths, reference, coupling, agai
     return out
 
 
-def coupling_case(*, data, order, eta, particles, depths, couplings, seed, root=None):
+def coupling_case(*, data, order, eta, particles, depths, couplings, seed, root=None, **how):
     """What the coupling changes, on the same noise, against depth; infinite width.
 
     Returns {coupling: {quantity: array (depths, passes)}}: f, E h_L^2 ("h2") and E g_0^2 ("g2"), and the mean
     squared change, from the first of the couplings, of h_L ("h_L"), and of h and g (maximum over layers).
+    how : more arguments of sde.solve
     """
-    rng, finest = np.random.default_rng(seed), lcm(*depths)
+    rng = np.random.default_rng(seed)
     stream = sequence(data, order, eta, rng=rng if root is None else root)
-    noise = sde.draw_noise(len(stream), particles, finest, rng=rng)
+    return _changes(stream, particles, depths, couplings, rng, **how)
+
+
+def _changes(stream, particles, depths, couplings, rng, **how):
+    finest, M = lcm(*depths), 1 + (how.get("block") == "two-layer")
+    noise = sde.draw_noise(len(stream), particles, M * finest, rng=rng)
     out = {c: {name: [] for name in ("f", "h2", "g2", "h_L", "h", "g")} for c in couplings}
     for L in depths:
         first = None
         for c, values in out.items():
-            run = sde.solve(stream, particles, L, coupling=c, noise=coarsen(noise, finest // L))
+            run = sde.solve(stream, particles, L, coupling=c, noise=coarsen(noise, finest // L), **how)
             first = first or run
             h, g = (np.mean((a - b) ** 2, axis=2) for a, b in ((run.h, first.h), (run.g, first.g)))
             changes = dict(h_L=h[:, L], h=h.max(axis=1), g=g.max(axis=1))
@@ -708,6 +715,75 @@ def first_step_case(*, data, particles, seed):
     for label, coupling, kernel in zip(("network / Theta", "NFD / Theta_NFD"), ("full", "none"), kernels):
         run = sde.solve(stream, particles, 16, coupling=coupling, rng=rng, keep="outputs")
         out[label] = {"ratio": (run.f[1] - run.f[0]) / (-1e-3 * run.chi[0] * kernel)}
+    return out
+
+
+def orthogonal_case(*, data, eta, particles, depths, seed):
+    """coupling_case for one step on a sample and then the part of another one that is orthogonal to it."""
+    rng = np.random.default_rng(seed)
+    two = sequence(data, (0, 1), eta, rng=rng)
+    (x, z), y = two.X, two.y
+    z = z - x * (z @ x) / (x @ x)
+    stream = Stream([x, z * sqrt((x @ x) / (z @ z))], y, eta)
+    return _changes(stream, particles, depths, ("none", "full"), rng)
+
+
+def coherence_case(*, data, depths, draws, seed):
+    """One step with W~_l = eps_l W_l, erf, by quadrature: {signs: {"accumulated", "share": (depths,)}}, of
+    random signs the mean over so many draws."""
+    rng = np.random.default_rng(seed)
+    x = sequence(data, [0], 1, rng=rng).X[0]
+    out = {name: {"accumulated": [], "share": []} for name in ("equal", "random", "alternating")}
+    for L in depths:
+        step = one_step(x, x, "erf", L)
+        signs = np.ones((1, L)), rng.choice([-1.0, 1.0], (draws, L)), (-1.0) ** np.arange(L)[None]
+        for each, of in zip(signs, out.values()):
+            accumulated, share = with_signs(step, each)
+            of["accumulated"].append(accumulated.mean())
+            of["share"].append(share.mean())
+    return out
+
+
+def with_signs(step, signs):
+    """Accumulated coupling and the largest share of a layer, (R,) each, for W~_l = eps_l W_l, signs (R, L),
+    from the OneStep of W~ = W. [X5], [X11]"""
+    L, A, r = len(step.A), np.empty(signs.shape), np.full(len(signs), step.r[0])
+    toll, gain, Gamma = step.A / step.r[:-1], np.diff(step.r) + step.A / L, step.share * L**2 / step.A**2
+    for l in range(L):
+        A[:, l] = signs[:, l] * toll[l] * r  # [X5]
+        r = r + gain[l] - A[:, l] / L
+    later = Gamma[np.maximum.outer(np.arange(L), np.arange(L))]
+    return np.einsum("rl,rl->r", A @ later, A) / L**2, (A**2 * Gamma).max(axis=1) / L**2
+
+
+def source_case(*, data, depths, particles, branch_exponent, seed):
+    """Where the response A of one step comes from, erf: mean squares of what its four parts accumulate to,
+    by quadrature, (depths,) each; and the accumulated coupling of particles over one_step's, for linear phi
+    and L = 16."""
+    rng = np.random.default_rng(seed)
+    stream = sequence(data, [0, 0], 0.3, rng=rng)
+    parts = np.array([one_step(*stream.X, "erf", L, branch_exponent).parts for L in depths]).T
+    run = sde.solve(
+        stream, particles, 16, "identity", rng=rng, coupling="full", branch_exponent=branch_exponent
+    )
+    kick = np.mean((run.A[:, 1, 0] @ run.g[0, 1:] / (stream.eta * run.chi[0] * 16)) ** 2)
+    expected = one_step(*stream.X, "identity", 16, branch_exponent).accumulated
+    out = dict(zip(("U", "below", "drift", "response"), parts))
+    return out | {"particles / exact": {"ratio": kick / expected}}
+
+
+def correlation_case(*, data, particles, seed):
+    """One step with W~ of correlation 1/2 against Theta_rho, L = 16; Theta_rho between those of 0 and 1; and
+    the cosine of NFD's update and the gradient for |x|^2 = d at infinite depth."""
+    rng, out = np.random.default_rng(seed), {}
+    stream = sequence(data, [0, 0], 1e-3, rng=rng)
+    kernel = sde.first_step_kernel(stream.X[0], depth=16, rho=0.5)
+    run = sde.solve(stream, particles, 16, backward=0.5, rng=rng, keep="outputs")
+    out["half / Theta_rho"] = {"ratio": (run.f[1] - run.f[0]) / (-1e-3 * run.chi[0] * kernel.Theta_rho)}
+    least = sde.first_step_kernel(stream.X[0], depth=16, rho=0.0).Theta_rho
+    out["share of Theta - Theta_NFD"] = {"rho = 1/2": (kernel.Theta_rho - least) / (kernel.Theta - least)}
+    for name, phi in (("linear", "identity"), ("tanh", "tanh")):
+        out[f"cos(update, gradient), {name}"] = {"NFD": sde.first_step_kernel(np.ones(4), phi).cos_update}
     return out
 
 

@@ -157,6 +157,8 @@ class OneStep(NamedTuple):
     f : f_1 / a
     accumulated, nearest : mean squares over a^2 of sum_l A_l g^0_l / L, and of the same with formula [17]
     share : array, shape (L,): those of the terms A_l g^0_l / L
+    parts : array, shape (4,): as accumulated, of the parts of A_l through U, through the layers below l-1,
+        through the SGD drift of layer l-1 (formula [17]) and through its response [X10]
     """
 
     r: np.ndarray
@@ -165,6 +167,7 @@ class OneStep(NamedTuple):
     accumulated: float
     nearest: float
     share: np.ndarray
+    parts: np.ndarray
 
 
 def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
@@ -174,7 +177,7 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
         A^{10}_l = -a rho_l c P_{l-1} r_{l-1},   f_1 = -a (E h^0_L h^1_L + r_L)
 
     and [17] is A with C_{l-2} / L in place of r_{l-1}. depth=None: L -> infinity, at 65 times t; the share of
-    a layer and formula [17] are then 0. rho : as in init_kernels. ValueError for bad input.
+    a layer and formula [17] are then 0, the parts NaN. rho : as in init_kernels. ValueError for bad input.
     """
     X, phi = np.array([finite_array("x0", x0, ("d",)), finite_array("x1", x1, (len(x0),))]), activation(phi)
     if depth is None:
@@ -192,12 +195,14 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
     r[0] = Q[0, 0, 1]
     for l in range(1, L + 1):
         r[l] = r[l - 1] + (C[l - 1] + rhos[l - 1] * c * P[l - 1] * r[l - 1]) / L  # [X5]
-    A = -rhos * c * P * r[:-1]  # [X5]
-    near = -rhos * c * P * np.r_[0, C[:-1]] / L  # [17]
-    Gamma = Gamma[1:, 0, 0]
+    toll = -rhos * c * P  # what layer l makes of r_{l-1}
+    below, near = np.r_[0, r[:-2] - r[0]], np.r_[0, C[:-1]] / L
+    parts = toll * [np.full(L, r[0]), below, near, np.r_[0, -toll[:-1] * r[:-2]] / L]  # [X10]
+    A, Gamma = parts.sum(axis=0), Gamma[1:, 0, 0]  # [X5]
     later = Gamma[np.maximum.outer(np.arange(L), np.arange(L))]  # E[g_l g_m], l, m = 1..L
-    squares = [float(each @ later @ each) / L**2 for each in (A, near)]
-    return OneStep(r, A, float(-(Q[-1, 0, 1] + r[-1])), *squares, A**2 * Gamma / L**2)
+    squares = np.einsum("pl,lm,pm->p", [A, *parts], later, [A, *parts]) / L**2
+    f = float(-(Q[-1, 0, 1] + r[-1]))
+    return OneStep(r, A, f, float(squares[0]), float(squares[3]), A**2 * Gamma / L**2, squares[1:])
 
 
 def _one_step_at_infinite_depth(K, phi, rho, noise):
@@ -214,7 +219,9 @@ def _one_step_at_infinite_depth(K, phi, rho, noise):
     path = scipy.integrate.solve_ivp(derivative, (0, 1), start, "DOP853", t, rtol=1e-11, atol=1e-12).y.T
     A = np.array([-rho * gaussian_moments(y[:4].reshape(2, 2), phi)[1][0, 1] * y[4] for y in path])
     end, r = path[-1], path[:, 4]
-    return OneStep(r, A, -(end[1] + end[4]), 2 * np.exp(end[5]) * end[7], 0.0, np.zeros(len(t)))
+    return OneStep(
+        r, A, -(end[1] + end[4]), 2 * np.exp(end[5]) * end[7], 0.0, np.zeros(len(t)), np.full(4, np.nan)
+    )
 
 
 class ReluMoments(NamedTuple):

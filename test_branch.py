@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 import finite_net
+import nfd_experiments
 import nfd_limits
 import nfd_min
 import sde
@@ -254,3 +255,29 @@ def test_what_does_not_go_together():
         nfd_min.sgd(stream, nfd_min.draw_weights(5, 3, 5, rng=0), backward=0.5)
     with pytest.raises(ValueError, match='backward="fresh" needs a stream with batch=1, not 2'):
         finite_net.train(Stream(stream.X, stream.y, 0.1, 2), 5, 3, backward="fresh", rng=0)
+
+
+def test_signs_of_the_backward_weights():
+    """What coherence_case derives from one run is one_step with those signs; and it tells them apart."""
+    x, signs = np.array([1.0, -1.0, 0.5, 1.2]), np.random.default_rng(0).choice([-1.0, 1.0], (3, 6))
+    step = nfd_limits.one_step(x, x, "erf", 6)
+    accumulated, share = nfd_experiments.with_signs(step, signs)
+    for a, b, each in zip(accumulated, share, signs):
+        expected = nfd_limits.one_step(x, x, "erf", 6, rho=each)
+        assert np.isclose(a, expected.accumulated, rtol=1e-12) and np.isclose(
+            b, expected.share.max(), rtol=1e-12
+        )
+
+
+def test_parts_of_the_response():
+    """[X10]: they add up; formula [17] is the neighbour's drift."""
+    x0, x1 = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0])
+    step = nfd_limits.one_step(x0, x1, "tanh", 5, 0.6, 0.7)
+    assert np.isclose(step.parts[2], step.nearest) and (step.parts > 0).all()
+    first = nfd_limits.one_step(x0, x1, "tanh", 1)
+    assert np.isclose(first.parts[0], first.accumulated) and np.allclose(first.parts[1:], 0)
+    kernels = nfd_limits.init_kernels(np.array([x0, x1]), "tanh", 5, branch_exponent=0.6)
+    P = [nfd_limits.gaussian_moments(Q, nfd_min.TANH)[1][0, 1] for Q in kernels.Q[:-1]]
+    through_U = 0.7 * 5 ** (1 - 1.2) * np.array(P) * (x0 @ x1 / 4)
+    later = kernels.Gamma[1:, 0, 0][np.maximum.outer(np.arange(5), np.arange(5))]
+    assert np.isclose(step.parts[0], through_U @ later @ through_U / 25, rtol=1e-12)
