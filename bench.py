@@ -741,7 +741,7 @@ MEMORY = {  # (module, function, its arguments)
     "train, decoupled": (
         "finite_net",
         "train",
-        dict(width=512, depth=64, keep="outputs", backward="decoupled"),
+        dict(width=512, depth=32, keep="outputs", backward="decoupled"),
         100,
     ),
     'solve, keep="all"': ("sde", "solve", dict(particles=100_000, steps=32, keep="all"), 4),

@@ -167,7 +167,7 @@ nfd_kernels.finite_array("x", np.ones(2**17), ("n",))  # on all threads, the sec
 x, out, seen = np.array([[1.0, 2.0, -3.0]]), np.zeros((1, 3)), np.zeros((1, 1))
 nfd_kernels.PHI["relu"][0](x[0], out[0])
 print(*out[0])
-nfd_kernels.ready_for_matrices(np.float64)
+nfd_kernels.ready((nfd_kernels.times, x, x, x, 0, 0))
 nfd_kernels.entry(nfd_passes._see.py_func)(x, x, np.ones(1), 1.0, seen)  # -<x, x>
 print(*seen[0])
 """

@@ -99,7 +99,7 @@ def test_tails_to_six_sigma(real):
 
 @REALS
 def test_moments_law_and_tails(real):
-    N = 2**22
+    N = 2**21
     x = nfd_kernels.normals(np.random.default_rng(4), (N,), real).astype(float)
     moment = [1, *(prod(range(1, k, 2)) * (k % 2 == 0) for k in range(1, 17))]
     for k in range(1, 9):
