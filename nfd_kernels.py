@@ -119,16 +119,20 @@ def ready(*calls):
     *arguments like those it is going to get). What is called by another one comes before it."""
     if numba.config.DISABLE_JIT:
         return
-    numba.get_num_threads()
-    for function, *example in [(_spread, 0, True, 0, 0), *calls]:
-        arguments, of = tuple(map(numba.typeof, example)), function.py_func
-        if arguments not in function.names:
-            digest = hashlib.sha256(f"{of.__module__} {arguments}".encode()).hexdigest()[:16]
-            function.names[arguments] = name = f"{of.__name__}_{digest}"
-            function.made.compile(arguments)
-            compiled = function.made.overloads[arguments]
-            at = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
-            llvmlite.binding.add_symbol(name, at)
+    with _making:  # several threads may come here
+        numba.get_num_threads()
+        for function, *example in [(_spread, 0, True, 0, 0), *calls]:
+            arguments, of = tuple(map(numba.typeof, example)), function.py_func
+            if arguments not in function.names:
+                digest = hashlib.sha256(f"{of.__module__} {arguments}".encode()).hexdigest()[:16]
+                function.made.compile(arguments)
+                compiled, name = function.made.overloads[arguments], f"{of.__name__}_{digest}"
+                at = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+                llvmlite.binding.add_symbol(name, at)
+                function.names[arguments] = name
+
+
+_making = threading.RLock()
 
 
 def _name(function, arguments):

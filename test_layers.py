@@ -274,3 +274,18 @@ def test_what_is_compiled_apart_is_made_ready_first():
 
     with pytest.raises(TypeError, match=r"ready\(\(add, ..\)\) comes first"):
         twice(np.ones(1))
+
+
+def test_threads_that_are_the_first_to_need_a_kernel():
+    """None of them calls code whose names another one is still making known."""
+    program = """
+from concurrent.futures import ThreadPoolExecutor
+import sde
+from nfd_min import Stream
+stream = Stream([[1.0, 2.0]], [1.0], 0.1)
+with ThreadPoolExecutor(4) as pool:
+    runs = list(pool.map(lambda seed: sde.solve(stream, 50, 2, rng=seed).f[0], 4 * [3]))
+assert len(set(runs)) == 1
+"""
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program], cwd=HERE, check=True)
