@@ -358,6 +358,8 @@ def _normals_32(bits, out):
 
 
 def _normals(bits, out):
+    """In compiled code _normals_64 or _normals_32, by the dtype of out; `fill_normals` does not come here in
+    Python."""
     raise NotImplementedError
 
 

@@ -152,7 +152,7 @@ def first_step_kernel(x, phi="tanh", depth=None, *, branch_exponent=0.5, rho=0.0
 class OneStep(NamedTuple):
     """One step on x_0, then x_1, to leading order in a = eta chi_0; layers l = 0..L. [X5]
 
-    r : array, shape (L+1,): h^1_l holds -a r_l g^0_l .. of the passes' common readout v
+    r : array, shape (L+1,): d h^1_l / d z^0_m = -a s r_l phi'(h^0_{m-1}) for every layer m > l
     A : array, shape (L,): A^{10}_l / a of layers l = 1..L
     f : f_1 / a
     accumulated, nearest : mean squares over a^2 of sum_l A_l g^0_l / L, and of the same with formula [17]

@@ -172,20 +172,16 @@ def test_infinite_depth():
         error = np.abs(at[-1] - limit).max()
         for order in (1, 2, 3):  # 1/L, 1/L^2, .. removed in turn
             at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
-        assert np.abs(at[0] - limit).max() < 1e-3 * error
+        assert np.abs(at[0] - limit).max() < 8 / (10 * 20 * 40) * error  # order 4, of size 1 / (10 20 40 80)
     for rho in (0.25, 0.75):
         kernel = nfd_limits.first_step_kernel(X6, "identity", rho=rho)
         assert np.isclose(kernel.Theta_rho, e + e**rho + (e - e**rho) / (1 - rho), rtol=1e-9)  # [X7]
         assert np.allclose(kernel.cos_g, e ** ((rho - 1) * (1 - np.linspace(0, 1, 65))), rtol=1e-9)  # [X8]
-    kernel = nfd_limits.first_step_kernel(X6)
+    kernel = nfd_limits.first_step_kernel(X6)  # tanh; known to three decimals
     assert np.allclose([kernel.Theta, kernel.Theta_rho, kernel.cos_update], [3.498, 2.856, 0.816], atol=5e-4)
-    near = nfd_limits.one_step(X6, X6, branch_exponent=1.0)
-    deep = nfd_limits.one_step(X6, X6, depth=400, branch_exponent=1.0)
-    assert (
-        np.isclose(near.f, deep.f, rtol=5e-3)
-        and near.accumulated == 0
-        and not np.isclose(near.f, step.f, rtol=0.1)
-    )
+    limit = nfd_limits.one_step(X6, X6, branch_exponent=1.0)
+    gaps = [nfd_limits.one_step(X6, X6, depth=L, branch_exponent=1.0).f - limit.f for L in (100, 200)]
+    assert abs(gaps[0] / gaps[1] - 2) < 2 / 100 and limit.accumulated == 0  # c = 1/L, and the next order
 
 
 @pytest.mark.parametrize(
@@ -202,11 +198,14 @@ def test_one_step_against_simulation(phi, how):
         a = 0.05 * run.chi[0]
         values.append([(run.f[1] - still.f[1]) / a, *run.A[:, 1, 0] / a])
     mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / sqrt(24)
-    assert (np.abs(mean - [step.f, *step.A]) < 4 * error + 1e-3).all()
+    assert (np.abs(mean - [step.f, *step.A]) < 4 * error + 0.05**2).all()  # the next order in a
     assert (error < 0.05).all()
 
 
-@pytest.mark.parametrize("how", [dict(backward=0.5), dict(backward=[1, -1, 0.3, 0], branch_exponent=0.6)])
+@pytest.mark.parametrize(
+    "how",
+    [dict(backward=0.5), dict(backward=[1, -1, 0.3, 0], branch_exponent=0.6), dict(backward="fresh")],
+)
 def test_linear_limit_against_simulation(how):
     stream = Stream(np.random.default_rng(1).standard_normal((3, 4)), [1.0, -1.0, 0.5], 0.4)
     limit = nfd_limits.linear_limit(stream, depth=4, **how)
