@@ -159,6 +159,8 @@ class OneStep(NamedTuple):
     share : array, shape (L,): those of the terms A_l g^0_l / L
     parts : array, shape (4,): as accumulated, of the parts of A_l through U, through the layers below l-1,
         through the SGD drift of layer l-1 (formula [17]) and through its response [X10]
+    h2 : array, shape (2,): E|h^1_L|^2 = h2[0] + h2[1] a^2; the second is NaN for tanh and erf where E h^2 is
+        beyond 33 and its series too long
     """
 
     r: np.ndarray
@@ -168,6 +170,7 @@ class OneStep(NamedTuple):
     nearest: float
     share: np.ndarray
     parts: np.ndarray
+    h2: np.ndarray
 
 
 def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
@@ -179,17 +182,17 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
     and [17] is A with C_{l-2} / L in place of r_{l-1}. depth=None: L -> infinity, at 65 times t; the share of
     a layer and formula [17] are then 0, the parts NaN. rho : as in init_kernels. ValueError for bad input.
     """
-    X, phi = np.array([finite_array("x0", x0, ("d",)), finite_array("x1", x1, (len(x0),))]), activation(phi)
+    x0 = finite_array("x0", x0, ("d",))
+    X, phi = np.array([x0, finite_array("x1", x1, (len(x0),))]), activation(phi)
     if depth is None:
-        rho, noise = (
-            correlations(rho, 1)[0][0],
-            residual("depth-mup", 1, branch_exponent)[1] * (branch_exponent == 0.5),
-        )
-        return _one_step_at_infinite_depth(X @ X.T / X.shape[1], phi, rho * noise, noise)
+        ((rho, _),) = correlations(rho, 1)
+        residual("depth-mup", 1, branch_exponent)
+        return _one_step_at_infinite_depth(X, phi, rho, float(branch_exponent == 0.5))
     L, how = positive_int("depth", depth), dict(branch_exponent=branch_exponent)
     rhos = np.array([r for r, _ in correlations(rho, L)])
     c = L * residual("depth-mup", L, branch_exponent)[1] ** 2
-    Q, Gamma = init_kernels(X, phi, L, **how)[1:3]
+    kernels = init_kernels(X, phi, L, **how)
+    Q, Gamma = kernels.Q, kernels.Gamma[:, 0, 0]
     C, P = np.array([gaussian_moments(Q_l, phi) for Q_l in Q[:-1]])[:, :, 0, 1].T
     r = np.empty(L + 1)
     r[0] = Q[0, 0, 1]
@@ -198,30 +201,163 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
     toll = -rhos * c * P  # what layer l makes of r_{l-1}
     below, near = np.r_[0, r[:-2] - r[0]], np.r_[0, C[:-1]] / L
     parts = toll * [np.full(L, r[0]), below, near, np.r_[0, -toll[:-1] * r[:-2]] / L]  # [X10]
-    A, Gamma = parts.sum(axis=0), Gamma[1:, 0, 0]  # [X5]
-    later = Gamma[np.maximum.outer(np.arange(L), np.arange(L))]  # E[g_l g_m], l, m = 1..L
+    A = parts.sum(axis=0)  # [X5]
+    later = Gamma[1 + np.maximum.outer(np.arange(L), np.arange(L))]  # E[g_l g_m], l, m = 1..L
     squares = np.einsum("pl,lm,pm->p", [A, *parts], later, [A, *parts]) / L**2
     f = float(-(Q[-1, 0, 1] + r[-1]))
-    return OneStep(r, A, f, float(squares[0]), float(squares[3]), A**2 * Gamma / L**2, squares[1:])
+    h2 = _h2_of_one_step(r, Q, Gamma, c / L, phi)
+    return OneStep(r, A, f, float(squares[0]), float(squares[3]), A**2 * Gamma[1:] / L**2, squares[1:], h2)
 
 
-def _one_step_at_infinite_depth(K, phi, rho, noise):
-    """OneStep for L -> infinity from the Gram matrix K of both inputs; noise : 1 for exponent 1/2, else 0."""
+def _h2_of_one_step(r, Q, Gamma, s2, phi):
+    """OneStep.h2 from r (L+1,), Q (L+1, 2, 2), Gamma (L+1,), for the branch scale s.
+
+    h^1_l = G_l - a D_l, where G_l = h^1_0 + s sum_m u^1_m is Gaussian, of variance Q_l + a^2 V_l, as is
+    h^0, and D_l = r_l g^0_l + s sum_m r_{m-1} phi'(h^0_{m-1}) z^0_m, m <= l. With w = phi^2, and w'' at G_l,
+
+        E|h^1_L|^2 = E G_L^2 + a^2 E D_L^2,   V_{l+1} = V_l + s^2 E[w''] V_l / 2 + s^2 E[w'' D_l^2] / 2
+        E[w'' D_l^2] = r_l^2 E[w''] + s^2 sum_m r_{min(l, m-1)}^2 Gamma_m E[w'' phi'(h^0_{m-1})^2]
+    """
+    L, r2, V = len(r) - 1, r**2, 0.0
+    bend, both = _second_moments(Q[:-1], phi)
+    for l in range(L):
+        bent = r2[l] * bend[l] + s2 * np.sum(r2[np.minimum(l, np.arange(L))] * Gamma[1:] * both[l])
+        V += s2 / 2 * (bend[l] * V + bent)
+    return np.array([Q[-1, 1, 1], V + r2[0] * Gamma[0] + np.sum(Gamma[1:] * np.diff(r2))])
+
+
+def _second_moments(Q, phi):
+    """E w''(G_l), (L,), and E[w''(G_l) phi'(h_m)^2], (L, L), w = phi^2, for Gaussian G_l and h_m of variances
+    Q[l, 1, 1] and Q[m, 0, 0] and covariance Q[min(l, m), 0, 1]: by Hermite's series in their correlation."""
+    L, var = len(Q), Q[:, [1, 0], [1, 0]].T
+    if phi.name == "identity":
+        return np.full(L, 2.0), np.full((L, L), 2.0)
+    at = np.minimum.outer(np.arange(L), np.arange(L))
+    scale = np.sqrt(np.outer(*var))
+    rho = np.divide(Q[at, 0, 1], scale, out=np.zeros((L, L)), where=scale > 0).clip(-1, 1)
+    if phi.name == "relu":
+        return (var[0] > 0).astype(float), (scale > 0) * (1 - np.arccos(rho) / pi)
+    terms = int(64 + 120 * var.max())
+    if terms > 4096:
+        return np.full(L, np.nan), np.full((L, L), np.nan)
+    step = min(0.05, 0.3 / sqrt(max(1.0, var.max())), 1 / sqrt(terms))
+    z = np.arange(-13, 13, step)
+    psi = np.zeros((terms, len(z)))  # of n = 0, 1, ..: He_n(z) / sqrt(n!) sqrt(density of N(0, 1))
+    psi[0] = np.exp(-z * z / 4) / (2 * pi) ** 0.25
+    for n in range(1, terms):
+        psi[n] = (z * psi[n - 1] - sqrt(n - 1) * psi[n - 2]) / sqrt(n)
+    x = np.sqrt(var)[:, :, None] * z
+    right, left = (phi.phi(y) * phi.dphi(y) for y in (x[0] + 1e-4, x[0] - 1e-4))
+    bend = (right - left) / 1e-4  # w'' = 2 (phi phi')'
+    a, b = (psi * psi[0] * step @ y.T for y in (bend, phi.dphi(x[1]) ** 2))
+    both = np.zeros((L, L))
+    for n in reversed(range(terms)):
+        both = both * rho + np.outer(a[n], b[n])
+    return a[0], both
+
+
+def _one_step_at_infinite_depth(X, phi, rho, noise):
+    """OneStep for L -> infinity of the inputs X (2, d); noise : 1 for exponent 1/2, else 0."""
+    K = X @ X.T / X.shape[1]
 
     def derivative(t, state):  # of Q, r, D = int E[phi'(h^0)^2], B = int A, and int A e^-D B
         Q, (r, D, B, _) = state[:4].reshape(2, 2), state[4:]
         phi_phi, dphi_dphi = gaussian_moments(Q, phi)
-        A = -rho * dphi_dphi[0, 1] * r
+        A = -rho * noise * dphi_dphi[0, 1] * r
         return [*noise * phi_phi.ravel(), phi_phi[0, 1] - A, noise * dphi_dphi[0, 0], A, A * np.exp(-D) * B]
 
     t = np.linspace(0, 1, 65)
     start = [*K.ravel(), K[0, 1], 0, 0, 0]
     path = scipy.integrate.solve_ivp(derivative, (0, 1), start, "DOP853", t, rtol=1e-11, atol=1e-12).y.T
-    A = np.array([-rho * gaussian_moments(y[:4].reshape(2, 2), phi)[1][0, 1] * y[4] for y in path])
+    A = np.array([-rho * noise * gaussian_moments(y[:4].reshape(2, 2), phi)[1][0, 1] * y[4] for y in path])
     end, r = path[-1], path[:, 4]
-    return OneStep(
-        r, A, -(end[1] + end[4]), 2 * np.exp(end[5]) * end[7], 0.0, np.zeros(len(t)), np.full(4, np.nan)
-    )
+    h2 = np.array([K[1, 1], r[-1] ** 2])  # without noise [X4]
+    if noise:  # a power series in 1 / L
+        depths = np.array([6, 8, 12, 16, 24, 32, 48])
+        rows = [one_step(*X, phi, L, rho=rho).h2 for L in depths]
+        h2 = scipy.interpolate.BarycentricInterpolator(1 / depths, rows)(0.0)
+    accumulated, f = 2 * np.exp(end[5]) * end[7], -(end[1] + end[4])
+    return OneStep(r, A, f, accumulated, 0.0, np.zeros(len(t)), np.full(4, np.nan), h2)
+
+
+class Responses(NamedTuple):
+    """Responses of a run; arrays of shape (L, S, S) with the entry of pass k to pass j of layer l at [l-1, k,
+    j].
+
+    A : L s rho_l E[d phi(h^k_{l-1}) / d z^j_l], j < k;  B : L s rho_l E[d g^k_l / d u^j_l], j <= k     [X3]
+    parts : array, shape (4, L, S, S): the parts of A through U, through the layers below l-1, through the SGD
+        drift of layer l-1 (for one step, formula [17]) and through its response [X10]
+    """
+
+    A: np.ndarray
+    B: np.ndarray
+    parts: np.ndarray
+
+
+def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=0.5):
+    """The Responses of a run on a stream, from its features h and gradients g, both (S, L+1, n), alone.
+
+    run : Trajectory with h, g, chi of "pre" blocks and depth-muP, by matrices or by particles, of any width n
+    backward, branch_exponent : those of the run, as in nfd_min.chain
+
+    The derivatives of [X2] along each of the n coordinates, for a small change of each z^j_l and each u^j_l,
+    with C, Gamma, A and B held fixed; their means over the coordinates are A and B, first pass first. Error
+    O(1 / sqrt(n)); time and memory O(n S^2 L^2). ValueError for bad input, and for relu, whose phi'' is no
+    function.
+    """
+    phi = activation(phi)
+    if phi.name == "relu":
+        raise ValueError('phi="relu" has no second derivative; responses_of needs a smooth phi')
+    if run.h is None or run.g is None:
+        raise ValueError('the features were not kept; use keep="all"')
+    (S, L, n), (h, g) = np.subtract(run.h.shape, (0, 1, 0)), (np.asarray(a, float) for a in (run.h, run.g))
+    if S != len(stream):
+        raise ValueError(f"the run has {S} passes, the stream {len(stream)} samples")
+    if run.diverged_at:
+        raise ValueError(f"the run diverged at (sample, block) = {run.diverged_at}")
+    s, rhos = residual("depth-mup", L, branch_exponent)[1], [rho for rho, _ in correlations(backward, L)]
+    check_memory(32 * S * S * L * (L + 1) * n, f"responses_of a run with S={S}, L={L}, n={n}")
+    p, slope, step = phi.phi(h), phi.dphi(h), 1e-4
+    bend = (phi.dphi(h + step) - phi.dphi(h - step)) / (2 * step)
+    bend = np.divide(bend, slope, out=np.zeros(h.shape), where=slope != 0)  # phi'' / phi'
+    (A, B), parts = np.zeros((2, L, S, S)), np.zeros((4, L, S, S))
+    dh, dg = np.zeros(
+        (2, S, L + 1, 2, S, L, n)
+    )  # derivatives by u^j_l: [k, m, 0, j, l-1], z^j_l: [k, m, 1, ..]
+    for k in range(S):
+        past, now = slice(0, stream.seen(k)), slice(0, k + 1)
+        a = stream.rate * run.chi[past]
+
+        def total(coefficients, of):
+            return np.tensordot(coefficients, of, 1)
+
+        dh[k, 0] = -total(a * stream.gram[past, k], dg[past, 0])  # [22]
+        for l in range(1, L + 1):
+            near, of_W = dh[k, l - 1], slope[k, l - 1] * L * s * rhos[l - 1] / n
+            to_z = lambda change: change[1, now, l - 1] @ of_W  # L s rho_l E[phi' change] for z^j_l, j <= k
+            A[l - 1, k, now] = to_z(near)  # [X3]
+            drift = -total(a * (p[past, l - 1] @ p[k, l - 1] / n), dg[past, l]) / L
+            answer = total(A[l - 1, k, past], dg[past, l]) / L
+            dh[k, l] = near + drift + answer  # [X2]
+            dh[k, l, 0, k, l - 1] += s
+            if l < L:
+                of_W = slope[k, l] * L * s * rhos[l] / n
+                below = near - dh[k, 0]
+                for part, change in zip(parts, (dh[k, 0], below, drift, answer)):
+                    part[l, k, now] = change[1, now, l] @ of_W  # [X10]
+        parts[0, 0, k, now] = A[0, k, now]
+        dg[k, L] = -total(a, dh[past, L])  # [22]
+        for l in range(L, 0, -1):
+            B[l - 1, k, now] = L * s * rhos[l - 1] * dg[k, l, 0, now, l - 1].mean(axis=-1)  # [X3]
+            pull = B[l - 1, k, now].copy()
+            pull[past] -= a * (g[past, l] @ g[k, l] / n)
+            change = np.tensordot(pull, slope[now, None, None, None, l - 1] * dh[now, l - 1], 1) / L
+            change[1, k, l - 1] += s
+            branch = g[k, l - 1] - g[k, l]
+            dg[k, l - 1] = (
+                dg[k, l] + bend[k, l - 1] * dh[k, l - 1] * branch + slope[k, l - 1] * change
+            )  # [X2]
+    return Responses(A, B, parts)
 
 
 class ReluMoments(NamedTuple):

@@ -154,7 +154,7 @@ def test_closed_forms_of_one_linear_step(L, alpha):
     )
     assert np.allclose(step.share, s2**2 * r[:-1] ** 2 * q ** (L - l[1:]), rtol=1e-13)
     h2 = E * (1 + a**2 * E) + a**2 * np.sum(q ** (2 * (L - l[1:])) * (r[1:] ** 2 - r[:-1] ** 2))
-    assert np.isclose(full.h2[1], h2, rtol=1e-13)  # [X6]
+    assert np.isclose(full.h2[1], h2, rtol=1e-13) and np.isclose(step.h2 @ [1, a**2], h2, rtol=1e-13)  # [X6]
 
 
 def test_infinite_depth():
@@ -163,6 +163,7 @@ def test_infinite_depth():
     assert np.isclose(step.f, -3 * e, rtol=1e-10) and np.isclose(
         step.accumulated, 2 * e * (e - 1), rtol=1e-10
     )
+    assert np.allclose(step.h2, [e, e**2 * (4 + 14 / 3)], rtol=1e-6)  # [X6]
     rng = np.random.default_rng(0)
     stream = Stream(rng.standard_normal((4, 6)), [1.0, -1.0, 0.5, 2.0], 0.4)
     limit = np.array(nfd_limits.linear_limit(stream, branch_exponent=0.8))
@@ -182,6 +183,8 @@ def test_infinite_depth():
     limit = nfd_limits.one_step(X6, X6, branch_exponent=1.0)
     gaps = [nfd_limits.one_step(X6, X6, depth=L, branch_exponent=1.0).f - limit.f for L in (100, 200)]
     assert abs(gaps[0] / gaps[1] - 2) < 2 / 100 and limit.accumulated == 0  # c = 1/L, and the next order
+    at = [nfd_limits.one_step(X6, X6, depth=L, branch_exponent=1.0).h2 for L in (100, 200)]
+    assert np.allclose(2 * at[1] - at[0], limit.h2, rtol=1e-3) and (limit.A == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -280,3 +283,86 @@ def test_parts_of_the_response():
     through_U = 0.7 * 5 ** (1 - 1.2) * np.array(P) * (x0 @ x1 / 4)
     later = kernels.Gamma[1:, 0, 0][np.maximum.outer(np.arange(5), np.arange(5))]
     assert np.isclose(step.parts[0], through_U @ later @ through_U / 25, rtol=1e-12)
+
+
+@pytest.mark.parametrize("phi", ["tanh", "erf"])
+def test_second_moments(phi):
+    """By Gauss-Hermite quadrature in two variables, the correlation that of the earlier layer."""
+    Q = nfd_limits.init_kernels(np.array([X6, [2.0, 0.5, -0.5, 1.0]]), phi, 3).Q
+    bend, both = nfd_limits._second_moments(Q, phi := nfd_min.activation(phi))
+    x, weight = np.polynomial.hermite_e.hermegauss(200)
+    weight /= weight.sum()
+    for l in range(4):
+        G = sqrt(Q[l, 1, 1]) * x
+        if phi.name == "tanh":
+            w2 = 2 * phi.dphi(G) * (1 - 3 * phi.phi(G) ** 2)  # (phi^2)''
+        else:
+            w2 = 2 * phi.dphi(G) * (phi.dphi(G) - 2 * G * phi.phi(G))
+        assert np.isclose(bend[l], weight @ w2, rtol=1e-6)
+        for m in range(4):
+            slope = Q[min(l, m), 0, 1] / Q[l, 1, 1]  # h_m = slope G_l + what is independent of G_l
+            h = slope * G[:, None] + sqrt(Q[m, 0, 0] - slope**2 * Q[l, 1, 1]) * x
+            assert np.isclose(both[l, m], (weight * w2) @ phi.dphi(h) ** 2 @ weight, rtol=1e-6)
+
+
+@pytest.mark.parametrize("phi", ["tanh", "erf", "relu"])
+@pytest.mark.parametrize("how", [dict(backward=1.0), dict(backward=-0.6, branch_exponent=0.7)])
+def test_h2_of_one_step_against_simulation(phi, how):
+    """The term of order a^2, from steps of +a and -a and none on the same noise."""
+    x0, x1, a = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0]), 0.05
+    step = nfd_limits.one_step(x0, x1, phi, 4, how.get("branch_exponent", 0.5), how["backward"])
+    values = []
+    for seed in range(8):
+        up, down, still = (
+            np.mean(sde.solve(Stream([x0, x1], [y, 0.0], eta), 60_000, 4, phi, rng=seed, **how).h[1, -1] ** 2)
+            for y, eta in ((-1.0, a), (1.0, a), (0.0, 0.0))
+        )
+        values.append([still, ((up + down) / 2 - still) / a**2])
+    mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / sqrt(8)
+    assert (np.abs(mean - step.h2) < 5 * error + 0.01 * step.h2).all()  # the next order in a
+    assert (error < 0.02 * step.h2).all()
+
+
+@pytest.mark.parametrize("phi", ["identity", "tanh", "erf"])
+@pytest.mark.parametrize(
+    "how", [dict(backward="reused"), dict(backward=[0.5, -0.7, 1, 0.3], branch_exponent=0.75)]
+)
+def test_responses_of_a_run(phi, how):
+    """[X3] by derivatives along the run's own features, against those that Stein's lemma reads off the
+    revealed matrices, which share no line."""
+    X = np.array([[1.0, 1.0, 1.0, 1.0], [1.5, 0.5, -0.5, 1.0], [1.0, 0.5, 1.0, -1.0]])
+    stream, n, seeds, gaps = Stream(X, [1.0, -1.5, 1.0], 0.25 if phi == "identity" else 0.6), 20_000, 12, []
+    for seed in range(seeds):
+        run = sde.solve(stream, n, 4, phi, rng=seed, **how)
+        ours = nfd_limits.responses_of(run, stream, phi, **how)
+        gaps.append([ours.A - run.A, ours.B - run.B])
+    assert np.allclose(ours.parts.sum(axis=0), ours.A, rtol=1e-10, atol=1e-12)
+    p = nfd_min.activation(phi).phi(run.h[:, :-1])
+    # sum_j A^{kj} g^j and sum_j B^{kj} phi(h^j) are determined; their errors are of order 1 / sqrt(n)
+    for gap, theirs, of in zip(np.mean(gaps, axis=0), (run.A, run.B), (run.g[:, 1:], p)):
+        error, size = (
+            np.sqrt(np.mean(np.einsum("lkj,jln->kln", r, of) ** 2, axis=-1)).max() for r in (gap, theirs)
+        )
+        assert error < 0.05 * size, (error, size)
+
+
+def test_parts_of_a_run():
+    """[X10] for one small step, against one_step; and from matrices as from particles."""
+    x0, x1 = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0])
+    stream, step = Stream([x0, x1], [-1.0, 0.0], 0.02), nfd_limits.one_step(x0, x1, "tanh", 5)
+    weights = nfd_min.draw_weights(600, 5, 4, rng=0)
+    runs = [sde.solve(stream, 20_000, 5, coupling="full", rng=0)]
+    runs.append(finite_net.train(stream, 600, 5, weights=weights))
+    for run, most in zip(runs, (0.02, 0.15)):
+        ours = nfd_limits.responses_of(run, stream)
+        a, later = stream.eta * run.chi[0], run.g[0, 1:] @ run.g[0, 1:].T / run.g.shape[-1]
+        parts = ours.parts[:, :, 1, 0] / a
+        assert np.allclose(np.einsum("pl,lm,pm->p", parts, later, parts) / 25, step.parts, rtol=2 * most)
+        assert np.allclose(ours.A[:, 1, 0] / a, step.A, rtol=most)
+    assert (ours.A[:, 0] == 0).all() and (ours.A[:, 1, 1] == 0).all()
+    with pytest.raises(ValueError, match='phi="relu" has no second derivative'):
+        nfd_limits.responses_of(run, stream, "relu")
+    with pytest.raises(ValueError, match="the features were not kept"):
+        nfd_limits.responses_of(sde.solve(stream, 10, 5, rng=0, keep="kernels"), stream)
+    with pytest.raises(ValueError, match="the run has 2 passes, the stream 3 samples"):
+        nfd_limits.responses_of(run, stream_of(3))
