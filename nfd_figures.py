@@ -26,6 +26,7 @@ from nfd_experiments import (
     Case,
     best_eta,
     best_eta_slope,
+    coordinate_case,
     coupling_case,
     depth_case,
     eigenvalue_case,
@@ -652,6 +653,104 @@ def branch_draw(numbers, sizes):
     return figure
 
 
+COORDINATES = {  # the networks: a column each
+    "pre": dict(),
+    "pre, alpha = 3/4": dict(branch_exponent=0.75),
+    "pre, alpha = 1": dict(branch_exponent=1.0),
+    "post": dict(block="post"),
+    "two-layer": dict(block="two-layer"),
+    "two-layer, a = 1/2": dict(block="two-layer", internal_lr_exponent=0.5),
+    "pre, muP": dict(scaling="mup"),
+    "pre, vanilla": dict(scaling="vanilla"),
+}
+COORDINATE_ROWS = dict(
+    h="$h_L$", change="change of $h_L$", own="$L$ x own update\nof a block", f="change of $f$"
+)
+
+
+def coordinates_cases(sizes, data, root):
+    """Each network and each size of a sweep has the same seeds."""
+    return [
+        case
+        for how in COORDINATES.values()
+        for width, depth in coordinate_sizes(sizes)
+        for case in repeat(
+            coordinate_case,
+            range(sizes["seeds"]),
+            root,
+            **how,
+            data=data,
+            eta=0.2,
+            width=width,
+            depth=depth,
+            steps=4,
+        )
+    ]
+
+
+def coordinate_sizes(sizes):
+    """(width, depth) of both sweeps, without repetition."""
+    sweeps = [(n, sizes["depth"]) for n in sizes["widths"]], [(sizes["width"], L) for L in sizes["depths"]]
+    return list(dict.fromkeys(sum(sweeps, [])))
+
+
+def coordinates_numbers(points, sizes):
+    """Mean squares {(network, row): shape (seeds, sizes, steps + 1)} for either sweep, with the fits of the
+    last step."""
+    pictures, fixed = {}, dict(width=("depth", sizes["depth"]), depth=("width", sizes["width"]))
+    results = {
+        (name, n, L): [r for case, r in points if case.given == given | dict(width=n, depth=L)]
+        for name, how in COORDINATES.items()
+        for n, L in coordinate_sizes(sizes)
+        for given in [how | {k: v for k, v in points[0][0].given.items() if k in ("data", "eta", "steps")}]
+    }
+    for against, (other, value) in fixed.items():
+        swept = sizes[f"{against}s"]
+        at = [(size, value) if against == "width" else (value, size) for size in swept]
+        each = {
+            (name, row): np.moveaxis(np.array([array(results[name, n, L], row) for n, L in at]), 0, 1)
+            for name, row in product(COORDINATES, COORDINATE_ROWS)
+        }
+        fits = {key: fitted(swept, values[..., -1]) for key, values in each.items()}
+        moving = [
+            f"{name}: {row} {interval(fit)}"
+            for (name, row), fit in fits.items()
+            if fit and (fit.low > 0.1 or fit.high < -0.1)
+        ]
+        caption = f"""Mean squares of the coordinates of networks against {against}, {other} {value}, after 1
+            to 4 steps on one sample (mean of {sizes["seeds"]} seeds, 2 standard errors), tanh, eta = 0.2;
+            depth-muP but for the last two. Own update: what the updates of a block's own weights add to h_l.
+            Where the parametrisation is right nothing depends on the {against}; above each panel the slope
+            after step 4. Slopes whose interval is beyond 0.1: {"; ".join(moving) or "none"}."""
+        store = {"slopes": {f"{name}, {row}": fit for (name, row), fit in fits.items()}}
+        pictures[f"coordinates-{against}"] = dict(
+            caption=caption, store=store, each=each, fits=fits, against=against
+        )
+    return pictures
+
+
+def coordinates_draw(numbers, sizes):
+    against, swept = numbers["against"], sizes[numbers["against"] + "s"]
+    title = f"Coordinates against {against}: flat where the parametrisation is right"
+    figure, axes = canvas(len(COORDINATE_ROWS), len(COORDINATES), title, numbers["caption"], width=2.1)
+    steps, symbol = shades(range(1, 5)), dict(width="n", depth="L")[against]
+    for (row, ax_row), (column, name) in product(enumerate(axes), enumerate(COORDINATES)):
+        ax, key = ax_row[column], (name, list(COORDINATE_ROWS)[row])
+        for k, style in steps.items():
+            curve(ax, swept, numbers["each"][key][..., k], **style)
+        log_sizes(ax, swept[::2], f"{against} {symbol}" if row == len(axes) - 1 else "")
+        fit = numbers["fits"][key]
+        ax.set_title(f"{name}\n" * (row == 0) + (f"slope {fit.slope:.2f}" if fit else "diverged"), fontsize=9)
+        if column == 0:
+            ax.set_ylabel(COORDINATE_ROWS[key[1]])
+    for of_row in axes:  # one range for all, which what diverges may leave
+        (low, high), limits = of_row[0].get_ylim(), np.array([ax.get_ylim() for ax in of_row])
+        for ax in of_row:
+            ax.set_ylim(max(limits.min(), low / 100), min(limits.max(), 100 * high))
+    legend(figure, labelled("step {}", steps, markersize=4))
+    return figure
+
+
 def two_layer_cases(sizes, data, root):
     """Every seed of the shares has its own sample."""
     how = dict(data=data, eta=0.1, particles=sizes["particles"], depths=sizes["share_depths"])
@@ -1013,6 +1112,15 @@ FIGURES = {
         dict(depths=(2, 4), exponents=(0.5, 1.0), seeds=2, particles=1000),
         dict(depths=doubling(4, 32), exponents=(0.5, 0.625, 0.75, 0.875, 1.0), seeds=12, particles=16_000),
         dict(depths=doubling(4, 128), exponents=(0.5, 0.625, 0.75, 0.875, 1.0), seeds=16, particles=100_000),
+    ),
+    "coordinates": Plan(
+        "coordinate check: features, updates and f against width and depth",
+        coordinates_cases,
+        coordinates_numbers,
+        coordinates_draw,
+        dict(widths=(8, 16), depths=(2, 4), width=16, depth=4, seeds=2),
+        dict(widths=doubling(32, 1024), depths=doubling(4, 128), width=128, depth=8, seeds=8),
+        dict(widths=doubling(64, 4096), depths=doubling(4, 256), width=512, depth=16, seeds=16),
     ),
     "coupling": Plan(
         "f_k and kernels against depth: networks, NFD, nearest layer, coupled limit",

@@ -18,6 +18,7 @@ from nfd_experiments import (
     Case,
     best_eta,
     best_eta_slope,
+    coordinate_case,
     coupling_case,
     depth_case,
     fit_slope,
@@ -303,3 +304,20 @@ def test_fit_slope_with_one_replicate_far_above_the_rest():
 def test_fit_slope_rejects(sizes, errors):
     with pytest.raises(ValueError):
         fit_slope(sizes, errors)
+
+
+@pytest.mark.parametrize("how", [dict(), dict(branch_exponent=0.8), dict(scaling="mup")])
+def test_own_update_of_a_block(how):
+    """[X2]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j C^{jk}_{l-1} g^j_l."""
+    given = dict(data=None, eta=0.2, width=12, depth=5, steps=2)
+    values, rng = coordinate_case(**given, seed=(3,), **how), np.random.default_rng((3,))
+    stream = sequence(None, [0, 0, 0], 0.2, rng=rng)
+    run = finite_net.train(stream, 12, 5, weights=finite_net.draw_weights(12, 5, stream.d, rng=rng), **how)
+    p = np.tanh(run.h[:, :-1])
+    for k in range(3):
+        C = np.einsum("jln,ln->jl", p[:k], p[k]) / 12
+        own = np.einsum("j,jl,jln->ln", 0.2 * run.chi[:k], C, run.g[:k, 1:]) * 5 ** ("scaling" in how)
+        assert np.isclose(values["own"][k], np.mean(own**2), rtol=1e-10)
+    assert np.isclose(values["change"][2], np.mean((run.h[2, 5] - run.h[0, 5]) ** 2))
+    assert np.isclose(values["h"][1], np.mean(run.h[1, 5] ** 2))
+    assert np.isclose(values["f"][2], (run.f[2] - run.f[0]) ** 2)
