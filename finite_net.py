@@ -62,6 +62,11 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     return _with_features(out, h, g, net, keep, phi)
 
 
+def sgd(stream, weights, phi="tanh", **how):
+    """`train` from given weights, called as its readable twin, nfd_min.sgd."""
+    return train(stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how)
+
+
 def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep="all", **network):
     """[train(stream, width, depth, phi, rng=seed, ..) for seed in seeds] in one call, bit for bit: each
     network on one thread, or, where one takes a second or more, one after another on all threads.

@@ -6,6 +6,7 @@ or a limit (Bound).
 """
 
 import argparse
+import html
 import json
 import sys
 import tempfile
@@ -22,12 +23,15 @@ import numpy as np
 from scipy.special import stdtrit
 
 import nfd_experiments as ex
+from nfd_compare import assert_equations, compare
 from nfd_experiments import Case, Slope, sweep
 from nfd_io import count, output_path, picture_path, replace_file, seed
 from sde import relu_moments
 
 # ------------------------------------------------------------------------------------------------------------
 # What is claimed, and the verdict rule
+
+__all__ = ["CLAIMS", "Audit", "assert_claim", "assert_equations", "audit", "compare"]
 
 
 @dataclass(frozen=True)
@@ -810,15 +814,112 @@ FIRST = "gia-width", "depth-rate"
 two workers with nothing compiled yet compile different kernels."""
 
 
-def audit(claim, data=None, *, full=False, seed=0, executor=None):
-    """Measure a Claim on the file `data` or the digits; returns the dict that --json writes for it. Results
-    depend on data, full and seed alone."""
+@dataclass(frozen=True)
+class Audit:
+    """The results of an audit: a list of the dicts that --json writes, one for each claim.
+
+    audit[id] is the dict of that claim; of an audit of one claim audit[key] is a field of its dict.
+    """
+
+    results: list
+    about: dict
+
+    @property
+    def verdicts(self):
+        """{claim: verdict}"""
+        return {r["id"]: r["verdict"] for r in self.results}
+
+    @property
+    def ok(self):
+        """Whether every verdict is the expected one, or the claim is not applicable."""
+        return not surprises(self.results)
+
+    def __getitem__(self, key):
+        if key not in self.verdicts and len(self.results) == 1:
+            return self.results[0][key]
+        return next(r for r in self.results if r["id"] == key)
+
+    def to_json(self, file=None):
+        """The text of --json, also written to a file if one is given."""
+        text = json.dumps(ex.plain(self.about | dict(claims=self.results)), indent=1)
+        if file is not None:
+            replace_file(Path(file), lambda out: out.write(text.encode()))
+        return text
+
+    def __repr__(self):
+        return "\n".join(
+            [HEADER, *(line for r in self.results for line in lines(r)), "", last_line(self.results)]
+        )
+
+    def _repr_html_(self):
+        cells = [[*cells_of(r, i)] for r in self.results for i in range(max(1, len(r["rates"])))]
+        rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells]
+        head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table><p>{html.escape(last_line(self.results))}</p>"
+
+
+def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=None):
+    """The Audit of claims on the file `data` or the digits. Results depend on data, full, seed and network
+    alone.
+
+    claims : ids of CLAIMS or Claims, one or a list; by default all, or with a network all that it can be in
+    network : an implementation (nfd_compare), or its name "module:function", in place of finite_net; claims
+        that do not train a network, or need a setting that it does not have, are "not applicable"
+    ValueError for an unknown claim or network.
+    """
+    claims = [claims] if isinstance(claims, (str, Claim)) else CLAIMS if claims is None else claims
+    unknown = [c for c in claims if not isinstance(c, Claim) and c not in CLAIMS]
+    if unknown:
+        raise ValueError(f"unknown claim {', '.join(map(repr, unknown))}; the claims are {', '.join(CLAIMS)}")
+    claims = [c if isinstance(c, Claim) else CLAIMS[c] for c in claims]
+    if callable(network):
+        name = f"{network.__module__}:{network.__qualname__}"
+        ex.IMPLEMENTATIONS[name] = network
+    else:
+        name = network
+    if name is not None:
+        ex.implementation(name)
+    cases = [claim_cases(claim, data, full, seed, name) for claim in claims]
+    found = iter(sweep(sum(cases, []), executor=executor, label="audit"))
+    results = [judge(c, [next(found) for _ in each], full) for c, each in zip(claims, cases)]
+    about = dict(versions=ex.versions(), seed=seed, full=full, data=data or "digits", network=name)
+    return Audit(results, about)
+
+
+def assert_claim(claim, network=None, **how):
+    """AssertionError, with the lines of `nfd-audit`, unless the claim has the expected verdict; how : as in
+    `audit`. It is a failure too if the claim is not applicable to the network."""
+    result = audit(claim, network=network, **how)
+    assert result.ok and "not applicable" not in result.verdicts.values(), f"\n{result!r}"
+
+
+def claim_cases(claim, data, full, seed, network=None):
+    """The Cases of a claim, with an implementation in place of our networks: none if it trains no network."""
     cases = sum(claim.cases(data, full, seed), [])
-    return judge(claim, sweep(cases, executor=executor, label=claim.id), full)
+    if network is None:
+        return cases
+    if not any(case.run.__name__ in ex.OF_NETWORKS for case in cases):
+        return []
+    return [
+        Case(ex.on_network, dict(network=network, measure=case.run.__name__, **case.given), case.seed)
+        if case.run.__name__ in ex.OF_NETWORKS
+        else case
+        for case in cases
+    ]
+
+
+def surprises(results):
+    """The claims whose verdict is not the expected one."""
+    return [r["id"] for r in results if r["verdict"] not in (r["expected"], "not applicable")]
 
 
 def judge(claim, results, full):
     """The dict that --json writes, from the results of the claim's cases."""
+    trouble = next((r for r in results if r.keys() & {"not applicable", "error"}), None)
+    if trouble or not results:
+        verdict, note = next(iter((trouble or {"not applicable": "it trains no explicit network"}).items()))
+        return _verdict(claim, [], verdict, f"{verdict}: {note}")
     rates, results = [], iter(results)
     for experiment in claim.experiments:
         number = experiment.repeat[full] * len(experiment.values(full))
@@ -829,37 +930,44 @@ def judge(claim, results, full):
                 for size, errors in part.shown(points).items()
             ]
             rates.append(about | dict(prediction=part.prediction) | part.judge(points) | dict(points=shown))
-    verdicts, first = {rate["verdict"] for rate in rates}, rates[0]
+    verdicts = {rate["verdict"] for rate in rates}
+    verdict = next(v for v in ("fails", "inconclusive", "holds") if v in verdicts)
+    return _verdict(claim, rates, verdict, claim.note)
+
+
+def _verdict(claim, rates, verdict, note):
+    first = rates[0] if rates else {}
     return dict(
         id=claim.id,
         equation=claim.equation,
         statement=claim.statement,
-        predicted=first["predicted"],
-        slope=first["slope"],
-        low=first["low"],
-        high=first["high"],
-        verdict=next(v for v in ("fails", "inconclusive", "holds") if v in verdicts),
+        predicted=first.get("predicted"),
+        slope=first.get("slope"),
+        low=first.get("low"),
+        high=first.get("high"),
+        verdict=verdict,
         expected=claim.expected,
-        note=claim.note,
-        points=first["points"],
+        note=note,
+        points=first.get("points", []),
         rates=rates,
     )
 
 
-def audit_all(claims, data, full, seed, **how):
+def audit_all(claims, data, full, seed, network, **how):
     """Audit the claims in one sweep; print the lines of each as soon as its cases and those before are done.
 
     how : executor and store of the sweep
     """
-    cases = [sum(claim.cases(data, full, seed), []) for claim in claims]
+    cases = [claim_cases(claim, data, full, seed, network) for claim in claims]
     places = [(c, i) for c, each in enumerate(cases) for i in range(len(each))]
     first = {FIRST[0]: 1, FIRST[1]: len(places)}
     places.sort(key=lambda place: place[1] >= first.get(claims[place[0]].id, 0))
     found, results = [{} for _ in claims], []
 
     def hear(j, result):
-        c, i = places[j]
-        found[c][i] = result
+        if j is not None:
+            c, i = places[j]
+            found[c][i] = result
         while len(results) < len(claims) and len(found[len(results)]) == len(cases[len(results)]):
             c = len(results)
             results.append(judge(claims[c], [found[c][i] for i in range(len(cases[c]))], full))
@@ -867,28 +975,43 @@ def audit_all(claims, data, full, seed, **how):
                 print("\r\033[K", end="", file=sys.stderr, flush=True)  # the progress bar
             print(*lines(results[-1]), sep="\n", flush=True)
 
+    hear(None, None)  # those without cases
     sweep([cases[c][i] for c, i in places], label="audit", hear=hear, **how)
     return results
 
 
+COLUMNS = "claim", "equation", "quantity", "predicted", "measured", "95% interval", "verdict"
 ROW = "{:18} {:20} {:29} {:>9} {:>9} {:>18}  {}"
+HEADER = "\n".join([ROW.format(*COLUMNS), "-" * len(ROW.format(*COLUMNS))])
+
+
+def cells_of(result, i):
+    """The table's cells of the i-th rate of a claim."""
+    head = ("", "") if i else (result["id"], result["equation"])
+    if not result["rates"]:
+        return *head, "", "", "", "", result["verdict"]
+    rate = result["rates"][i]
+    measured, interval = f"{rate['worst']:.2g}" if "worst" in rate else "", ""
+    if "worst" not in rate:
+        measured = f"{rate['mean'] if rate['slope'] is None else rate['slope']:.3f}"
+        interval = f"[{rate['low']:.3f}, {rate['high']:.3f}]"
+    return *head, rate["label"], rate["prediction"], measured, interval, rate["verdict"]
 
 
 def lines(result):
     """The table's lines of one claim, one for each of its rates."""
-    for i, rate in enumerate(result["rates"]):
-        measured = (
-            f"{rate['worst']:.2g}"
-            if "worst" in rate
-            else f"{rate['mean'] if rate['slope'] is None else rate['slope']:.3f}"
-        )
-        interval = "" if "worst" in rate else f"[{rate['low']:.3f}, {rate['high']:.3f}]"
-        head = ("", "") if i else (result["id"], result["equation"])
-        yield ROW.format(
-            *head, rate["label"], rate["prediction"], measured, interval, rate["verdict"]
-        ).rstrip()
-    if result["verdict"] == result["expected"]:
+    for i in range(max(1, len(result["rates"]))):
+        yield ROW.format(*cells_of(result, i)).rstrip()
+    if result["verdict"] == result["expected"] or not result["rates"]:
         yield from (f"    {line}" for line in result["note"].splitlines())
+
+
+def last_line(results):
+    """How many verdicts are the expected ones, and which are not."""
+    strange, n = surprises(results), sum(r["verdict"] != "not applicable" for r in results)
+    others = f"; {len(results) - n} not applicable" if n < len(results) else ""
+    named = f"; not: {', '.join(strange)}" if strange else ""
+    return f"{n - len(strange)} of {n} verdicts as expected{named}{others}."
 
 
 def plot(results, file):
@@ -961,6 +1084,8 @@ def parser():
     level.add_argument("--full", action="store_true", help="larger sizes and more repetitions, some minutes")
     add("--seed", type=seed, default=0, metavar="N", help="seed of all randomness (default: 0)")
     add("--data", metavar="FILE", help=".npz (X, y) or .csv (last column y) instead of the digits")
+    network = "an implementation in place of ours, of the module in this directory (nfd_compare)"
+    add("--network", metavar="MODULE:FUNCTION", help=network)
     add("--json", type=output_path, metavar="FILE", help="write the results with every point")
     add("--plot", type=picture_path, metavar="FILE.png", help="draw one panel for each rate")
     cores = numba.config.NUMBA_NUM_THREADS
@@ -979,6 +1104,8 @@ def check(parser, options):
         parser.error("--json and --plot name the same file")
     try:
         N = len(ex.pool(options.data)[0])
+        if options.network:
+            ex.implementation(options.network)
     except ValueError as error:
         parser.error(str(error))
     if N < 16:
@@ -991,15 +1118,14 @@ def main(arguments=None):
     command = parser()
     options = command.parse_args(arguments)
     check(command, options)
-    begin, given = time.perf_counter(), (options.data, options.full, options.seed)
+    begin, given = time.perf_counter(), (options.data, options.full, options.seed, options.network)
     if options.json:
         directory, name = options.json.parent, options.json.name
     else:
         directory, name = tempfile.gettempdir(), "nfd-audit"
     names = [claim.id for claim in options.claims]
     store = ex.store_path(directory, name, options.data, names, given, str(Path.home()))
-    header = ROW.format("claim", "equation", "quantity", "predicted", "measured", "95% interval", "verdict")
-    print(header, "-" * len(header), sep="\n", flush=True)
+    print(HEADER, flush=True)
     again = f"what was measured is kept in {store}, and the same command goes on from there"
     try:
         with ex.local_workers(options.workers) as executor:
@@ -1012,21 +1138,16 @@ def main(arguments=None):
         print(f"nfd-audit: a worker process died; {again}", file=sys.stderr)
         return 1
     store.unlink(missing_ok=True)
-    return any(r["verdict"] != r["expected"] for r in results)
+    return bool(surprises(results))
 
 
 def report(options, results, seconds):
     """Print the last line and write the files."""
-    surprises = [r["id"] for r in results if r["verdict"] != r["expected"]]
-    print(
-        f"\n{len(results) - len(surprises)} of {len(results)} verdicts as expected"
-        + (f"; not: {', '.join(surprises)}" if surprises else "")
-        + f". Data: {options.data or 'UCI digits'}, seed {options.seed}, {seconds:.0f} s."
-    )
-    about = dict(seed=options.seed, full=options.full, data=options.data or "digits")
-    written = ex.plain(dict(versions=ex.versions()) | about | dict(claims=results))
+    data = options.data or "UCI digits"
+    print(f"\n{last_line(results)} Data: {data}, seed {options.seed}, {seconds:.0f} s.")
+    about = dict(seed=options.seed, full=options.full, data=options.data or "digits", network=options.network)
     if options.json:
-        replace_file(options.json, lambda file: file.write(json.dumps(written, indent=1).encode()))
+        Audit(results, dict(versions=ex.versions()) | about).to_json(options.json)
     if options.plot:
         replace_file(options.plot, lambda file: plot(results, file))
 

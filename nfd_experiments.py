@@ -5,6 +5,7 @@ functions below return dicts; `data` is the path of a data file, or None for the
 """
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from itertools import product
 from math import lcm, sqrt
@@ -28,6 +30,7 @@ from scipy.special import stdtrit
 import finite_net
 import nfd_min
 import sde
+from nfd_compare import call
 from nfd_io import finite_array, join, load_data, progress
 from nfd_limits import one_step
 from nfd_min import ACTIVATIONS, Stream, coarsen
@@ -298,6 +301,66 @@ def sequence(data, order, eta, batch=1, *, rng):
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Explicit networks: ours, or in their place an implementation of somebody else's (nfd_compare)
+
+_network = ContextVar("network", default=None)
+IMPLEMENTATIONS = {}
+"""Implementations of this process by name; others are looked up as "module:function"."""
+
+
+def implementation(name):
+    """The function of that name. ValueError if there is none."""
+    if name in IMPLEMENTATIONS:
+        return IMPLEMENTATIONS[name]
+    module, colon, function = name.partition(":")
+    try:
+        if not colon:
+            raise ValueError("it is not module:function")
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        found = getattr(importlib.import_module(module), function)
+        if not callable(found):
+            raise ValueError(f"{function} is not a function")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"network={name!r} cannot be used: {error}") from None
+    return found
+
+
+def on_network(*, network, measure, seed, **given):
+    """The case of the function named `measure` with the implementation of that name in place of ours;
+    {"not applicable": why} or {"error": what it raised} where it does not give one."""
+    token = _network.set(implementation(network))
+    try:
+        return OF_NETWORKS[measure](**given, seed=seed)
+    except NotImplementedError as error:
+        return {"not applicable": str(error)}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        _network.reset(token)
+
+
+def train(stream, width, depth, phi="tanh", *, rng=None, weights=None, **how):
+    """finite_net.train, or the implementation that is under audit."""
+    if _network.get() is None:
+        return finite_net.train(stream, width, depth, phi, rng=rng, weights=weights, **how)
+    setting = {key: value for key, value in how.items() if key not in ("keep", "dtype")}
+    if weights is None:
+        shape = dict(block=how.get("block", "pre"), decoupled=how.get("backward") == "decoupled")
+        weights = finite_net.draw_weights(width, depth, stream.d, **shape, rng=rng)
+    out = call(_network.get(), stream, weights, phi=nfd_min.activation(phi).name, **setting)
+    nfd_min.fill_kernels(out, out.h, out.g, nfd_min.activation(phi))
+    return out
+
+
+def train_many(stream, width, depth, seeds, phi="tanh", **how):
+    """finite_net.train_many, or one network after the other of the implementation that is under audit."""
+    if _network.get() is None:
+        return finite_net.train_many(stream, width, depth, seeds, phi, **how)
+    return [train(stream, width, depth, phi, rng=seed, **how) for seed in seeds]
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Measured by claims and by figures. `root`: a seed of the samples, for cases that share them; by default each
 # draws its own.
 
@@ -315,12 +378,14 @@ def train_case(*, data, width, depth, steps, batch, eta, test_every=None, seed, 
     order = np.concatenate([rng.permutation(len(X)) for _ in range(-(-steps * batch // len(X)))])
     order = order[: steps * batch]
     tests = dict(test=X_test, test_every=test_every) if test_every else {}
+    if tests and _network.get():
+        raise NotImplementedError("outputs on held-out images")
     stream = Stream(X[order], y[order], eta, batch)
-    run = finite_net.train(stream, width, depth, rng=[*seed, 1], keep="outputs", **tests, **how)
+    run = train(stream, width, depth, rng=[*seed, 1], keep="outputs", **tests, **how)
     with np.errstate(over="ignore"):
-        train = np.mean(run.chi.reshape(steps, batch) ** 2, axis=1) / 2
+        losses = np.mean(run.chi.reshape(steps, batch) ** 2, axis=1) / 2
         test = np.mean((run.test_f - y_test) ** 2, axis=1) / 2 if test_every else []
-    return dict(train=train, test=test, diverged_at=run.diverged_at)
+    return dict(train=losses, test=test, diverged_at=run.diverged_at)
 
 
 def moments(run):
@@ -341,7 +406,7 @@ def width_case(*, data, order, eta, widths, depth, particles, networks, against,
     limits = {c: sde.solve(stream, particles, depth, coupling=c, rng=rng) for c in against}
     errors = {c: {name: [] for name in ("f", "h", "g", "C", "Gamma")} for c in against}
     for n in widths:
-        nets = finite_net.train_many(stream, n, depth, rng.integers(2**63, size=networks))
+        nets = train_many(stream, n, depth, rng.integers(2**63, size=networks))
         for c, limit in limits.items():
             each = [_kernel_errors(net, limit) for net in nets]
             ends = [
@@ -438,7 +503,7 @@ def relu_case(*, data, width, depth, seed):
     rng, out = np.random.default_rng(seed), {}
     stream = sequence(data, [0], 0, rng=rng)
     for block in ("pre", "post"):
-        h = finite_net.train(stream, width, depth, "relu", block=block, rng=rng).h[0, depth]
+        h = train(stream, width, depth, "relu", block=block, rng=rng).h[0, depth]
         out[block] = dict(mean=h.mean(), square=np.mean(h**2))
     return out
 
@@ -472,7 +537,7 @@ def two_layer_case(*, data, eta, particles, depths, coupling, seed):
 
 def network_case(*, data, order, eta, width, depth, seed, root):
     """f, E h_L^2, E g_0^2 of each pass of one network."""
-    return moments(finite_net.train(sequence(data, order, eta, rng=root), width, depth, rng=seed))
+    return moments(train(sequence(data, order, eta, rng=root), width, depth, rng=seed))
 
 
 def coordinate_case(*, data, eta, width, depth, steps, seed, **how):
@@ -484,7 +549,7 @@ def coordinate_case(*, data, eta, width, depth, steps, seed, **how):
     rng = np.random.default_rng(seed)
     stream = sequence(data, (steps + 1) * [0], eta, rng=rng)
     weights = finite_net.draw_weights(width, depth, stream.d, block=how.get("block", "pre"), rng=rng)
-    run = finite_net.train(stream, width, depth, weights=weights, **how)
+    run = train(stream, width, depth, weights=weights, **how)
     layers = nfd_min.chain(phi="tanh", depth=depth, **dict(block="pre") | how)
     h, W, M = run.h, weights[1].reshape(depth, -1, width, width), len(layers) // depth
     with np.errstate(all="ignore"):
@@ -497,7 +562,7 @@ def coordinate_case(*, data, eta, width, depth, steps, seed, **how):
 def scaling_case(*, data, samples, batch, eta, width, depth, seed, root):
     """Mean training loss and E phi(h_{L-1})^2 of the last mini-batch, of one network."""
     stream = sequence(data, range(samples), eta, batch, rng=root)
-    return _loss_and_kernel(finite_net.train(stream, width, depth, rng=seed, keep="kernels"), batch)
+    return _loss_and_kernel(train(stream, width, depth, rng=seed, keep="kernels"), batch)
 
 
 def floor_case(*, data, samples, batch, eta, particles, depth, seed, root):
@@ -522,8 +587,15 @@ def gradient_case(*, data, seed):
     for phi, (block, scaling), batch in product(ACTIVATIONS.values(), architectures, (1, 4)):
         stream = sequence(data, range(batch), 0.1, batch, rng=rng)
         weights = finite_net.draw_weights(n, L, stream.d, block=block, rng=rng)
-        net = finite_net.train(stream, n, L, phi, block=block, scaling=scaling, weights=weights)
+        try:
+            net = train(stream, n, L, phi, block=block, scaling=scaling, weights=weights)
+        except NotImplementedError as error:
+            missing = error
+            continue
         layers = nfd_min.chain(block, phi, L, scaling)
+        if net.x is None or net.gx is None:
+            missing = "it does not return x and gx"
+            continue
         passes = zip(stream.X, join(net.h, net.x), join(net.g, net.gx))
         each = [nfd_min.gradients(*one, layers) for one in passes]
         for name, i, per_sample in zip(("U", "W", "v"), range(3), zip(*each)):
@@ -537,6 +609,8 @@ def gradient_case(*, data, seed):
             size = max(np.linalg.norm(a), np.linalg.norm(b))  # 0 if every relu is off
             error = np.linalg.norm(a - b) / size if size else 0.0
             errors[f"{name} {phi.name} {block} {scaling} batch {batch}"] = error
+    if not errors:
+        raise NotImplementedError(missing)
     return {"relative error": errors}
 
 
@@ -565,7 +639,7 @@ def gia_case(*, data, widths, seed):
         for n in widths:
             stream = sequence(data, range(16), 0, 16, rng=rng)
             weights = finite_net.draw_weights(n, L, stream.d, rng=rng)
-            net = finite_net.train(stream, n, L, weights=weights)
+            net = train(stream, n, L, weights=weights)
             _, zeta = nfd_min.innovations(net.h, net.g, weights[1], rng=rng)
             g = nfd_min.decoupled_backward(net.h, weights[2], zeta)
             errors[n] = np.mean((net.g - g) ** 2, axis=(0, 2)).max()
@@ -581,7 +655,7 @@ def init_width_case(*, data, widths, seed):
     stream = sequence(data, range(4), 0, 4, rng=rng)
     limit = sde.init_kernels(stream.X, depth=L)
     for n in widths:
-        net = finite_net.train(stream, n, L, rng=rng)
+        net = train(stream, n, L, rng=rng)
         errors[n] = sum(
             np.mean((np.einsum("aln,bln->lab", a, a) / n - exact) ** 2)
             for a, exact in ((net.h, limit.Q), (net.g, limit.Gamma))
@@ -604,7 +678,7 @@ def _small_network(data, width, depth, rng, passes=1):
     """A tanh network after `passes` steps on one sample each: weights and Trajectory."""
     stream = sequence(data, range(passes), 0.5, rng=rng)
     weights = finite_net.draw_weights(width, depth, stream.d, rng=rng)
-    return weights, finite_net.train(stream, width, depth, weights=weights)
+    return weights, train(stream, width, depth, weights=weights)
 
 
 def _normality(p_values, name, vectors):
@@ -714,15 +788,21 @@ def law_case(*, data, runs, activations, batches, seed):
     blocks = {"one-layer": {}, "two-layer": dict(block="two-layer", internal_lr_exponent=0.5)}
     for phi, batch, (block, how) in product(activations, batches, blocks.items()):
         stream, laws = sequence(data, range(4), 0.7, batch, rng=rng), {}
-        for b in ("reused", "decoupled"):
-            seeds = rng.integers(2**63, size=runs)
-            laws[b] = _law(finite_net.train_many(stream, 12, 4, seeds, phi, backward=b, **how))
+        try:
+            for b in ("reused", "decoupled"):
+                seeds = rng.integers(2**63, size=runs)
+                laws[b] = _law(train_many(stream, 12, 4, seeds, phi, backward=b, **how))
+        except NotImplementedError as error:
+            missing = error
+            continue
         for c in ("full", "none"):
             laws[c] = _law(sde.solve(stream, 12, 4, phi, coupling=c, rng=rng, **how) for _ in range(runs))
         for b, c, p in (("reused", "full", same), ("decoupled", "none", same), ("reused", "none", different)):
             p[f"{phi}, {block}, batch {batch}, {b} / {c}"] = min(
                 stats.ks_2samp(x, y).pvalue for x, y in zip(laws[b].T, laws[c].T)
             )
+    if not same:
+        raise NotImplementedError(missing)
     return {"p-value": same, "p-value, reused / none": different}
 
 
@@ -813,6 +893,24 @@ def coupled_width_case(*, data, networks, seed):
     none, coupled = (
         sde.solve(stream, 10000, 16, rng=rng, coupling=c, keep="outputs").f[1] for c in ("none", "full")
     )
-    nets = finite_net.train_many(stream, 256, 16, rng.integers(2**63, size=networks), keep="outputs")
+    nets = train_many(stream, 256, 16, rng.integers(2**63, size=networks), keep="outputs")
     share = (np.mean([net.f[1] for net in nets]) - none) / (coupled - none)
     return {"(f_1 - NFD) / (limit - NFD)": {"n = 256": share}}
+
+
+OF_NETWORKS = {
+    case.__name__: case
+    for case in (
+        gradient_case,
+        gia_case,
+        init_width_case,
+        gaussian_init_case,
+        gaussian_update_case,
+        law_case,
+        coupled_width_case,
+        width_case,
+        relu_case,
+        train_case,
+    )
+}
+"""What is measured on explicit networks, by name: the cases an implementation can take part in."""

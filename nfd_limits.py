@@ -294,6 +294,20 @@ class Responses(NamedTuple):
     parts: np.ndarray
 
 
+def _features_of(run, stream, phi):
+    """The Activation, and h and g of a run, checked for responses_of."""
+    phi = activation(phi)
+    if phi.name == "relu":
+        raise ValueError('phi="relu" has no second derivative; responses_of needs a smooth phi')
+    if run.h is None or run.g is None:
+        raise ValueError('the features were not kept; use keep="all"')
+    if len(run.h) != len(stream):
+        raise ValueError(f"the run has {len(run.h)} passes, the stream {len(stream)} samples")
+    if run.diverged_at:
+        raise ValueError(f"the run diverged at (sample, block) = {run.diverged_at}")
+    return phi, np.asarray(run.h, float), np.asarray(run.g, float)
+
+
 def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=0.5):
     """The Responses of a run on a stream, from its features h and gradients g, both (S, L+1, n), alone.
 
@@ -305,16 +319,8 @@ def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=
     O(1 / sqrt(n)); time and memory O(n S^2 L^2). ValueError for bad input, and for relu, whose phi'' is no
     function.
     """
-    phi = activation(phi)
-    if phi.name == "relu":
-        raise ValueError('phi="relu" has no second derivative; responses_of needs a smooth phi')
-    if run.h is None or run.g is None:
-        raise ValueError('the features were not kept; use keep="all"')
-    (S, L, n), (h, g) = np.subtract(run.h.shape, (0, 1, 0)), (np.asarray(a, float) for a in (run.h, run.g))
-    if S != len(stream):
-        raise ValueError(f"the run has {S} passes, the stream {len(stream)} samples")
-    if run.diverged_at:
-        raise ValueError(f"the run diverged at (sample, block) = {run.diverged_at}")
+    phi, h, g = _features_of(run, stream, phi)
+    S, L, n = np.subtract(h.shape, (0, 1, 0))
     s, rhos = residual("depth-mup", L, branch_exponent)[1], [rho for rho, _ in correlations(backward, L)]
     check_memory(32 * S * S * L * (L + 1) * n, f"responses_of a run with S={S}, L={L}, n={n}")
     p, slope, step = phi.phi(h), phi.dphi(h), 1e-4
