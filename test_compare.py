@@ -219,19 +219,18 @@ def test_what_a_network_returns():
 
 
 def test_mistakes_are_mistakes():
-    """Each rule of the table differs from the equations in some setting, so that it can be told."""
-    for what, rules in nfd_compare.MISTAKES.items():
-
-        def wrong(stream, weights, phi="tanh", backward="reused", rules=rules):
-            return nfd_compare.variant(
-                rules,
-                stream,
-                weights,
-                phi=phi,
-                backward=backward,
-                **{k: v for k, v in nfd_compare.DEFAULT.items() if k not in ("phi", "backward")},
-            )
-
-        with np.errstate(all="ignore"):
-            result = compare(wrong)
-        assert not result.ok and what in result.mistakes, what
+    """Each rule of the table differs from the equations in a setting where it can be told."""
+    at = {}
+    for name in ("one-layer blocks", "mini-batches of 2", "decoupled"):
+        (n, L, d, S, B), setting = nfd_compare.SETTINGS[name]
+        rng = np.random.default_rng(0)
+        stream = nfd_min.Stream(rng.standard_normal((S, d)), rng.standard_normal(S), 0.1, B)
+        weights = nfd_min.draw_weights(n, L, d, decoupled="backward" in setting, rng=rng)
+        setting = nfd_compare.DEFAULT | setting
+        at[name] = nfd_compare.Run(
+            stream, weights, setting, nfd_min.sgd(stream, weights, **setting), tolerance=1e-7
+        )
+    with np.errstate(all="ignore"):
+        assert all(run.parts(nfd_compare.Rules()) == (None, 0) for run in at.values())
+        for what, rules in nfd_compare.MISTAKES.items():
+            assert any(run.parts(rules)[0] for run in at.values()), what
