@@ -86,7 +86,7 @@ def _named(answer, shapes):
     if missing:
         raise ValueError(f"a network returns f, h, g; {', '.join(missing)} is missing")
     arrays = {
-        n: np.array(a.detach() if hasattr(a, "detach") else a) for n, a in found.items() if a is not None
+        n: np.asarray(a.detach() if hasattr(a, "detach") else a) for n, a in found.items() if a is not None
     }
     return {n: a if a.dtype == np.float32 else a.astype(float) for n, a in arrays.items()}
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finite_net
 import nfd_audit
+import nfd_min
 from nfd_audit import CLAIMS, Bound, Claim, Experiment, Rate, main
 from nfd_experiments import relu_case
 from nfd_io import replace_file
@@ -380,3 +382,50 @@ def test_a_resumed_audit_measures_nothing_again(tmp_path, monkeypatch, capsys):
     assert "1 of 1 verdicts as expected" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert main([*command, "--seed", "1"]) == 0 and len(calls) == 9
+
+
+def _right(stream, weights, phi="tanh"):
+    return finite_net.sgd(stream, weights, phi)
+
+
+def _too_fast(stream, weights, phi="tanh"):
+    return finite_net.sgd(nfd_min.Stream(stream.X, stream.y, 2 * stream.eta, stream.batch), weights, phi)
+
+
+def test_audit_of_another_network():
+    """It is measured, not ours; what it does not have is not applicable; what it gets wrong is seen."""
+    claims = ["gradients", "width-rate", "exact-law", "depth-rate", "post-activation"]
+    result = nfd_audit.audit(claims, network=_right)
+    never = {"exact-law", "depth-rate", "post-activation"}
+    assert result.ok and {c for c, v in result.verdicts.items() if v == "not applicable"} == never
+    assert "2 of 2 verdicts as expected; 3 not applicable." in repr(result) == str(result)
+    assert "it has no keyword" in result["exact-law"]["note"] and "<table>" in result._repr_html_()
+    assert json.loads(result.to_json())["claims"][0]["verdict"] == "holds"
+    ours = nfd_audit.audit("width-rate")
+    assert ours["slope"] == pytest.approx(result["width-rate"]["slope"], rel=1e-9)  # the same weights
+    nfd_audit.assert_claim("gradients", nfd_min.sgd)
+    assert nfd_audit.audit("width-rate", network=_too_fast)["verdict"] == "fails"
+    with pytest.raises(AssertionError, match="width-rate"):
+        nfd_audit.assert_claim("width-rate", _too_fast)
+    with pytest.raises(AssertionError, match="not applicable"):
+        nfd_audit.assert_claim("depth-rate", _right)
+    broken = nfd_audit.audit("gradients", network=lambda stream, weights: 1 / 0)
+    assert not broken.ok and "ZeroDivisionError" in repr(broken)
+    for name, message in (("nowhere:train", "nowhere"), ("nfd_min", "module:function"), ("nfd_min:X", "X")):
+        with pytest.raises(ValueError, match=f"network='{name}' cannot be used: .*{message}"):
+            nfd_audit.audit("gradients", network=name)
+    with pytest.raises(ValueError, match="unknown claim 'gradient'; the claims are gradients"):
+        nfd_audit.audit("gradient")
+
+
+def test_network_on_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from nfd_min import sgd as train\n")
+    monkeypatch.chdir(tmp_path)
+    command = ["--claims", "gradients,depth-rate", "--workers", "1", "--network"]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert nfd_audit.main([*command, "mine:train", "--json", "out.json"]) == 0
+    verdicts = {c["id"]: c["verdict"] for c in json.loads(Path("out.json").read_text())["claims"]}
+    assert verdicts == {"gradients": "holds", "depth-rate": "not applicable"}
+    with pytest.raises(SystemExit) as error:
+        nfd_audit.main([*command, "mine:nothing"])
+    assert error.value.code == 2

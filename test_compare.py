@@ -221,7 +221,7 @@ def test_what_a_network_returns():
 def test_mistakes_are_mistakes():
     """Each rule of the table differs from the equations in a setting where it can be told."""
     at = {}
-    for name in ("one-layer blocks", "mini-batches of 2", "decoupled"):
+    for name in ("one-layer blocks", "mini-batches of 2", "decoupled", "relu"):
         (n, L, d, S, B), setting = nfd_compare.SETTINGS[name]
         rng = np.random.default_rng(0)
         stream = nfd_min.Stream(rng.standard_normal((S, d)), rng.standard_normal(S), 0.1, B)
