@@ -56,10 +56,11 @@ def _sum(array):
 def numbers(name, value, low, high, count=1):
     """A list of `count` numbers from low to high, from one or from as many; ValueError for anything else."""
     try:
-        each = [float(x) for x in np.broadcast_to(value, count)]
+        given = np.broadcast_to(value, count)
+        each = [float(x) for x in given] if given.dtype.kind in "iuf" else [np.nan]
     except (TypeError, ValueError):
         each = [np.nan]
-    if isinstance(value, bool) or not all(low <= x <= high for x in each):
+    if not all(low <= x <= high for x in each):
         one = f"a number in [{low:g}, {high:g}]" if low < high else f"{low:g}"
         raise ValueError(f"{name}={value!r} must be {one}" + f", or one for each of {count}" * (count > 1))
     return each

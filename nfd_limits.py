@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its modules are loaded when they are first used
 
 from nfd_io import check_memory, choose, finite_array, positive_int
-from nfd_min import Stream, activation, correlations, residual
+from nfd_min import Stream, Trajectory, activation, correlations, residual
 
 # ------------------------------------------------------------------------------------------------------------
 # The limit at initialisation, without sampling
@@ -50,7 +50,7 @@ def init_kernels(X, phi="tanh", depth=None, *, branch_exponent=0.5, rho=1.0):
     X, phi = finite_array("X", X, ("S", "d")), activation(phi)
     check_memory(8 * 65 * 12 * len(X) ** 2, f"init_kernels of {len(X)} inputs")
     K, L = Stream(X, np.zeros(len(X)), 0).gram, 1 if depth is None else positive_int("depth", depth)
-    s2, rhos = residual("depth-mup", L, branch_exponent)[1] ** 2, [r for r, _ in correlations(rho, L)]
+    s2, rhos = residual("depth-mup", L, branch_exponent)[1] ** 2, [r for r, _ in correlations(rho, L, "rho")]
     if depth is not None:
         Q, growth, drift = [K], [], []
         for l in range(1, L + 1):
@@ -185,11 +185,11 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
     x0 = finite_array("x0", x0, ("d",))
     X, phi = np.array([x0, finite_array("x1", x1, (len(x0),))]), activation(phi)
     if depth is None:
-        ((rho, _),) = correlations(rho, 1)
+        ((rho, _),) = correlations(rho, 1, "rho")
         residual("depth-mup", 1, branch_exponent)
         return _one_step_at_infinite_depth(X, phi, rho, float(branch_exponent == 0.5))
     L, how = positive_int("depth", depth), dict(branch_exponent=branch_exponent)
-    rhos = np.array([r for r, _ in correlations(rho, L)])
+    rhos = np.array([r for r, _ in correlations(rho, L, "rho")])
     c = L * residual("depth-mup", L, branch_exponent)[1] ** 2
     kernels = init_kernels(X, phi, L, **how)
     Q, Gamma = kernels.Q, kernels.Gamma[:, 0, 0]
@@ -299,8 +299,14 @@ def _features_of(run, stream, phi):
     phi = activation(phi)
     if phi.name == "relu":
         raise ValueError('phi="relu" has no second derivative; responses_of needs a smooth phi')
+    if not isinstance(stream, Stream):
+        raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
+    if not isinstance(run, Trajectory):
+        raise ValueError(f"run must be a Trajectory, not {type(run).__name__}")
     if run.h is None or run.g is None:
         raise ValueError('the features were not kept; use keep="all"')
+    if run.x is not None and run.x.size:
+        raise ValueError('run must be of block="pre"; it has features x inside blocks')
     if len(run.h) != len(stream):
         raise ValueError(f"the run has {len(run.h)} passes, the stream {len(stream)} samples")
     if run.diverged_at:
@@ -320,7 +326,7 @@ def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=
     function.
     """
     phi, h, g = _features_of(run, stream, phi)
-    S, L, n = np.subtract(h.shape, (0, 1, 0))
+    S, L, n = len(h), h.shape[1] - 1, h.shape[2]
     s, rhos = residual("depth-mup", L, branch_exponent)[1], [rho for rho, _ in correlations(backward, L)]
     check_memory(32 * S * S * L * (L + 1) * n, f"responses_of a run with S={S}, L={L}, n={n}")
     p, slope, step = phi.phi(h), phi.dphi(h), 1e-4
@@ -427,8 +433,8 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
 
     L -> infinity: for branch_exponent 1/2 every quantity is a power series in 1/L, extrapolated from eight
     depths, 12 to 128; above it neither noise nor coupling is left, and [X4] is solved. Returns a LinearLimit.
-    ValueError for bad input, and if leaving one depth out changes the limit by more than 1e-4 of its largest
-    value: training with that eta is then too unstable to extrapolate.
+    ValueError for bad input, and if leaving out one depth, or 8 points of depth, changes the limit by more
+    than 1e-4 of its largest value: training with that eta is then too unstable.
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
@@ -442,15 +448,17 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
     if depth is not None:
         return _linear_network(stream, deepest, backward, branch_exponent)
     correlations(backward, 1)
-    if branch_exponent > 0.5:
-        return _linear_without_noise(stream)
     depths = np.array([12, 16, 24, 32, 48, 64, 96, 128])
     with np.errstate(all="ignore"):
-        rows = np.array([_linear_network(stream, L, backward, 0.5) for L in depths])
-        series = (scipy.interpolate.BarycentricInterpolator(1 / depths[i:], rows[i:]) for i in (0, 1))
-        limit, other = (at(0.0) for at in series)
+        if branch_exponent > 0.5:
+            limit, other = (np.array(_linear_without_noise(stream, points)) for points in (33, 25))
+        else:
+            rows = np.array([_linear_network(stream, L, backward, 0.5) for L in depths])
+            series = (scipy.interpolate.BarycentricInterpolator(1 / depths[i:], rows[i:]) for i in (0, 1))
+            limit, other = (at(0.0) for at in series)
         if not np.abs(limit - other).max() <= 1e-4 * np.abs(limit).max():
-            what = f"the limit of infinite depth cannot be extrapolated at eta={stream.eta}"
+            how = "extrapolated" if branch_exponent == 0.5 else "computed"
+            what = f"the limit of infinite depth cannot be {how} at eta={stream.eta}"
             raise ValueError(f"{what}; give a depth or a smaller eta")
     return LinearLimit(*limit)
 
@@ -518,7 +526,10 @@ def _linear_without_noise(stream, points=33):
         kernel = np.einsum("j,jpe,jpi->pei", a, theirs, ours @ covariance)
         system = np.einsum("qp,pei->qepi", integral, kernel).reshape(points * (S + 1), -1)
         start = np.broadcast_to(end, (points, S + 1)).ravel()
-        return np.linalg.solve(np.eye(len(system)) + system, start).reshape(points, S + 1)
+        try:
+            return np.linalg.solve(np.eye(len(system)) + system, start).reshape(points, S + 1)
+        except np.linalg.LinAlgError:  # a rate beyond all bounds
+            return np.full((points, S + 1), np.nan)
 
     for k in range(S):
         past = slice(0, stream.seen(k))

@@ -105,7 +105,7 @@ def chain(
     return layers
 
 
-def correlations(backward, depth):
+def correlations(backward, depth, name="backward"):
     """(rho, fresh) of each block: W~_l = rho W_l + sqrt(1 - rho^2) W'_l at first, and both learn alike. [X1]
 
     backward : "reused", rho = 1, backpropagation; "decoupled", rho = 0 [8]; a number in [-1, 1], or one for
@@ -113,15 +113,15 @@ def correlations(backward, depth):
     """
     if isinstance(backward, str):
         names = {"reused": (1.0, False), "decoupled": (0.0, False), "fresh": (0.0, True)}
-        return depth * [choose("backward", backward, names)]
-    return [(rho, False) for rho in numbers("backward", backward, -1, 1, depth)]
+        return depth * [choose(name, backward, names)]
+    return [(rho, False) for rho in numbers(name, backward, -1, 1, depth)]
 
 
 def residual(scaling, depth, branch_exponent=0.5):
     """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).  ValueError for an unknown scaling, or
     an exponent that is not in [1/2, 1] for depth-mup, and 1/2 for the others."""
     most = choose("scaling", scaling, {"depth-mup": 1, "mup": 0.5, "vanilla": 0.5})
-    (alpha,) = numbers("branch_exponent", branch_exponent, 0.5, most)
+    (alpha,), depth = numbers("branch_exponent", branch_exponent, 0.5, most), positive_int("depth", depth)
     if scaling == "depth-mup":
         return 1.0, 1 / sqrt(depth) if alpha == 0.5 else float(depth) ** -alpha  # [X1]
     return float(scaling == "mup"), 1.0

@@ -247,6 +247,35 @@ def test_what_is_not_allowed(how, message):
             call()
 
 
+def test_bad_input_is_named():
+    x, stream = np.ones(4), stream_of(3)
+    run = sde.solve(stream, 8, 2, backward=0.5, rng=0)
+    two = sde.solve(stream, 8, 2, block="two-layer", rng=0)
+    eager = Stream(10 * np.ones((6, 1)), np.arange(6) % 2 - 0.5, 30.0)
+    for call, message in (
+        (lambda: nfd_limits.one_step(x, x, rho=2), r"rho=2 must be a number in \[-1, 1\]"),
+        (lambda: nfd_limits.init_kernels(x[None], depth=2, rho=[1]), None),
+        (lambda: nfd_limits.first_step_kernel(x, depth=2, rho=[1, 2]), r"rho=\[1, 2\] must be a number"),
+        (lambda: nfd_min.correlations([True, False], 2), r"backward=\[True, False\] must be a number"),
+        (lambda: nfd_min.chain("pre", "tanh", 2, backward=1j), "backward=1j must be a number"),
+        (lambda: nfd_min.chain("pre", "tanh", 0), "depth"),
+        (lambda: nfd_limits.responses_of(run, stream, backward=[0.5]), None),
+        (lambda: nfd_limits.responses_of(run, stream, backward=3), "backward=3 must be a number"),
+        (lambda: nfd_limits.responses_of(two, stream), 'run must be of block="pre"'),
+        (lambda: nfd_limits.responses_of(None, stream), "run must be a Trajectory, not NoneType"),
+        (lambda: nfd_limits.responses_of(run, x), "stream must be a Stream, not ndarray"),
+        (
+            lambda: nfd_limits.linear_limit(eager, branch_exponent=1.0),
+            "eta=30.0; give a depth or a smaller eta",
+        ),
+    ):
+        if message is None:  # one number in a list stands for all
+            call()
+        else:
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
 def test_what_does_not_go_together():
     stream = stream_of(4)
     with pytest.raises(ValueError, match="branch_exponent=0.75 must be 0.5"):
