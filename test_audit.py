@@ -394,18 +394,13 @@ def _too_fast(stream, weights, phi="tanh"):
 
 def test_audit_of_another_network():
     """It is measured, not ours; what it does not have is not applicable; what it gets wrong is seen."""
-    claims = ["gradients", "width-rate", "exact-law", "depth-rate", "post-activation"]
+    claims = ["gradients", "exact-law", "depth-rate", "post-activation"]
     result = nfd_audit.audit(claims, network=_right)
-    never = {"exact-law", "depth-rate", "post-activation"}
-    assert result.ok and {c for c, v in result.verdicts.items() if v == "not applicable"} == never
-    assert "2 of 2 verdicts as expected; 3 not applicable." in repr(result) == str(result)
+    assert result.ok and [c for c, v in result.verdicts.items() if v == "not applicable"] == claims[1:]
+    assert "1 of 1 verdicts as expected; 3 not applicable." in repr(result)
     assert "it has no keyword" in result["exact-law"]["note"] and "<table>" in result._repr_html_()
     assert json.loads(result.to_json())["claims"][0]["verdict"] == "holds"
-    ours = nfd_audit.audit("width-rate")
-    assert ours["slope"] == pytest.approx(result["width-rate"]["slope"], rel=1e-9)  # the same weights
-    nfd_audit.assert_claim("gradients", nfd_min.sgd)
-    assert nfd_audit.audit("width-rate", network=_too_fast)["verdict"] == "fails"
-    with pytest.raises(AssertionError, match="width-rate"):
+    with pytest.raises(AssertionError, match="width-rate .* fails"):
         nfd_audit.assert_claim("width-rate", _too_fast)
     with pytest.raises(AssertionError, match="not applicable"):
         nfd_audit.assert_claim("depth-rate", _right)
