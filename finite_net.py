@@ -63,7 +63,8 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
 
 
 def sgd(stream, weights, phi="tanh", **how):
-    """`train` from given weights, called as its readable twin, nfd_min.sgd."""
+    """`train` from given weights, called as its readable twin, nfd_min.sgd: decoupled if there are four."""
+    how = {"backward": "reused" if len(weights) == 3 else "decoupled"} | how
     return train(stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how)
 
 

@@ -437,18 +437,18 @@ def compare(network, *, seed=0):
 
     Outputs in float32 are compared to 1e-3, others to 1e-7, of the largest entry of each array.
     """
-    rows, explained = [], []
+    rows, left, failed = [], dict(MISTAKES), False
     with np.errstate(all="ignore"):
         for name, (sizes, setting) in SETTINGS.items():
-            row, mistakes = _compare_one(network, name, sizes, DEFAULT | setting, [seed, len(rows)])
+            row, mistakes = _compare_one(network, name, sizes, DEFAULT | setting, [seed, len(rows)], left)
             rows.append(row)
-            explained += [] if mistakes is None else [mistakes]
-    common = set.intersection(*explained) if explained else set()
-    return Comparison(rows, [what for what in MISTAKES if what in common])
+            if mistakes is not None:
+                left, failed = {what: rules for what, rules in left.items() if what in mistakes}, True
+    return Comparison(rows, list(left) if failed else [])
 
 
-def _compare_one(network, name, sizes, setting, seed):
-    """The Row of one setting, and where it differs the set of mistakes that explain it."""
+def _compare_one(network, name, sizes, setting, seed, left):
+    """The Row of one setting, and where it differs those of the mistakes `left` that explain it."""
     (n, L, d, S, B), rng = sizes, np.random.default_rng(seed)
     stream = Stream(rng.standard_normal((S, d)), 1.5 * rng.standard_normal(S), 0.1, B)
     how = dict(block=setting["block"], decoupled=setting["backward"] == "decoupled")
@@ -464,7 +464,7 @@ def _compare_one(network, name, sizes, setting, seed):
     place, size = run.parts(Rules())
     if place is None:
         return Row(name, "equal", ""), None
-    sentence, explanations = run.sentence(place, size), run.explain(place)
+    sentence, explanations = run.sentence(place, size), run.explain(place, left)
     later = {what: reach for what, reach in explanations.items() if reach is not None}
     whole = explanations.keys() - later.keys()
     if later and not whole:
@@ -521,10 +521,10 @@ class Run(NamedTuple):
                 return (i, k, name, l), size
         return None, 0.0
 
-    def explain(self, place):
+    def explain(self, place, left):
         """{mistake: None if it gives what they have, else how far}, of those that agree at `place`."""
         out = {}
-        for what, rules in MISTAKES.items():
+        for what, rules in left.items():
             reach, _ = self.parts(rules)
             if reach is None or reach[0] > place[0]:
                 out[what] = None if reach is None else reach[0]

@@ -155,6 +155,13 @@ def test_our_own(network):
     assert result.ok and {row.verdict for row in result.rows} == {"equal"}
 
 
+def test_four_arrays_mean_decoupled_in_both_twins():
+    stream = nfd_min.Stream(np.eye(3), [1.0, -1.0, 0.5], 0.3)
+    weights = nfd_min.draw_weights(6, 2, 3, decoupled=True, rng=0)
+    assert np.allclose(finite_net.sgd(stream, weights).f, nfd_min.sgd(stream, weights).f, rtol=1e-12)
+    assert not np.allclose(finite_net.sgd(stream, weights[:3]).f[2], nfd_min.sgd(stream, weights).f[2])
+
+
 def test_a_foreign_network_that_is_right():
     result = compare(foreign())
     verdicts = {row.setting: row.verdict for row in result.rows}
