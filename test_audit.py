@@ -388,20 +388,21 @@ def _right(stream, weights, phi="tanh"):
     return finite_net.sgd(stream, weights, phi)
 
 
-def _too_fast(stream, weights, phi="tanh"):
-    return finite_net.sgd(nfd_min.Stream(stream.X, stream.y, 2 * stream.eta, stream.batch), weights, phi)
+def _wrong_sign(stream, weights, phi="tanh"):
+    run = _right(stream, weights, phi)
+    return run.f, run.h, -run.g
 
 
 def test_audit_of_another_network():
     """It is measured, not ours; what it does not have is not applicable; what it gets wrong is seen."""
-    claims = ["gradients", "exact-law", "depth-rate", "post-activation"]
+    claims = ["gradients", "gaussian-update", "exact-law", "depth-rate", "post-activation"]
     result = nfd_audit.audit(claims, network=_right)
-    assert result.ok and [c for c, v in result.verdicts.items() if v == "not applicable"] == claims[1:]
-    assert "1 of 1 verdicts as expected; 3 not applicable." in repr(result)
+    assert result.ok and [c for c, v in result.verdicts.items() if v == "not applicable"] == claims[2:]
+    assert "2 of 2 verdicts as expected; 3 not applicable." in repr(result)
     assert "it has no keyword" in result["exact-law"]["note"] and "<table>" in result._repr_html_()
     assert json.loads(result.to_json())["claims"][0]["verdict"] == "holds"
-    with pytest.raises(AssertionError, match="width-rate .* fails"):
-        nfd_audit.assert_claim("width-rate", _too_fast)
+    with pytest.raises(AssertionError, match="gradients .* fails"):
+        nfd_audit.assert_claim("gradients", _wrong_sign)
     with pytest.raises(AssertionError, match="not applicable"):
         nfd_audit.assert_claim("depth-rate", _right)
     broken = nfd_audit.audit("gradients", network=lambda stream, weights: 1 / 0)
