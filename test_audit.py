@@ -13,7 +13,6 @@ import pytest
 
 import finite_net
 import nfd_audit
-import nfd_min
 from nfd_audit import CLAIMS, Bound, Claim, Experiment, Rate, main
 from nfd_experiments import relu_case
 from nfd_io import replace_file
