@@ -334,8 +334,9 @@ def test_second_moments(phi):
             assert np.isclose(both[l, m], (weight * w2) @ phi.dphi(h) ** 2 @ weight, rtol=1e-6)
 
 
-@pytest.mark.parametrize("phi", ["tanh", "erf", "relu"])
-@pytest.mark.parametrize("how", [dict(backward=1.0), dict(backward=-0.6, branch_exponent=0.7)])
+@pytest.mark.parametrize(
+    "phi, how", [("tanh", dict(backward=-0.6, branch_exponent=0.7)), ("relu", dict(backward=1.0))]
+)
 def test_h2_of_one_step_against_simulation(phi, how):
     """The term of order a^2, from steps of +a and -a and none on the same noise."""
     x0, x1, a = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0]), 0.05
