@@ -131,11 +131,8 @@ def _network(build, n, real, *, depth, **network):
     layers = nfd_min.chain(depth=depth, **network)
     scaled = [layer._replace(s=layer.s / sqrt(n)) if layer.matrix else layer for layer in layers]
     shape = nfd_min.weight_shape(n, depth, sum(layer.matrix for layer in layers) // depth)
-    chain, matrices, fresh = (
-        compiled_chain(scaled, real),
-        sum(layer.matrix for layer in layers),
-        layers[0].fresh,
-    )
+    chain, matrices = compiled_chain(scaled, real), sum(layer.matrix for layer in layers)
+    fresh = layers[0].fresh
     reused, drawn = (all(layer.rho == rho for layer in layers) and not fresh for rho in (1, 0))
     return Network(n, depth, len(layers), shape, layers, chain, reused, drawn, fresh, matrices * (2 - reused))
 

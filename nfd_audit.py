@@ -899,14 +899,14 @@ def claim_cases(claim, data, full, seed, network=None):
     cases = sum(claim.cases(data, full, seed), [])
     if network is None:
         return cases
-    if not any(case.run.__name__ in ex.OF_NETWORKS for case in cases):
-        return []
-    return [
-        Case(ex.on_network, dict(network=network, measure=case.run.__name__, **case.given), case.seed)
-        if case.run.__name__ in ex.OF_NETWORKS
+    names = [case.run.__name__ for case in cases]
+    theirs = [
+        Case(ex.on_network, dict(network=network, measure=name, **case.given), case.seed)
+        if name in ex.OF_NETWORKS
         else case
-        for case in cases
+        for name, case in zip(names, cases)
     ]
+    return theirs if ex.OF_NETWORKS.keys() & names else []
 
 
 def surprises(results):
@@ -965,9 +965,11 @@ def audit_all(claims, data, full, seed, network, **how):
     found, results = [{} for _ in claims], []
 
     def hear(j, result):
-        if j is not None:
-            c, i = places[j]
-            found[c][i] = result
+        c, i = places[j]
+        found[c][i] = result
+        tell()
+
+    def tell():
         while len(results) < len(claims) and len(found[len(results)]) == len(cases[len(results)]):
             c = len(results)
             results.append(judge(claims[c], [found[c][i] for i in range(len(cases[c]))], full))
@@ -975,7 +977,7 @@ def audit_all(claims, data, full, seed, network, **how):
                 print("\r\033[K", end="", file=sys.stderr, flush=True)  # the progress bar
             print(*lines(results[-1]), sep="\n", flush=True)
 
-    hear(None, None)  # those without cases
+    tell()  # those without cases
     sweep([cases[c][i] for c, i in places], label="audit", hear=hear, **how)
     return results
 

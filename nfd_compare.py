@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from math import sqrt
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 
@@ -42,32 +42,32 @@ DEFAULT = dict(
 def call(network, stream, weights, **setting):
     """The Trajectory, with f, chi, h, g, and x, gx where given, of an implementation.
 
-    NotImplementedError if it does not have that setting; ValueError, which names the array, if what it
-    returns has the wrong shape or is not a number where `stream` and `weights` are small.
+    NotImplementedError if it does not have that setting; ValueError for an unknown keyword, or, which names
+    the array, if what it returns is missing or has the wrong shape.
     """
     unknown = setting.keys() - DEFAULT.keys()
     if unknown:
         raise ValueError(f"unknown setting {', '.join(sorted(unknown))}; allowed: {', '.join(DEFAULT)}")
     network = finite_net.sgd if network is finite_net.train else network
     setting, parameters = DEFAULT | setting, inspect.signature(network).parameters
+    block = setting["block"]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         missing = [key for key, value in setting.items() if key not in parameters and value != DEFAULT[key]]
         if missing:
             raise NotImplementedError(f"it has no keyword {', '.join(missing)}")
         setting = {key: value for key, value in setting.items() if key in parameters}
     answer = network(stream, tuple(np.array(w) for w in weights), **setting)
-    blocks = DEFAULT | setting
     S, L, n = len(stream), len(weights[1]), len(weights[2])
     shapes = dict(f=(S,), h=(S, L + 1, n), g=(S, L + 1, n))
-    T = len(nfd_min.chain(blocks["block"], IDENTITY, 1)) - 1
-    shapes |= dict(x=(S, T * L, n), gx=(S, T * L, n)) if T else {}
+    inner = L * (len(nfd_min.chain(block, IDENTITY, 1)) - 1)
+    shapes |= dict(x=(S, inner, n), gx=(S, inner, n)) if inner else {}
     arrays = _named(answer, shapes)
     for name, array in arrays.items():
         if array.shape != shapes[name]:
             raise ValueError(
                 f"{name} has shape {array.shape}, not {shapes[name]}{_hint(name, array, shapes)}"
             )
-    if not T:
+    if not inner:
         arrays |= dict.fromkeys(("x", "gx"), np.empty((S, 0, n)))
     return Trajectory(chi=arrays["f"] - stream.y, **arrays)
 
@@ -107,18 +107,18 @@ def _hint(name, array, shapes):
 class Rules(NamedTuple):
     """What `variant` does in place of nfd_min.sgd; `at` is Sizes, `layers` the chain."""
 
-    layers: object = lambda layers, at: layers
-    first: object = lambda U, x, at: U @ x / sqrt(at.d)  # [1]
-    forward: object = lambda h_0, W, layers, at: nfd_min.forward(h_0, W, layers)
-    output: object = lambda v, h, at: v @ h[-1] / at.n
-    chi: object = lambda f, y, at: f - y
-    backward: object = lambda h, v, W, layers, at: nfd_min.backward(h, v, W, layers)
-    shown: object = lambda g, chi, at: g
-    gradients: object = lambda x, h, g, layers, at: nfd_min.gradients(x, h, g, layers)
-    rates: object = lambda at: (1, 1, 1, 1)  # of U, W, v, W~, in units of eta n / B
-    W_back: object = lambda W, W_: W_
-    batch: object = lambda B: B
-    early: str = ""  # which parameters move before the backward pass
+    layers: Callable = lambda layers, at: layers
+    first: Callable = lambda U, x, at: U @ x / sqrt(at.d)  # [1]
+    forward: Callable = lambda h_0, W, layers, at: nfd_min.forward(h_0, W, layers)
+    output: Callable = lambda v, h, layers, at: v @ h[-1] / at.n
+    chi: Callable = lambda f, y, at: f - y
+    backward: Callable = lambda h, v, W, layers, at: nfd_min.backward(h, v, W, layers)
+    shown: Callable = lambda g, chi, at: g
+    gradients: Callable = lambda x, h, g, layers, at: nfd_min.gradients(x, h, g, layers)
+    rates: Callable = lambda at: (1, 1, 1, 1)  # of U, W, v, W~, in units of eta n / B
+    W_back: Callable = lambda W, W_: W_
+    batch: Callable = lambda B: B
+    early: str = ""  # "v" or "W": what moves before the backward pass has passed it
 
 
 class Sizes(NamedTuple):
@@ -144,7 +144,7 @@ def variant(rules, stream, weights, *, phi, **network):
         batch, U_0, W_0, v_0, W_b = range(b, b + B), U, W, v, W_
         for k in batch:
             h[k] = rules.forward(rules.first(U_0, stream.X[k], at), W_0, layers, at)
-            f[k] = rules.output(v_0, h[k], at)
+            f[k] = rules.output(v_0, h[k], layers, at)
             chi[k] = rules.chi(f[k], stream.y[k], at)
             step = stream.rate * n * chi[k]
             if rules.early == "v":
@@ -167,7 +167,7 @@ def variant(rules, stream, weights, *, phi, **network):
 
 
 def _scaled(factor, layers, at):
-    """The layers with another s; without a branch scale s = 1 where the matrix is."""
+    """The layers with s times that factor."""
     return [layer._replace(s=layer.s * factor(at)) for layer in layers]
 
 
@@ -237,7 +237,6 @@ def _no_skip_forward(h_0, W, layers, at):
 
 def _wrong_formulas():
     """A scale, connection or activation that is another one, everywhere or in one of the three passes."""
-    minus = lambda at: -1.0
     passes = dict(forward=nfd_min.forward, backward=nfd_min.backward, gradients=nfd_min.gradients)
     where = dict(
         forward="in the forward pass [1]",
@@ -249,7 +248,7 @@ def _wrong_formulas():
         "1/L stands for the scale 1/sqrt(L)": lambda at: 1 / sqrt(at.L),
         "1/sqrt(n) is missing": lambda at: sqrt(at.n),
         "1/n stands for 1/sqrt(n)": lambda at: 1 / sqrt(at.n),
-        "the branch has the wrong sign": minus,
+        "the branch has the wrong sign": lambda at: -1.0,
     }
     out = {}
     for what, factor in scales.items():
@@ -257,15 +256,19 @@ def _wrong_formulas():
         out[f"{what} [1]"] = Rules(layers=change)
         for name, function in passes.items():
             out[f"{what} {where[name]}"] = Rules(**{name: _with(function, change)})
-    for what, change in {
-        "the skip connection is missing": _each(skip=0.0),
-        "the activation is missing": _each(phi=IDENTITY),
-        **{f"the activation is {name}": _other_phi(name) for name in ACTIVATIONS if name != "identity"},
-    }.items():
+    others = {
+        "the skip connection is missing": (_each(skip=0.0), ("forward", "backward")),
+        "the activation is missing": (_each(phi=IDENTITY), ("forward",)),
+        **{
+            f"the activation is {name}": (_other_phi(name), passes)
+            for name in ACTIVATIONS
+            if name != "identity"
+        },
+    }
+    for what, (change, names) in others.items():
         out[f"{what} [1]"] = Rules(layers=change)
-        for name, function in passes.items():
-            if name != "gradients" or "skip" not in what:
-                out[f"{what} {where[name]}"] = Rules(**{name: _with(function, change)})
+        for name in names:
+            out[f"{what} {where[name]}"] = Rules(**{name: _with(passes[name], change)})
     return out
 
 
@@ -290,9 +293,13 @@ def _wrong_forward():
         "the activation is applied to the sum, skip connection included [1]": Rules(forward=_no_skip_forward),
         "1/sqrt(d) is missing at the input [1]": Rules(first=lambda U, x, at: U @ x),
         "1/d stands for 1/sqrt(d) at the input [1]": Rules(first=lambda U, x, at: U @ x / at.d),
-        "1/sqrt(n) stands for 1/n in the readout [1]": Rules(output=lambda v, h, at: v @ h[-1] / sqrt(at.n)),
-        "1/n is missing in the readout [1]": Rules(output=lambda v, h, at: v @ h[-1]),
-        "the readout takes phi(h_L) for h_L [1]": Rules(output=lambda v, h, at: v @ np.tanh(h[-1]) / at.n),
+        "1/sqrt(n) stands for 1/n in the readout [1]": Rules(
+            output=lambda v, h, layers, at: v @ h[-1] / sqrt(at.n)
+        ),
+        "1/n is missing in the readout [1]": Rules(output=lambda v, h, layers, at: v @ h[-1]),
+        "the readout takes phi(h_L) for h_L [1]": Rules(
+            output=lambda v, h, layers, at: v @ layers[-1].phi.phi(h[-1]) / at.n
+        ),
     }
 
 
@@ -343,7 +350,6 @@ def _wrong_updates():
         "the first W is not updated [2]": Rules(gradients=_frozen(0)),
         "the last W is not updated [2]": Rules(gradients=_frozen(-1)),
         "chi is f, without the target y [2]": Rules(chi=lambda f, y, at: f),
-        "chi is y - f: the step goes uphill [2]": Rules(chi=lambda f, y, at: y - f),
         "chi is the sign of f - y [2]": Rules(chi=lambda f, y, at: np.sign(f - y)),
     }
 
@@ -362,12 +368,14 @@ def _wrong_rates():
         "is multiplied by L": lambda at: float(at.L),
         "is multiplied by sqrt(d)": lambda at: sqrt(at.d),
         "is divided by sqrt(d)": lambda at: 1 / sqrt(at.d),
-        "has the wrong sign: the step goes uphill": lambda at: -1.0,
+        "has the wrong sign: the step goes uphill, or chi is y - f": lambda at: -1.0,
     }
     masks = {"U": (1, 0, 0, 0), "W": (0, 1, 0, 1), "v": (0, 0, 1, 0)}
     out = {f"{name} is frozen: it is not updated [2]": (mask, lambda at: 0.0) for name, mask in masks.items()}
     out |= {f"the learning rate {what} [2]": ((1, 1, 1, 1), factor) for what, factor in factors.items()}
     for (name, mask), (what, factor) in product(masks.items(), factors.items()):
+        if name == "W" and ("sqrt(L)" in what or "sqrt(n)" in what or "sign" in what):
+            continue  # the same as a wrong scale in the update of W
         out[f"the learning rate of {name} {what.split(':')[0]} [2]"] = mask, factor
     return {
         what: Rules(rates=lambda at, m=mask, c=factor: tuple(c(at) if i else 1.0 for i in m))
@@ -382,7 +390,7 @@ MISTAKES = _wrong_formulas() | _wrong_forward() | _wrong_backward() | _wrong_upd
 # The comparison
 
 
-SETTINGS = {  # n, L, d, passes, batch: no two products of them are the same
+SETTINGS = {  # n, L, d, passes, batch: n, L, d and batch differ, so that a wrong factor says which it is
     "one-layer blocks": ((7, 3, 5, 4, 1), dict()),
     "wider and deeper": ((23, 11, 3, 6, 1), dict()),
     "one layer": ((5, 1, 3, 3, 1), dict()),
@@ -481,7 +489,7 @@ def assert_equations(network, *, seed=0):
 
 
 class Run(NamedTuple):
-    """One run of an implementation, float64, and what it was given."""
+    """One run of an implementation, what it was given, and to what it is compared."""
 
     stream: object
     weights: tuple
@@ -492,7 +500,8 @@ class Run(NamedTuple):
     def places(self):
         """(pass, name, index) of every vector, in the order in which it is computed."""
         S, layers, _ = self.theirs.h.shape
-        inner = 0 if self.theirs.x is None else self.theirs.x.shape[1] // (layers - 1)
+        x, gx = self.theirs.x, self.theirs.gx
+        inner, inner_back = (0 if a is None else a.shape[1] // (layers - 1) for a in (x, gx))
         for b in range(0, S, self.stream.batch):
             for k in range(b, b + self.stream.batch):
                 yield k, "h", 0
@@ -502,8 +511,7 @@ class Run(NamedTuple):
                 yield k, "f", 0
                 yield k, "g", layers - 1
                 for l in range(layers - 1, 0, -1):
-                    if self.theirs.gx is not None:
-                        yield from ((k, "gx", (l - 1) * inner + i) for i in reversed(range(inner)))
+                    yield from ((k, "gx", (l - 1) * inner_back + i) for i in reversed(range(inner_back)))
                     yield k, "g", l - 1
 
     def other(self, rules):
@@ -538,29 +546,21 @@ class Run(NamedTuple):
         return f"{way}, pass {k}{layer}: {name} differs by {size:.0e} ({self.meaning(k, name, l)})"
 
     def meaning(self, k, name, l):
-        L, B, decoupled = len(self.weights[1]), self.stream.batch, self.setting["backward"] == "decoupled"
-        if k < B:  # before the first update
-            if name == "h":
-                formula = (
-                    "the activation, W_l or the scale s / sqrt(n) of [1]" if l else "U x / sqrt(d) of [1]"
-                )
-            elif name == "g":
-                back = "W~_l^T [8]" if decoupled else "W_l^T"
-                formula = f"phi', {back} or the scale of [3]" if l < L else "g_L is v, n df/dh_L [3]"
-            else:
-                inner = dict(x="the inner layer of the block", gx="the inner layer of the block [3]")
-                formula = inner.get(name, "the readout <v, h_L> / n [1]")
-            return formula + (", or the samples of a mini-batch do not see the same weights" if k else "")
-        updated = dict(
-            h=f"W_{l}" if l else "U",
-            x="the inner matrix",
-            f="v, or the readout",
-            g=(f"W~_{l + 1}, which is that of W [8]" if decoupled else f"W_{l + 1}, in the backward pass")
-            if l < L
-            else "v",
-            gx="the outer matrix, in the backward pass",
-        )
-        return f"the update of {updated[name]} [2]{self.factor(k, name, l)}"
+        """The formulas that meet where a vector is computed: of the first pass, or of an update."""
+        L, later = len(self.weights[1]), k >= self.stream.batch
+        back = f"W~_{l + 1}" if self.setting["backward"] == "decoupled" else f"W_{l + 1}"
+        first, updated = {
+            "h": (f"the activation, W_{l} or the scale s / sqrt(n) of [1]", f"W_{l}"),
+            "h0": ("U x / sqrt(d) of [1]", "U"),
+            "x": ("the inner layer of the block [1]", "the inner matrix"),
+            "f": ("the readout <v, h_L> / n [1]", "v, or the readout"),
+            "gL": ("g_L is v, n df/dh_L [3]", "v"),
+            "g": (f"phi'(h_{l}), {back}^T or the scale of [3]", f"{back}, in the backward pass"),
+            "gx": ("the inner layer of the block [3]", "the outer matrix, in the backward pass"),
+        }["h0" if (name, l) == ("h", 0) else "gL" if (name, l) == ("g", L) else name]
+        if later:
+            return f"the update of {updated} [2]{self.factor(k, name, l)}"
+        return first + (", or the samples of a mini-batch do not see the same weights" if k else "")
 
     def factor(self, k, name, l):
         """By which factor the update is too large, if that is what differs."""

@@ -379,7 +379,7 @@ def train_case(*, data, width, depth, steps, batch, eta, test_every=None, seed, 
     order = order[: steps * batch]
     tests = dict(test=X_test, test_every=test_every) if test_every else {}
     if tests and _network.get():
-        raise NotImplementedError("outputs on held-out images")
+        raise NotImplementedError("it gives no outputs on held-out images")
     stream = Stream(X[order], y[order], eta, batch)
     run = train(stream, width, depth, rng=[*seed, 1], keep="outputs", **tests, **how)
     with np.errstate(over="ignore"):

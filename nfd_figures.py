@@ -747,6 +747,8 @@ def coordinates_draw(numbers, sizes):
         (low, high), limits = of_row[0].get_ylim(), np.array([ax.get_ylim() for ax in of_row])
         for ax in of_row:
             ax.set_ylim(max(limits.min(), low / 100), min(limits.max(), 100 * high))
+            ax.yaxis.minorticks_off()
+            ax.tick_params(labelleft=ax is of_row[0], labelbottom=ax in axes[-1])
     legend(figure, labelled("step {}", steps, markersize=4))
     return figure
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy  # its modules are loaded when they are first used
 
 from nfd_io import check_memory, choose, finite_array, positive_int
-from nfd_min import Stream, Trajectory, activation, correlations, residual
+from nfd_min import Stream, Trajectory, activation, correlations, particle_chain, residual
 
 # ------------------------------------------------------------------------------------------------------------
 # The limit at initialisation, without sampling
@@ -438,16 +438,13 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
-    implied = choose("coupling", coupling, {"none": "decoupled", "full": "reused"})
-    if backward is not None and coupling != "none":
-        raise ValueError(f"coupling={coupling!r} and backward={backward!r} are not for use together")
-    backward, S = implied if backward is None else backward, len(stream)
-    deepest = 128 if depth is None else positive_int("depth", depth)
-    residual("depth-mup", deepest, branch_exponent)
+    choose("coupling", coupling, {"none": 0, "full": 0})  # "nearest" is for particles
+    how = dict(coupling=coupling, branch_exponent=branch_exponent, backward=backward)
+    particle_chain("pre", "identity", 1 if depth is None else depth, **how)
+    S, deepest = len(stream), 128 if depth is None else depth
     check_memory(32 * S * (deepest + 1) * (2 * deepest + 1) * (S + 1), f"linear_limit(depth={depth}, S={S})")
     if depth is not None:
-        return _linear_network(stream, deepest, backward, branch_exponent)
-    correlations(backward, 1)
+        return _linear_network(stream, particle_chain("pre", "identity", depth, **how))
     depths = np.array([12, 16, 24, 32, 48, 64, 96, 128])
     with np.errstate(all="ignore"):
         if branch_exponent > 0.5:
@@ -455,7 +452,8 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
             if not np.abs(limit - other).max() <= 1e-10 * np.abs(limit).max():
                 limit, other = (np.array(_linear_without_noise(stream, points)) for points in (97, 65))
         else:
-            rows = np.array([_linear_network(stream, L, backward, 0.5) for L in depths])
+            chains = [particle_chain("pre", "identity", int(L), **how) for L in depths]
+            rows = np.array([_linear_network(stream, layers) for layers in chains])
             series = (scipy.interpolate.BarycentricInterpolator(1 / depths[i:], rows[i:]) for i in (0, 1))
             limit, other = (at(0.0) for at in series)
         if not np.abs(limit - other).max() <= 1e-4 * np.abs(limit).max():
@@ -465,8 +463,8 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
     return LinearLimit(*limit)
 
 
-def _linear_network(stream, L, backward, branch_exponent):
-    S, K, s = len(stream), stream.gram, residual("depth-mup", L, branch_exponent)[1]
+def _linear_network(stream, layers):
+    S, L, K, s = len(stream), len(layers), stream.gram, layers[0].s
     # A form is an array (2 L + 1, S + 1): row 0 on the inputs and v, row l on (u^0_l .. u^(S-1)_l, 0),
     # row L + l on (z^0_l .. z^(S-1)_l, 0).
     h, g = np.zeros((2, S, L + 1, 2 * L + 1, S + 1))
@@ -482,10 +480,10 @@ def _linear_network(stream, L, backward, branch_exponent):
         a = stream.rate * chi[past]  # eta chi_j, j < k
         h[k, 0] = -np.einsum("j,jli->li", a * K[past, k], g[past, 0])  # [22]
         h[k, 0, 0, k] += 1
-        for l, (rho, _) in enumerate(correlations(backward, L), 1):
+        for l, layer in enumerate(layers, 1):
             C = mean(h[now, l - 1], h[k, l - 1])
             covariance[l, k, : k + 1] = covariance[l, : k + 1, k] = C
-            response = rho * h[k, l - 1, L + l, :k]  # rho d h^k_{l-1} / d z^j_l = A^{kj}_l / (L s) [X3]
+            response = layer.rho * h[k, l - 1, L + l, :k]  # rho d h^k_{l-1} / d z^j_l = A^{kj}_l / (L s) [X3]
             h[k, l] = h[k, l - 1] + s * np.einsum("j,jli->li", response, g[:k, l])
             h[k, l] -= np.einsum("j,jli->li", a * C[past], g[past, l]) / L  # [20], [X2]
             h[k, l, l, k] += s  # u^k_l
@@ -493,11 +491,11 @@ def _linear_network(stream, L, backward, branch_exponent):
         g[k, L, 0, S] += 1
         f[k] = mean(g[k, L], h[k, L])  # [23]
         chi[k] = f[k] - stream.y[k]
-        for l, (rho, fresh) in reversed(list(enumerate(correlations(backward, L), 1))):
+        for l, layer in reversed(list(enumerate(layers, 1))):
             Gamma = mean(g[now, l], g[k, l])
-            covariance[L + l, k, : k + 1] = covariance[L + l, : k + 1, k] = Gamma * (not fresh)  # [X11]
+            covariance[L + l, k, : k + 1] = covariance[L + l, : k + 1, k] = Gamma * (not layer.fresh)  # [X11]
             covariance[L + l, k, k] = Gamma[k]
-            response = rho * g[k, l, l, : k + 1]  # rho d g^k_l / d u^j_l = B^{kj}_l / (L s) [X3]
+            response = layer.rho * g[k, l, l, : k + 1]  # rho d g^k_l / d u^j_l = B^{kj}_l / (L s) [X3]
             g[k, l - 1] = g[k, l] + s * np.einsum("j,jli->li", response, h[now, l - 1])
             g[k, l - 1] -= np.einsum("j,jli->li", a * Gamma[past], h[past, l - 1]) / L  # [21], [X2]
             g[k, l - 1, L + l, k] += s  # z^k_l
@@ -505,7 +503,7 @@ def _linear_network(stream, L, backward, branch_exponent):
     return LinearLimit(f, chi, h2, g2)
 
 
-def _linear_without_noise(stream, points=33):
+def _linear_without_noise(stream, points):
     """[X4] for phi(h) = h: forms in the inputs and v alone, (points, S+1) for each pass, by collocation at
     Chebyshev's points of depth."""
     S, K = len(stream), stream.gram

@@ -374,11 +374,8 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
         each = "two" if M == 2 else M
         raise ValueError(f"the noise has {T} steps; {block} blocks need {each} for each block")
     layers, nearest = particle_chain(block, phi, L, coupling, **network), coupling == "nearest"
-    K, U, W = (
-        stream.gram,
-        LazyGaussian((N, stream.d)),
-        [LazyGaussian((N, N), rho=layer.rho) for layer in layers],
-    )
+    K, U = stream.gram, LazyGaussian((N, stream.d))
+    W = [LazyGaussian((N, N), rho=layer.rho) for layer in layers]
     (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, T + 1, N), np.nan)
     out = Trajectory(f, chi)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at

@@ -1,6 +1,7 @@
 """Other people's networks against the equations: the right ones pass, the wrong ones hear what is wrong."""
 
 import re
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ BUGS = {  # what is changed, into what, and the sentence that must come
     "W~ not updated": ("V = V - step * gW", "V = V if backward == 'decoupled' else W", "W~ is not updated"),
     "input scale": ("h = [U @ x / d**0.5]", "h = [U @ x]", "1/sqrt(d) is missing at the input"),
     "readout scale": ("f = v @ h[L] / n", "f = v @ h[L] / n**0.5", "1/sqrt(n) stands for 1/n in the readout"),
+    "readout of phi": ("f = v @ h[L] / n", "f = v @ act(h[L]) / n", "the readout takes phi(h_L) for h_L"),
     "g of the loss": (
         "backs.append(g)",
         "backs.append([chi * a for a in g])",
@@ -126,12 +128,12 @@ UNNAMED = {  # mistakes that are in no table: the place and the formulas that me
     "one bad layer": (
         "h.append(skip * h[l] + s *",
         "h.append(skip * h[l] + (1.1 if l == 2 else 1) * s *",
-        r"forward, pass 0, layer 3: h differs by \de-\d+ \(the activation, W_l or the scale",
+        r"forward, pass 0, layer 3: h differs by \de-\d+ \(the activation, W_3 or the scale",
     ),
     "phi' with a leak": (
         "(V[l].T @ g[0])",
         "(V[l].T @ g[0] + .1)",
-        r"backward, pass 0, layer 2: g .*phi', W_l\^T or the scale of \[3\]",
+        r"backward, pass 0, layer 2: g .*phi'\(h_2\), W_3\^T or the scale of \[3\]",
     ),
     "weight decay": (
         "W = W - step * gW",
@@ -226,8 +228,8 @@ def test_what_a_network_returns():
 
 
 def test_mistakes_are_mistakes():
-    """Each rule of the table differs from the equations in a setting where it can be told."""
-    at = {}
+    """Each rule of the table differs from the equations and from all others where it can be told."""
+    at, outputs = {}, {}
     for name in ("one-layer blocks", "mini-batches of 2", "decoupled", "relu"):
         (n, L, d, S, B), setting = nfd_compare.SETTINGS[name]
         rng = np.random.default_rng(0)
@@ -240,4 +242,9 @@ def test_mistakes_are_mistakes():
     with np.errstate(all="ignore"):
         assert all(run.parts(nfd_compare.Rules()) == (None, 0) for run in at.values())
         for what, rules in nfd_compare.MISTAKES.items():
-            assert any(run.parts(rules)[0] for run in at.values()), what
+            sizes = [size for place, size in (run.parts(rules) for run in at.values()) if place]
+            assert not max(sizes, default=0) < 1e-6, what  # ten times the tolerance; NaN is large
+            runs = [run.other(rules) for run in at.values()]
+            outputs[what] = np.concatenate([a.ravel() for run in runs for a in (run.f, run.h, run.g)])
+    for a, b in combinations(outputs, 2):
+        assert not np.allclose(outputs[a], outputs[b], rtol=1e-7, equal_nan=True), (a, b)

@@ -22,8 +22,6 @@ def forward(parameters, shifts, x, phi, skip, s):
 
 def train(stream, weights, *, phi="tanh", scaling="depth-mup"):
     """f (S,), h and g (S, L+1, n) of mini-batch SGD at the rate eta n."""
-    if len(weights) > 3:
-        raise NotImplementedError("backpropagation only")
     parameters = tuple(map(jnp.asarray, weights))
     n, L, d = len(weights[2]), len(weights[1]), stream.X.shape[1]
     skip, s = {"depth-mup": (1, L**-0.5), "mup": (1, 1), "vanilla": (0, 1)}[scaling]

@@ -11,9 +11,9 @@ ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "erf": torch.erf, "identi
 
 def train(stream, weights, *, phi="tanh", block="pre", scaling="depth-mup"):
     """f (S,), h and g (S, L+1, n) of mini-batch SGD at the rate eta n."""
-    U, W, v = (torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in weights[:3])
-    if len(weights) > 3 or block == "two-layer":
-        raise NotImplementedError("pre- and post-activation blocks, backpropagation")
+    if block == "two-layer":
+        raise NotImplementedError("it has no two-layer blocks")
+    U, W, v = (torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in weights)
     n, L, phi = len(v), len(W), ACTIVATIONS[phi]
     skip, s = {"depth-mup": (1, L**-0.5), "mup": (1, 1), "vanilla": (0, 1)}[scaling]
     X, y, batch = torch.tensor(stream.X), torch.tensor(stream.y), stream.batch
