@@ -1,6 +1,7 @@
 """Branch scale L^-alpha, and backward weights of any correlation rho with the forward ones: [X1]-[X8]."""
 
 from functools import partial
+from itertools import product
 from math import e, sqrt
 
 import numpy as np
@@ -391,6 +392,65 @@ def test_responses_of_a_run(phi, how):
 
         noise = np.sqrt(np.sum([size(each) ** 2 for each in gap], axis=0)) / seeds  # of the mean gap
         assert (size(np.mean(gap, axis=0)) <= 3.5 * noise).all() and noise.max() < 0.04 * size(theirs).max()
+
+
+def one_site(stream, phi, how, order, noise):
+    """h, g (S, L+1, n) of [X2], coordinate by coordinate, from C, Gamma, A, B held fixed and from x (S, n), v
+    (n,), u, z (S, L, n); given h and g instead of those four, the four."""
+    C, Gamma, A, B, chi = order
+    h, g, x, v, u, z = noise
+    (S, L), s = (len(h), h.shape[1] - 1), nfd_min.residual("depth-mup", h.shape[1] - 1, **how)[1]
+    x, u, z = (np.empty(a.shape) if b is None else b for a, b in ((h[:, 0], x), (h[:, 1:], u), (h[:, 1:], z)))
+    given = v is None
+    for k in range(S):
+        a, dphi = stream.eta * chi[:k], nfd_min.activation(phi).dphi
+        drift = -(a * stream.gram[:k, k]) @ g[:k, 0]  # [22]
+        if given:
+            x[k] = h[k, 0] - drift
+        h[k, 0] = x[k] + drift
+        for l in range(1, L + 1):
+            drift = (A[l - 1, k, :k] - a * C[l - 1, :k, k]) @ g[:k, l] / L  # [X2]
+            if given:
+                u[k, l - 1] = (h[k, l] - h[k, l - 1] - drift) / s
+            h[k, l] = h[k, l - 1] + s * u[k, l - 1] + drift
+        v = g[k, L] + a @ h[:k, L] if given else v
+        g[k, L] = v - a @ h[:k, L]  # [22]
+        for l in range(L, 0, -1):
+            p, slope = nfd_min.activation(phi).phi(h[: k + 1, l - 1]), dphi(h[k, l - 1])
+            drift = (B[l - 1, k, : k + 1] @ p - (a * Gamma[l, :k, k]) @ p[:k]) / L  # [X2]
+            if given:
+                z[k, l - 1] = ((g[k, l - 1] - g[k, l]) / slope - drift) / s
+            g[k, l - 1] = g[k, l] + slope * (s * z[k, l - 1] + drift)
+    return x, v, u, z
+
+
+@pytest.mark.parametrize("phi", ["tanh", "erf"])
+def test_responses_are_derivatives(phi):
+    """[X3] by central differences of [X2] in u and z; exact, so it sees phi'' too."""
+    rng, how, rho, L = np.random.default_rng(0), dict(branch_exponent=0.6), [0.8, -0.5, 1.0], 3
+    stream = Stream(rng.standard_normal((3, 4)), [2.0, -1.5, 1.0], 0.8)
+    run = finite_net.train(stream, 30, L, phi, backward=rho, rng=1, **how)
+    ours = nfd_limits.responses_of(run, stream, phi, backward=rho, **how)
+    Gamma = np.einsum("jln,kln->ljk", run.g, run.g) / 30
+    order = run.C, Gamma, ours.A, ours.B, run.chi
+    noise = one_site(stream, phi, how, order, (run.h.copy(), run.g.copy(), None, None, None, None))
+    scale = nfd_min.residual("depth-mup", L, **how)[1] * L * np.array(rho)
+
+    def moved(which, j, l, by):
+        changed = [np.array(a) for a in noise]
+        changed[which][j, l] += by
+        h, g = np.empty(run.h.shape), np.empty(run.g.shape)
+        one_site(stream, phi, how, order, (h, g, *changed))
+        return (nfd_min.activation(phi).phi(h[:, l]) if which == 3 else g[:, l + 1]).mean(axis=-1)
+
+    for response, which in ((ours.A, 3), (ours.B, 2)):  # by z, by u
+        for j, l in product(range(3), range(L)):
+            one, two = (
+                scale[l] * (moved(which, j, l, e) - moved(which, j, l, -e)) / (2 * e) for e in (1e-3, 2e-3)
+            )
+            assert (np.abs(response[l, j:, j] - one[j:]) <= np.abs(two - one)[j:] + 1e-9).all()
+            assert (np.abs(two - one) < 1e-4).all()
+    assert min(np.abs(ours.A[:, 2, :2]).min(), np.abs(ours.B[:2, 2, 1:]).min()) > 1e-3
 
 
 def test_parts_of_a_run():
