@@ -443,14 +443,15 @@ def test_responses_are_derivatives(phi):
         one_site(stream, phi, how, order, (h, g, *changed))
         return (nfd_min.activation(phi).phi(h[:, l]) if which == 3 else g[:, l + 1]).mean(axis=-1)
 
+    errors = []
     for response, which in ((ours.A, 3), (ours.B, 2)):  # by z, by u
         for j, l in product(range(3), range(L)):
             one, two = (
                 scale[l] * (moved(which, j, l, e) - moved(which, j, l, -e)) / (2 * e) for e in (1e-3, 2e-3)
             )
             assert (np.abs(response[l, j:, j] - one[j:]) <= np.abs(two - one)[j:] + 1e-9).all()
-            assert (np.abs(two - one) < 1e-4).all()
-    assert min(np.abs(ours.A[:, 2, :2]).min(), np.abs(ours.B[:2, 2, 1:]).min()) > 1e-3
+            errors.append(np.abs(two - one).max())
+    assert min(np.abs(ours.A[:, 2, :2]).min(), np.abs(ours.B[:2, 2, 1:]).min()) > 3 * max(errors)
 
 
 def test_parts_of_a_run():
