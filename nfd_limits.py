@@ -439,12 +439,12 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
     choose("coupling", coupling, {"none": 0, "full": 0})  # "nearest" is for particles
-    how = dict(coupling=coupling, branch_exponent=branch_exponent, backward=backward)
-    particle_chain("pre", "identity", 1 if depth is None else depth, **how)
-    S, deepest = len(stream), 128 if depth is None else depth
+    S, deepest = len(stream), 128 if depth is None else positive_int("depth", depth)
     check_memory(32 * S * (deepest + 1) * (2 * deepest + 1) * (S + 1), f"linear_limit(depth={depth}, S={S})")
+    how = dict(coupling=coupling, branch_exponent=branch_exponent, backward=backward)
+    layers = particle_chain("pre", "identity", 1 if depth is None else depth, **how)
     if depth is not None:
-        return _linear_network(stream, particle_chain("pre", "identity", depth, **how))
+        return _linear_network(stream, layers)
     depths = np.array([12, 16, 24, 32, 48, 64, 96, 128])
     with np.errstate(all="ignore"):
         if branch_exponent > 0.5:
