@@ -637,10 +637,8 @@ def branch_draw(numbers, sizes):
     for a, style in styles.items():
         curve(middle, depths, numbers["each"][a], numbers["fits"][a], **style)
     log_sizes(middle, depths, "depth L")
-    lines = {"Theta_rho": BLACK, "cos(update, gradient)": BLUE, "cos(g_0, g~_0)": RED}
-    for name, color in lines.items():
-        values = np.array(numbers["theta"][name])
-        right.plot(numbers["rhos"], values / values[-1], color=color)
+    for name, color in {"cos(update, gradient)": BLUE, "cos(g_0, g~_0)": RED}.items():
+        right.plot(numbers["rhos"], numbers["theta"][name], color=color)
     right.set_xlabel("correlation rho of W~ and W")
     for ax, title in zip(axes[0], ("slope of the coupling in L", "accumulated coupling", "one step with W~")):
         ax.set_title(title, fontsize=10)
