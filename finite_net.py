@@ -13,7 +13,7 @@ import numpy as np
 import nfd_io
 import nfd_min
 from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
-from nfd_kernels import addresses_of, compiled_chain, copy_of, finite_array, normals, pieces
+from nfd_kernels import address_of_loss, addresses_of, compiled_chain, copy_of, finite_array, normals, pieces
 from nfd_min import Stream, Trajectory
 from nfd_passes import Batch, Record, Run, Waiting, Weights, compiled_many, compiled_one, shares_of
 
@@ -181,6 +181,11 @@ def _weights(given, rng, real, stream, net, copied):
     return Weights(U, W, v, W_back), None
 
 
+def _samples(stream, dtype):
+    """X, y, loss and rate of a Batch."""
+    return _inputs(stream.X, dtype), stream.y.copy(), address_of_loss(stream.loss), stream.rate
+
+
 def _inputs(X, dtype):
     """x / sqrt(d), as U multiplies it. [1]"""
     with np.errstate(over="ignore"):
@@ -202,8 +207,7 @@ def _train(stream, weights, fresh, net, how):
     J, at_once = _waiting_updates(n, S, B), min(len(test), TEST_ROWS)
     of_tests = ((T + 1, at_once, n), (at_once, J), (T, at_once, n)) if len(test) else ()
     h_b, seen_b, p, g_b, c, *scratch = pieces(dtype, *_scratch(net, B, J), *of_tests)
-    X = _inputs(stream.X, dtype)
-    batch = Batch(X, stream.y.copy(), stream.rate, h_b, p, seen_b, shares_of(B, n, T))
+    batch = Batch(*_samples(stream, dtype), h_b, p, seen_b, shares_of(B, n, T))
     out, train_one, reached = Trajectory(*np.full((2, S), np.nan)), compiled_one(dtype), np.zeros(2, int)
     h, g = np.full((2, S if keep else 0, T + 1, n), np.nan, dtype)
     run = Run(batch, weights, Waiting(p, g_b, c), Record(out.f, out.chi, h, g), net.chain)
@@ -213,7 +217,7 @@ def _train(stream, weights, fresh, net, how):
         out.test_f = np.full((len(seen), len(test)), np.nan)
         seen = dict(zip(seen, out.test_f))
         (h_test, seen_test, p_test), X_test = scratch, _inputs(test, dtype)
-        tests = Batch(X_test, np.zeros(0), 0.0, h_test, p_test, seen_test, shares_of(at_once, n, T))
+        tests = Batch(X_test, np.zeros(0), 0, 0.0, h_test, p_test, seen_test, shares_of(at_once, n, T))
     if fresh is not None:
         seen, spans = seen or {}, [(k, k + 1) for k in range(S)]
     elif len(test) or SPAN < S // B * _work(net, stream):
@@ -248,8 +252,7 @@ def _train_group(stream, net, generators, real, keep, phi, parts):
     M = net.matrices // (2 - net.reused)
     shapes = *_scratch(net, B, _waiting_updates(n, S, B)), (n, d), (M, n, n), (n,), (net.matrices - M, n, n)
     h_b, seen, p, g_b, c, *weights = pieces(real, *[(parts, *shape) for shape in shapes])
-    X = _inputs(stream.X, real)
-    batch = Batch(X, stream.y.copy(), stream.rate, h_b, p, seen, np.array(parts * [shares_of(B, n, T)]))
+    batch = Batch(*_samples(stream, real), h_b, p, seen, np.array(parts * [shares_of(B, n, T)]))
     (f, chi), (h, g) = np.full((2, R, S), np.nan), np.full((2, R, S if keep else 0, T + 1, n), np.nan, real)
     runs = Run(batch, Weights(*weights), Waiting(p, g_b, c), Record(f, chi, h, g), net.chain)
     flat, reached = tuple(a.reshape(parts, -1) for a in weights), np.zeros((R, 2), int)

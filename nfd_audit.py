@@ -25,7 +25,19 @@ from scipy.special import stdtrit
 import nfd_experiments as ex
 from nfd_compare import assert_equations, compare
 from nfd_experiments import Case, Slope, sweep
-from nfd_io import count, output_path, picture_path, replace_file, seed
+from nfd_io import (
+    Data,
+    choose,
+    count,
+    data_of,
+    data_options,
+    output_path,
+    picture_path,
+    prepared,
+    replace_file,
+    seed,
+)
+from nfd_min import ACTIVATIONS, LOSSES, Activation
 from sde import relu_moments
 
 # ------------------------------------------------------------------------------------------------------------
@@ -859,32 +871,72 @@ class Audit:
         return f"<table><tr>{head}</tr>{body}</table><p>{html.escape(last_line(self.results))}</p>"
 
 
-def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=None):
-    """The Audit of claims on the file `data` or the digits. Results depend on data, full, seed and network
-    alone.
+def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=None, phi="tanh", loss=None):
+    """The Audit of claims on `data`, the path of a file or a nfd_io.Data, or on the digits. Results depend on
+    data, full, seed, network, phi and loss alone.
 
     claims : ids of CLAIMS or Claims, one or a list; by default all, or with a network all that it can be in
     network : an implementation (nfd_compare), or its name "module:function", in place of finite_net; claims
         that do not train a network, or need a setting that it does not have, are "not applicable"
-    ValueError for an unknown claim or network.
+    phi : a name, also "module:NAME", or an Activation, in place of tanh; claims about another one are "not
+        applicable"
+    loss : in place of that of data, one of nfd_min.LOSSES
+    ValueError for an unknown claim, network, phi or loss, and data that cannot be used.
     """
     claims = [claims] if isinstance(claims, (str, Claim)) else CLAIMS if claims is None else claims
     unknown = [c for c in claims if not isinstance(c, Claim) and c not in CLAIMS]
     if unknown:
         raise ValueError(f"unknown claim {', '.join(map(repr, unknown))}; the claims are {', '.join(CLAIMS)}")
     claims = [c if isinstance(c, Claim) else CLAIMS[c] for c in claims]
-    if callable(network):
-        name = f"{network.__module__}:{network.__qualname__}"
-        ex.IMPLEMENTATIONS[name] = network
-    else:
-        name = network
-    if name is not None:
-        ex.implementation(name)
-    cases = [claim_cases(claim, data, full, seed, name) for claim in claims]
+    what = What(data_of(data, **({} if loss is None else dict(loss=loss))), full, seed, *_named(network, phi))
+    what.check()
+    cases = [claim_cases(claim, what) for claim in claims]
     found = iter(sweep(sum(cases, []), executor=executor, label="audit"))
     results = [judge(c, [next(found) for _ in each], full) for c, each in zip(claims, cases)]
-    about = dict(versions=ex.versions(), seed=seed, full=full, data=data or "digits", network=name)
-    return Audit(results, about)
+    return Audit(results, what.about())
+
+
+class What(NamedTuple):
+    """What is audited: the arguments of `audit`, network and phi by their names."""
+
+    data: Data = Data()
+    full: bool = False
+    seed: int = 0
+    network: str | None = None
+    phi: str = "tanh"
+
+    def check(self):
+        """ValueError if there is no such network, phi or loss, or the data are no good; returns what was
+        read."""
+        choose("loss", self.data.loss, LOSSES)
+        if self.network is not None:
+            ex.implementation(self.network)
+        ex.activation(self.phi)
+        X, y, read = prepared(self.data)
+        if len(X) < 16:
+            raise ValueError(f"{self.data.path} has {len(X)} samples; the audit draws 16 different ones")
+        if self.data.loss == "logistic" and self.data.target == "real":
+            raise ValueError('loss="logistic" and target="real" are not for use together')
+        return read
+
+    def about(self):
+        """What --json says beside the results."""
+        mine = {key: getattr(self, key) for key in self._fields[1:]}
+        return dict(versions=ex.versions()) | mine | self.data.about()
+
+
+def _named(network, phi):
+    """The names of an implementation and an Activation, which from now on are found under them."""
+    if callable(network):
+        network, known = f"{network.__module__}:{network.__qualname__}", network
+        ex.IMPLEMENTATIONS[network] = known
+    if isinstance(phi, Activation):
+        known = phi
+        phi = phi.name if ACTIVATIONS.get(phi.name) is phi else f"{__name__}:{phi.name}"
+        if ":" in phi:
+            ex.IMPLEMENTATIONS[phi] = known
+            ex.activation.cache_clear()
+    return network, phi
 
 
 def assert_claim(claim, network=None, **how):
@@ -894,19 +946,22 @@ def assert_claim(claim, network=None, **how):
     assert result.ok and "not applicable" not in result.verdicts.values(), f"\n{result!r}"
 
 
-def claim_cases(claim, data, full, seed, network=None):
-    """The Cases of a claim, with an implementation in place of our networks: none if it trains no network."""
-    cases = sum(claim.cases(data, full, seed), [])
-    if network is None:
-        return cases
-    names = [case.run.__name__ for case in cases]
-    theirs = [
-        Case(ex.on_network, dict(network=network, measure=name, **case.given), case.seed)
-        if name in ex.OF_NETWORKS
-        else case
-        for name, case in zip(names, cases)
+def claim_cases(claim, what):
+    """The Cases of a claim, of What. None if an implementation stands in place of our networks and it trains
+    no network, or another activation in place of tanh and it is about one."""
+    cases = sum(claim.cases(what.data, what.full, what.seed), [])
+    names = {case.run.__name__ for case in cases}
+    if what.network and not names & ex.OF_NETWORKS.keys() or what.phi != "tanh" and names - ex.OF_PHI.keys():
+        return []
+    how = [
+        dict(network=what.network) if what.network and case.run.__name__ in ex.OF_NETWORKS else {}
+        for case in cases
     ]
-    return theirs if ex.OF_NETWORKS.keys() & names else []
+    how = [each | (dict(phi=what.phi) if what.phi != "tanh" else {}) for each in how]
+    return [
+        Case(ex.with_other, dict(each, measure=case.run.__name__, **case.given), case.seed) if each else case
+        for each, case in zip(how, cases)
+    ]
 
 
 def surprises(results):
@@ -918,7 +973,8 @@ def judge(claim, results, full):
     """The dict that --json writes, from the results of the claim's cases."""
     trouble = next((r for r in results if r.keys() & {"not applicable", "error"}), None)
     if trouble or not results:
-        verdict, note = next(iter((trouble or {"not applicable": "it trains no explicit network"}).items()))
+        why = "it trains no explicit network, or is about one activation"
+        verdict, note = next(iter((trouble or {"not applicable": why}).items()))
         return _verdict(claim, [], verdict, f"{verdict}: {note}")
     rates, results = [], iter(results)
     for experiment in claim.experiments:
@@ -953,12 +1009,12 @@ def _verdict(claim, rates, verdict, note):
     )
 
 
-def audit_all(claims, data, full, seed, network, **how):
+def audit_all(claims, what, **how):
     """Audit the claims in one sweep; print the lines of each as soon as its cases and those before are done.
 
     how : executor and store of the sweep
     """
-    cases = [claim_cases(claim, data, full, seed, network) for claim in claims]
+    cases = [claim_cases(claim, what) for claim in claims]
     places = [(c, i) for c, each in enumerate(cases) for i in range(len(each))]
     first = {FIRST[0]: 1, FIRST[1]: len(places)}
     places.sort(key=lambda place: place[1] >= first.get(claims[place[0]].id, 0))
@@ -972,7 +1028,7 @@ def audit_all(claims, data, full, seed, network, **how):
     def tell():
         while len(results) < len(claims) and len(found[len(results)]) == len(cases[len(results)]):
             c = len(results)
-            results.append(judge(claims[c], [found[c][i] for i in range(len(cases[c]))], full))
+            results.append(judge(claims[c], [found[c][i] for i in range(len(cases[c]))], what.full))
             if sys.stderr.isatty():
                 print("\r\033[K", end="", file=sys.stderr, flush=True)  # the progress bar
             print(*lines(results[-1]), sep="\n", flush=True)
@@ -1085,7 +1141,10 @@ def parser():
     level.add_argument("--quick", action="store_true", help="small sizes, under a minute (default)")
     level.add_argument("--full", action="store_true", help="larger sizes and more repetitions, some minutes")
     add("--seed", type=seed, default=0, metavar="N", help="seed of all randomness (default: 0)")
-    add("--data", metavar="FILE", help=".npz (X, y) or .csv (last column y) instead of the digits")
+    data_options(parser)
+    add("--loss", default="squared", metavar="NAME", help=f"{' or '.join(LOSSES)} (default: squared)")
+    phi = f"in place of tanh: {', '.join(ACTIVATIONS)}, or an Activation of a module in this directory"
+    add("--phi", default="tanh", metavar="NAME or MODULE:NAME", help=phi)
     network = "an implementation in place of ours, of the module in this directory (nfd_compare)"
     add("--network", metavar="MODULE:FUNCTION", help=network)
     add("--json", type=output_path, metavar="FILE", help="write the results with every point")
@@ -1104,14 +1163,14 @@ def check(parser, options):
         parser.error("--plot draws rates; none of these claims has one")
     if options.plot and options.plot == options.json:
         parser.error("--json and --plot name the same file")
+    data = data_of(
+        options.data, **{key: getattr(options, key) for key in ("label", "classes", "target", "loss")}
+    )
+    what = What(data, options.full, options.seed, options.network, options.phi)
     try:
-        N = len(ex.pool(options.data)[0])
-        if options.network:
-            ex.implementation(options.network)
+        return what, what.check()
     except ValueError as error:
         parser.error(str(error))
-    if N < 16:
-        parser.error(f"{options.data} has {N} samples; the audit draws 16 different ones")
 
 
 def main(arguments=None):
@@ -1119,20 +1178,22 @@ def main(arguments=None):
     130 after Ctrl-C; exits with 2 for bad arguments."""
     command = parser()
     options = command.parse_args(arguments)
-    check(command, options)
-    begin, given = time.perf_counter(), (options.data, options.full, options.seed, options.network)
+    what, read = check(command, options)
+    begin = time.perf_counter()
     if options.json:
         directory, name = options.json.parent, options.json.name
     else:
         directory, name = tempfile.gettempdir(), "nfd-audit"
     names = [claim.id for claim in options.claims]
-    store = ex.store_path(directory, name, options.data, names, given, str(Path.home()))
+    store = ex.store_path(directory, name, what.data, names, what, str(Path.home()))
+    if options.data:
+        print(f"{read}.\n")
     print(HEADER, flush=True)
     again = f"what was measured is kept in {store}, and the same command goes on from there"
     try:
         with ex.local_workers(options.workers) as executor:
-            results = audit_all(options.claims, *given, executor=executor, store=store)
-            report(options, results, time.perf_counter() - begin)
+            results = audit_all(options.claims, what, executor=executor, store=store)
+            report(options, what, results, time.perf_counter() - begin)
     except KeyboardInterrupt:
         print(f"nfd-audit: interrupted; {again}", file=sys.stderr)
         return 130
@@ -1143,13 +1204,12 @@ def main(arguments=None):
     return bool(surprises(results))
 
 
-def report(options, results, seconds):
+def report(options, what, results, seconds):
     """Print the last line and write the files."""
     data = options.data or "UCI digits"
     print(f"\n{last_line(results)} Data: {data}, seed {options.seed}, {seconds:.0f} s.")
-    about = dict(seed=options.seed, full=options.full, data=options.data or "digits", network=options.network)
     if options.json:
-        Audit(results, dict(versions=ex.versions()) | about).to_json(options.json)
+        Audit(results, what.about()).to_json(options.json)
     if options.plot:
         replace_file(options.plot, lambda file: plot(results, file))
 

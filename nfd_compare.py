@@ -69,7 +69,8 @@ def call(network, stream, weights, **setting):
             )
     if not inner:
         arrays |= dict.fromkeys(("x", "gx"), np.empty((S, 0, n)))
-    return Trajectory(chi=arrays["f"] - stream.y, **arrays)
+    with np.errstate(all="ignore"):
+        return Trajectory(chi=stream.chi(arrays["f"], slice(None)), **arrays)
 
 
 def _named(answer, shapes):
@@ -111,7 +112,7 @@ class Rules(NamedTuple):
     first: Callable = lambda U, x, at: U @ x / sqrt(at.d)  # [1]
     forward: Callable = lambda h_0, W, layers, at: nfd_min.forward(h_0, W, layers)
     output: Callable = lambda v, h, layers, at: v @ h[-1] / at.n
-    chi: Callable = lambda f, y, at: f - y
+    chi: Callable = lambda f, k, stream: stream.chi(f, k)  # [2]
     backward: Callable = lambda h, v, W, layers, at: nfd_min.backward(h, v, W, layers)
     shown: Callable = lambda g, chi, at: g
     gradients: Callable = lambda x, h, g, layers, at: nfd_min.gradients(x, h, g, layers)
@@ -145,7 +146,7 @@ def variant(rules, stream, weights, *, phi, **network):
         for k in batch:
             h[k] = rules.forward(rules.first(U_0, stream.X[k], at), W_0, layers, at)
             f[k] = rules.output(v_0, h[k], layers, at)
-            chi[k] = rules.chi(f[k], stream.y[k], at)
+            chi[k] = rules.chi(f[k], k, stream)
             step = stream.rate * n * chi[k]
             if rules.early == "v":
                 v_0 = v_0 - step * h[k, -1] / n
@@ -349,8 +350,8 @@ def _wrong_updates():
         ),
         "the first W is not updated [2]": Rules(gradients=_frozen(0)),
         "the last W is not updated [2]": Rules(gradients=_frozen(-1)),
-        "chi is f, without the target y [2]": Rules(chi=lambda f, y, at: f),
-        "chi is the sign of f - y [2]": Rules(chi=lambda f, y, at: np.sign(f - y)),
+        "chi is f, without the target y [2]": Rules(chi=lambda f, k, stream: f),
+        "chi is the sign of f - y [2]": Rules(chi=lambda f, k, stream: np.sign(f - stream.y[k])),
     }
 
 

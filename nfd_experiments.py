@@ -1,7 +1,7 @@
 """Experiments: what is measured, for the claims (nfd_audit), the figures (nfd_figures) and the tests alike.
 
 A Case is a function, its arguments and a seed. `sweep` runs cases anywhere, with the same results. The
-functions below return dicts; `data` is the path of a data file, or None for the digits.
+functions below return dicts; `data` is a nfd_io.Data or the path of a file, or None for the digits.
 """
 
 import hashlib
@@ -28,12 +28,13 @@ import scipy
 from scipy.special import stdtrit
 
 import finite_net
+import nfd_kernels
 import nfd_min
 import sde
 from nfd_compare import call
-from nfd_io import finite_array, join, load_data, progress
+from nfd_io import LOADED, data_of, finite_array, join, prepared, progress
 from nfd_limits import one_step
-from nfd_min import ACTIVATIONS, Stream, coarsen
+from nfd_min import ACTIVATIONS, LOSSES, Activation, Stream, coarsen
 
 # ------------------------------------------------------------------------------------------------------------
 # Sweeps
@@ -117,7 +118,7 @@ def _read_store(store):
 
 def store_path(directory, name, data, *options):
     """The path of a sweep's store, whose name is another one for other data, code or options."""
-    here, (X, y) = Path(__file__).parent, load_data(data)
+    here, (X, y, _) = Path(__file__).parent, prepared(data)
     code = [p.read_bytes() for p in sorted([*here.glob("nfd_*.py"), here / "finite_net.py", here / "sde.py"])]
     digest = hashlib.sha256(b"".join([X.tobytes(), y.tobytes(), *code, repr(options).encode()])).hexdigest()
     return Path(directory) / f"{name}-{digest[:12]}.partial"
@@ -136,7 +137,8 @@ def local_workers(workers):
     try:
         if workers > 1:
             threads = max(1, numba.get_num_threads() // workers)
-            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (threads,))
+            given = threads, LOADED  # so that no file is read twice
+            pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, given)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the workers inherit
             with _environment(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))):
                 for _ in range(workers):  # each of these starts one
@@ -167,8 +169,9 @@ def _environment(variables):
             os.environ[name] = value
 
 
-def _begin(threads):
+def _begin(threads, loaded):
     numba.set_num_threads(threads)
+    LOADED.update(loaded)
     sys.modules["tqdm"] = None  # no progress bars of their own
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()  # none is left alone
@@ -280,9 +283,10 @@ def best_eta_slope(depths, etas, losses):
 
 @lru_cache(maxsize=4)
 def pool(data):
-    """All samples of a file: X (N, d) and targets y (N,), in a fixed random order."""
-    everything = Stream.digits(len(load_data(data)[0]), 0, data=data, rng=0)
-    return everything.X, everything.y
+    """All samples of a nfd_io.Data: X (N, d) and targets y (N,), in a fixed random order."""
+    X, y, _ = prepared(data)
+    order = np.random.default_rng(0).permutation(len(X))
+    return X[order], y[order]
 
 
 def images(data):
@@ -297,51 +301,86 @@ def sequence(data, order, eta, batch=1, *, rng):
     X, y = pool(data)
     order = list(order)
     rows = np.random.default_rng(rng).choice(len(X), max(order) + 1, replace=False)[order]
-    return Stream(X[rows], y[rows], eta, batch)
+    return Stream(X[rows], y[rows], eta, batch, data_of(data).loss)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Explicit networks: ours, or in their place an implementation of somebody else's (nfd_compare)
+# Explicit networks: ours, or in their place an implementation of somebody else's (nfd_compare); and the
+# activation, where a case has none of its own
 
-_network = ContextVar("network", default=None)
+_network, _phi = ContextVar("network", default=None), ContextVar("phi", default="tanh")
 IMPLEMENTATIONS = {}
 """Implementations of this process by name; others are looked up as "module:function"."""
 
 
 def implementation(name):
     """The function of that name. ValueError if there is none."""
-    if name in IMPLEMENTATIONS:
-        return IMPLEMENTATIONS[name]
-    module, colon, function = name.partition(":")
+    if name not in IMPLEMENTATIONS:
+        return _imported("network", name, lambda found: callable(found), "a function")
+    return IMPLEMENTATIONS[name]
+
+
+def _imported(what, name, fits, kind):
+    """The object "module:name". ValueError if there is none that fits."""
+    module, colon, attribute = name.partition(":")
     try:
         if not colon:
-            raise ValueError("it is not module:function")
+            raise ValueError(f"it is not module:{kind.split()[-1]}")
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
-        found = getattr(importlib.import_module(module), function)
-        if not callable(found):
-            raise ValueError(f"{function} is not a function")
+        found = getattr(importlib.import_module(module), attribute)
+        if not fits(found):
+            raise ValueError(f"{attribute} is not {kind}")
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"network={name!r} cannot be used: {error}") from None
+        raise ValueError(f"{what}={name!r} cannot be used: {error}") from None
     return found
 
 
-def on_network(*, network, measure, seed, **given):
-    """The case of the function named `measure` with the implementation of that name in place of ours;
-    {"not applicable": why} or {"error": what it raised} where it does not give one."""
-    token = _network.set(implementation(network))
+@lru_cache(maxsize=16)
+def activation(name):
+    """The Activation of that name, of nfd_min.ACTIVATIONS or "module:NAME", all arrays by compiled code."""
+    if name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    if ":" not in name:
+        raise ValueError(f"phi={name!r} is unknown; allowed: {', '.join(ACTIVATIONS)}, module:NAME")
+    found = IMPLEMENTATIONS.get(name) or _imported(
+        "phi", name, lambda a: isinstance(a, Activation), "an Activation"
+    )
+    if found.name in ACTIVATIONS:
+        return found
+    nfd_kernels.compiled_phi(found)  # or say why not
+    fast = (a.of if a.whole else numba.vectorize(a.of) for a in (found.phi, found.dphi))
+    return Activation(found.name, *fast)
+
+
+def phi_in_use():
+    """The Activation of the cases that have none of their own."""
+    return activation(_phi.get())
+
+
+def with_other(*, network=None, phi="tanh", measure, seed, **given):
+    """The case of the function named `measure` with the implementation of that name in place of ours, and
+    that activation; {"not applicable": why} or {"error": what was raised} where there is no result."""
+    tokens = _network.set(network and implementation(network)), _phi.set(phi)
     try:
-        return OF_NETWORKS[measure](**given, seed=seed)
+        return (OF_NETWORKS | OF_PHI)[measure](**given, seed=seed)
     except NotImplementedError as error:
         return {"not applicable": str(error)}
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
-        _network.reset(token)
+        for variable, token in zip((_network, _phi), tokens):
+            variable.reset(token)
 
 
-def train(stream, width, depth, phi="tanh", *, rng=None, weights=None, **how):
-    """finite_net.train, or the implementation that is under audit."""
+def solve(stream, particles, steps, phi=None, **how):
+    """sde.solve, by default with the activation in use."""
+    return sde.solve(stream, particles, steps, phi_in_use() if phi is None else phi, **how)
+
+
+def train(stream, width, depth, phi=None, *, rng=None, weights=None, **how):
+    """finite_net.train, or the implementation that is under audit; by default with the activation in use."""
+    phi = phi_in_use() if phi is None else phi
     if _network.get() is None:
         return finite_net.train(stream, width, depth, phi, rng=rng, weights=weights, **how)
     setting = {key: value for key, value in how.items() if key not in ("keep", "dtype")}
@@ -353,8 +392,9 @@ def train(stream, width, depth, phi="tanh", *, rng=None, weights=None, **how):
     return out
 
 
-def train_many(stream, width, depth, seeds, phi="tanh", **how):
+def train_many(stream, width, depth, seeds, phi=None, **how):
     """finite_net.train_many, or one network after the other of the implementation that is under audit."""
+    phi = phi_in_use() if phi is None else phi
     if _network.get() is None:
         return finite_net.train_many(stream, width, depth, seeds, phi, **how)
     return [train(stream, width, depth, phi, rng=seed, **how) for seed in seeds]
@@ -380,11 +420,14 @@ def train_case(*, data, width, depth, steps, batch, eta, test_every=None, seed, 
     tests = dict(test=X_test, test_every=test_every) if test_every else {}
     if tests and _network.get():
         raise NotImplementedError("it gives no outputs on held-out images")
-    stream = Stream(X[order], y[order], eta, batch)
-    run = train(stream, width, depth, rng=[*seed, 1], keep="outputs", **tests, **how)
+    stream = Stream(X[order], y[order], eta, batch, data_of(data).loss)
+    run, loss = (
+        train(stream, width, depth, rng=[*seed, 1], keep="outputs", **tests, **how),
+        LOSSES[stream.loss].value,
+    )
     with np.errstate(over="ignore"):
-        losses = np.mean(run.chi.reshape(steps, batch) ** 2, axis=1) / 2
-        test = np.mean((run.test_f - y_test) ** 2, axis=1) / 2 if test_every else []
+        losses = np.mean(loss(run.f, stream.y).reshape(steps, batch), axis=1)
+        test = np.mean(loss(run.test_f, y_test), axis=1) if test_every else []
     return dict(train=losses, test=test, diverged_at=run.diverged_at)
 
 
@@ -403,7 +446,7 @@ def width_case(*, data, order, eta, widths, depth, particles, networks, against,
     """
     rng = np.random.default_rng(seed)
     stream = sequence(data, order, eta, rng=rng)
-    limits = {c: sde.solve(stream, particles, depth, coupling=c, rng=rng) for c in against}
+    limits = {c: solve(stream, particles, depth, coupling=c, rng=rng) for c in against}
     errors = {c: {name: [] for name in ("f", "h", "g", "C", "Gamma")} for c in against}
     for n in widths:
         nets = train_many(stream, n, depth, rng.integers(2**63, size=networks))
@@ -440,11 +483,11 @@ def depth_case(*, data, order, eta, particles, depths, reference, coupling, agai
     rng = np.random.default_rng(seed)
     stream = sequence(data, order, eta, rng=rng)
     noise = sde.draw_noise(len(stream), particles, reference, rng=rng)
-    fine = {c: sde.solve(stream, particles, reference, coupling=c, noise=noise) for c in against}
+    fine = {c: solve(stream, particles, reference, coupling=c, noise=noise) for c in against}
     out = {c: {name: [] for name in ("f", "h", "g", "C", "Gamma")} for c in against}
     for L in depths:
         m = reference // L
-        net = sde.solve(stream, particles, L, coupling=coupling, noise=coarsen(noise, m))
+        net = solve(stream, particles, L, coupling=coupling, noise=coarsen(noise, m))
         for c, ref in fine.items():
             out[c]["f"].append((net.f - ref.f) ** 2)
             out[c]["h"].append(np.mean((net.h - ref.h[:, ::m]) ** 2, axis=2).max(axis=1))
@@ -473,7 +516,7 @@ def _changes(stream, particles, depths, couplings, rng, **how):
     for L in depths:
         first = None
         for c, values in out.items():
-            run = sde.solve(stream, particles, L, coupling=c, noise=coarsen(noise, finest // L), **how)
+            run = solve(stream, particles, L, coupling=c, noise=coarsen(noise, finest // L), **how)
             first = first or run
             h, g = (np.mean((a - b) ** 2, axis=2) for a, b in ((run.h, first.h), (run.g, first.g)))
             changes = dict(h_L=h[:, L], h=h.max(axis=1), g=g.max(axis=1))
@@ -488,7 +531,7 @@ def eigenvalue_case(*, data, passes, eta, particles, depths, coupling, seed, roo
     rng, out = np.random.default_rng(seed), {}
     stream = sequence(data, range(passes), eta, rng=rng if root is None else root)
     for L in depths:
-        run, out[L] = sde.solve(stream, particles, L, coupling=coupling, rng=rng), {"C": [], "Gamma": []}
+        run, out[L] = solve(stream, particles, L, coupling=coupling, rng=rng), {"C": [], "Gamma": []}
         for k in range(2, passes + 1):
             C, Gamma = run.min_eig(k)
             readouts = np.einsum("jn,kn->jk", run.g[:k, L], run.g[:k, L]) / particles
@@ -520,7 +563,7 @@ def two_layer_case(*, data, eta, particles, depths, coupling, seed):
     out = {name: {a: [] for a in (0.0, 0.5)} for name in ("own update", "part of f^1")}
     for L in depths:
         noise = sde.draw_noise(2, particles, 2 * L, rng=rng)
-        run = partial(sde.solve, stream, particles, L, block="two-layer", coupling=coupling, noise=noise)
+        run = partial(solve, stream, particles, L, block="two-layer", coupling=coupling, noise=noise)
         fixed = run(internal_lr_exponent=-np.inf)
         step = eta * fixed.chi[0]
         for a in (0.0, 0.5):
@@ -584,7 +627,8 @@ def gradient_case(*, data, seed):
     n, L, rng, errors = 6, 3, np.random.default_rng(seed), {}
     scalings = [("pre", scaling) for scaling in ("depth-mup", "mup", "vanilla")]
     architectures = [*scalings, ("post", "depth-mup"), ("two-layer", "depth-mup")]
-    for phi, (block, scaling), batch in product(ACTIVATIONS.values(), architectures, (1, 4)):
+    activations = ACTIVATIONS.values() if _phi.get() == "tanh" else [phi_in_use()]
+    for phi, (block, scaling), batch in product(activations, architectures, (1, 4)):
         stream = sequence(data, range(batch), 0.1, batch, rng=rng)
         weights = finite_net.draw_weights(n, L, stream.d, block=block, rng=rng)
         try:
@@ -622,7 +666,7 @@ def _central_difference(stream, layers, weights, i, index, step=1e-5):
         U, W, v = weights
         inputs = U @ stream.X.T / np.sqrt(stream.d)
         h = np.array([nfd_min.forward(h_0, W.reshape(-1, len(v), len(v)), layers) for h_0 in inputs.T])
-        losses.append(np.mean((h[:, -1] @ v / len(v) - stream.y) ** 2) / 2)
+        losses.append(np.mean(LOSSES[stream.loss].value(h[:, -1] @ v / len(v), stream.y)))
         signs.append(h > 0)
     weights[i].flat[index] = before
     if layers[-1].phi.name == "relu" and (signs[0] != signs[1]).any():
@@ -640,8 +684,8 @@ def gia_case(*, data, widths, seed):
             stream = sequence(data, range(16), 0, 16, rng=rng)
             weights = finite_net.draw_weights(n, L, stream.d, rng=rng)
             net = train(stream, n, L, weights=weights)
-            _, zeta = nfd_min.innovations(net.h, net.g, weights[1], rng=rng)
-            g = nfd_min.decoupled_backward(net.h, weights[2], zeta)
+            _, zeta = nfd_min.innovations(net.h, net.g, weights[1], phi_in_use(), rng=rng)
+            g = nfd_min.decoupled_backward(net.h, weights[2], zeta, phi_in_use())
             errors[n] = np.mean((net.g - g) ** 2, axis=(0, 2)).max()
         out[f"|g - g~|^2, L = {L}"] = errors
         scaled[L] = np.mean([n * errors[n] for n in widths])
@@ -653,7 +697,7 @@ def init_width_case(*, data, widths, seed):
     mean over layers and pairs of 4 inputs."""
     rng, errors, L = np.random.default_rng(seed), {}, 8
     stream = sequence(data, range(4), 0, 4, rng=rng)
-    limit = sde.init_kernels(stream.X, depth=L)
+    limit = sde.init_kernels(stream.X, phi_in_use(), L)
     for n in widths:
         net = train(stream, n, L, rng=rng)
         errors[n] = sum(
@@ -666,16 +710,16 @@ def init_width_case(*, data, widths, seed):
 def init_depth_case(*, data, seed):
     """Largest error of Q, Gamma, Theta of depth L against infinite depth, both by quadrature."""
     X = sequence(data, range(4), 0, rng=seed).X
-    limit, errors = sde.init_kernels(X), {}
+    limit, errors = sde.init_kernels(X, phi_in_use()), {}
     for L in (16, 32, 64):  # divisors of the 64 steps of the limit's time grid
-        at = sde.init_kernels(X, depth=L)
+        at = sde.init_kernels(X, phi_in_use(), L)
         pairs = (at.Q, limit.Q), (at.Gamma, limit.Gamma), (at.Theta[None], limit.Theta[None])
         errors[L] = max(np.abs(a - b[:: max(1, (len(b) - 1) // L)]).max() for a, b in pairs)
     return {"|kernels - limit|": errors}
 
 
 def _small_network(data, width, depth, rng, passes=1):
-    """A tanh network after `passes` steps on one sample each: weights and Trajectory."""
+    """A network after `passes` steps on one sample each: weights and Trajectory."""
     stream = sequence(data, range(passes), 0.5, rng=rng)
     weights = finite_net.draw_weights(width, depth, stream.d, rng=rng)
     return weights, train(stream, width, depth, weights=weights)
@@ -712,12 +756,13 @@ def _along(a, b):
 def gaussian_init_case(*, data, networks, seed):
     """Prop 4.1 on explicit matrices: [7] as an identity, and the law of the innovations it defines."""
     n, L, rng, rows, worst = 6, 2, np.random.default_rng(seed), [], 0
+    phi = phi_in_use()
     for _ in range(networks):
         (_, W, _), run = _small_network(data, n, L, rng)
         h, g = run.h[0], run.g[0]
-        xi, zeta = nfd_min.innovations(h, g, W, rng=rng)
+        xi, zeta = nfd_min.innovations(h, g, W, phi, rng=rng)
         for l in range(1, L + 1):
-            p = np.tanh(h[l - 1])
+            p = phi.phi(h[l - 1])
             u, z = W[l - 1] @ p / np.sqrt(n), W[l - 1].T @ g[l] / np.sqrt(n)
             across = zeta[l - 1] - p * (p @ zeta[l - 1]) / (p @ p)
             worst = max(
@@ -725,7 +770,7 @@ def gaussian_init_case(*, data, networks, seed):
                 np.abs(u - np.linalg.norm(p) / np.sqrt(n) * xi[l - 1]).max(),  # [7]
                 np.abs(z - p * (g[l] @ u) / (p @ p) - np.linalg.norm(g[l]) / np.sqrt(n) * across).max(),
             )
-        rows.append((*xi, *zeta, np.tanh(h[0]), g[1]))
+        rows.append((*xi, *zeta, phi.phi(h[0]), g[1]))
     xi_1, xi_2, zeta_1, zeta_2, p_0, g_1 = np.array(rows).transpose(1, 0, 2)
     p = {}
     for name, vectors in dict(xi_1=xi_1, xi_2=xi_2, zeta_1=zeta_1, zeta_2=zeta_2).items():
@@ -741,13 +786,14 @@ def gaussian_init_case(*, data, networks, seed):
 def gaussian_update_case(*, data, networks, seed):
     """Prop 5.1 on explicit matrices: [15] as an identity, and the law of the third innovation."""
     n, L, rng, rows, worst = 6, 2, np.random.default_rng(seed), [], 0
+    phi = phi_in_use()
     for _ in range(networks):
         (_, W, _), run = _small_network(data, n, L, rng, passes=2)
         (h, h1), g = run.h, run.g[0]
-        xi, zeta = nfd_min.innovations(h, g, W, rng=rng)
-        xi1 = nfd_min.update_innovation(h, g, h1, W, rng=rng)
+        xi, zeta = nfd_min.innovations(h, g, W, phi, rng=rng)
+        xi1 = nfd_min.update_innovation(h, g, h1, W, phi, rng=rng)
         for l in range(1, L + 1):
-            p0, p1, W_l = np.tanh(h[l - 1]), np.tanh(h1[l - 1]), W[l - 1]
+            p0, p1, W_l = phi.phi(h[l - 1]), phi.phi(h1[l - 1]), W[l - 1]
             u0, u1, z0 = W_l @ p0 / np.sqrt(n), W_l @ p1 / np.sqrt(n), W_l.T @ g[l] / np.sqrt(n)
             rho, square = p0 @ p1 / (p0 @ p0), g[l] @ g[l]
             p_perp, across = p1 - rho * p0, xi1[l - 1] - g[l] * (g[l] @ xi1[l - 1]) / square
@@ -786,7 +832,8 @@ def law_case(*, data, runs, activations, batches, seed):
 
     rng, same, different = np.random.default_rng(seed), {}, {}
     blocks = {"one-layer": {}, "two-layer": dict(block="two-layer", internal_lr_exponent=0.5)}
-    for phi, batch, (block, how) in product(activations, batches, blocks.items()):
+    activations = activations if _phi.get() == "tanh" else [phi_in_use()]
+    for phi, batch, (block, how) in product(map(nfd_min.activation, activations), batches, blocks.items()):
         stream, laws = sequence(data, range(4), 0.7, batch, rng=rng), {}
         seeds = {b: rng.integers(2**63, size=runs) for b in ("reused", "decoupled")}
         try:
@@ -796,9 +843,9 @@ def law_case(*, data, runs, activations, batches, seed):
             missing = error
             continue
         for c in ("full", "none"):
-            laws[c] = _law(sde.solve(stream, 12, 4, phi, coupling=c, rng=rng, **how) for _ in range(runs))
+            laws[c] = _law(solve(stream, 12, 4, phi, coupling=c, rng=rng, **how) for _ in range(runs))
         for b, c, p in (("reused", "full", same), ("decoupled", "none", same), ("reused", "none", different)):
-            p[f"{phi}, {block}, batch {batch}, {b} / {c}"] = min(
+            p[f"{phi.name}, {block}, batch {batch}, {b} / {c}"] = min(
                 stats.ks_2samp(x, y).pvalue for x, y in zip(laws[b].T, laws[c].T)
             )
     if not same:
@@ -810,16 +857,18 @@ def first_step_case(*, data, particles, seed):
     """-d f^1 / d(eta chi_0) at eta = 1e-3 against Theta and Theta_NFD by quadrature, L = 16."""
     rng, out = np.random.default_rng(seed), {}
     stream = sequence(data, [0, 0], 1e-3, rng=rng)
-    kernels = sde.first_step_kernel(stream.X[0], depth=16)[:2]
+    kernels = sde.first_step_kernel(stream.X[0], phi_in_use(), 16)[:2]
     for label, coupling, kernel in zip(("network / Theta", "NFD / Theta_NFD"), ("full", "none"), kernels):
-        run = sde.solve(stream, particles, 16, coupling=coupling, rng=rng, keep="outputs")
+        run = solve(stream, particles, 16, coupling=coupling, rng=rng, keep="outputs")
         out[label] = {"ratio": (run.f[1] - run.f[0]) / (-1e-3 * run.chi[0] * kernel)}
     return out
 
 
 def orthogonal_case(*, data, eta, particles, depths, seed):
     """coupling_case for one step on a sample and then the part of another one that is orthogonal to it."""
-    rng = np.random.default_rng(seed)
+    rng, phi, h = np.random.default_rng(seed), phi_in_use().phi, np.linspace(-3, 3, 25)
+    if not np.allclose(phi(-h), -phi(h), atol=1e-9):
+        raise NotImplementedError("it is about odd activations")
     two = sequence(data, (0, 1), eta, rng=rng)
     (x, z), y = two.X, two.y
     z = z - x * (z @ x) / (x @ x)
@@ -891,7 +940,7 @@ def coupled_width_case(*, data, networks, seed):
     rng = np.random.default_rng(seed)
     stream = sequence(data, [0, 0], 0.3, rng=rng)
     none, coupled = (
-        sde.solve(stream, 10000, 16, rng=rng, coupling=c, keep="outputs").f[1] for c in ("none", "full")
+        solve(stream, 10000, 16, rng=rng, coupling=c, keep="outputs").f[1] for c in ("none", "full")
     )
     nets = train_many(stream, 256, 16, rng.integers(2**63, size=networks), keep="outputs")
     share = (np.mean([net.f[1] for net in nets]) - none) / (coupled - none)
@@ -914,3 +963,26 @@ OF_NETWORKS = {
     )
 }
 """What is measured on explicit networks, by name: the cases an implementation can take part in."""
+
+OF_PHI = {
+    case.__name__: case
+    for case in (
+        gradient_case,
+        gia_case,
+        init_width_case,
+        init_depth_case,
+        gaussian_init_case,
+        gaussian_update_case,
+        law_case,
+        first_step_case,
+        depth_case,
+        coupling_case,
+        orthogonal_case,
+        eigenvalue_case,
+        coupled_width_case,
+        width_case,
+        train_case,
+        two_layer_case,
+    )
+}
+"""The cases that can be measured with any activation."""

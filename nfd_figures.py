@@ -47,7 +47,7 @@ from nfd_experiments import (
     versions,
     width_case,
 )
-from nfd_io import count, replace_file, seed, sizes_list
+from nfd_io import count, data_of, data_options, prepared, replace_file, seed, sizes_list
 
 # ------------------------------------------------------------------------------------------------------------
 # Drawing
@@ -1161,7 +1161,7 @@ def make(name, directory, *, sizes=None, data=None, root=0, executor=None, form=
     report = dict(
         figure=name,
         versions=versions(),
-        data=data or "digits",
+        **data_of(data).about(),
         seed=root,
         sizes=sizes,
         seconds=round(time.perf_counter() - start, 1),
@@ -1198,7 +1198,7 @@ def parser():
     worth = "scaling: doubling is worth it while it changes the value by X of it (default 0.01)"
     add("--worth", type=float, metavar="X", help=worth)
     add("--seed", type=seed, default=0, metavar="N", help="seed of all randomness (default: 0)")
-    add("--data", metavar="FILE", help=".npz (X, y) or .csv (last column y) instead of the digits")
+    data_options(parser)
     out = "where to write (default: figures)"
     add("--out", type=Path, default=Path("figures"), metavar="DIR", help=out)
     add("--format", choices=("png", "svg"), default="png", help="of the pictures (default: png)")
@@ -1208,13 +1208,14 @@ def parser():
 
 
 def plan_sizes(parser, options):
-    """{figure: its sizes}; leaves with exit status 2 if the options do not fit together or the data are no
-    good."""
+    """{figure: its sizes} and the Data; leaves with exit status 2 if the options do not fit together or the
+    data are no good."""
     if not util.find_spec("matplotlib"):
         parser.error("pictures need matplotlib: pip install 'nfd-min[plot]'")
     names = list(FIGURES) if options.figure == "all" else [options.figure]
     given = {key: getattr(options, key) for key in ("widths", "depths", "seeds", "worth")}
     given = {key: value for key, value in given.items() if value is not None}
+    data = data_of(options.data, label=options.label, classes=options.classes, target=options.target)
     plans = {}
     for name in names:
         sizes = getattr(FIGURES[name], "tiny" if options.tiny else "paper" if options.paper else "default")
@@ -1226,7 +1227,7 @@ def plan_sizes(parser, options):
             plans[name] |= dict.fromkeys(others, options.depths)
     try:
         for name, sizes in plans.items():
-            check_sizes(name, sizes, len(images(options.data)[0]))
+            check_sizes(name, sizes, len(images(data)[0]))
         options.out.mkdir(parents=True, exist_ok=True)
         if not os.access(options.out, os.W_OK):
             raise OSError("it is not writable")
@@ -1234,7 +1235,7 @@ def plan_sizes(parser, options):
         parser.error(str(error))
     except OSError as error:
         parser.error(f"cannot write to {str(options.out)!r}: {error}")
-    return plans
+    return plans, data
 
 
 def main(arguments=None):
@@ -1242,14 +1243,16 @@ def main(arguments=None):
     impossible; exits with 2 for bad arguments."""
     command = parser()
     options = command.parse_args(arguments)
-    plans = plan_sizes(command, options)
+    plans, data = plan_sizes(command, options)
     start = time.perf_counter()
+    if options.data:
+        print(f"{prepared(data)[-1]}.", flush=True)
     again = f"what was computed is kept in {options.out}, and the same command goes on from there"
     try:
         with local_workers(options.workers) as executor:
             for name, sizes in plans.items():
                 begin = time.perf_counter()
-                how = dict(data=options.data, root=options.seed, executor=executor, form=options.format)
+                how = dict(data=data, root=options.seed, executor=executor, form=options.format)
                 paths = make(name, options.out, sizes=sizes, **how)
                 seconds = time.perf_counter() - begin
                 print(f"{name}: {', '.join(map(str, paths))} ({seconds:.0f} s)", flush=True)

@@ -2,6 +2,7 @@
 or not at all."""
 
 import argparse
+import csv
 import os
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from importlib import resources
 from math import ceil, isfinite, pi, sqrt
 from numbers import Integral, Real
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -102,10 +104,14 @@ def _show(shape):
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
 
-def check_samples(X, y, eta, batch):
-    """The checked fields of a nfd_min.Stream, as a dict."""
+def check_samples(X, y, eta, batch, targets=None):
+    """The checked fields of a nfd_min.Stream, as a dict; targets : those y may have, None for all."""
     X = finite_array("X", X, ("S", "d"))
     y = finite_array("y", y, (len(X),))
+    if targets and not np.isin(y, targets).all():
+        wrong = y[~np.isin(y, targets)][0]
+        raise ValueError(f"y holds {wrong:g}; the targets of this loss are {', '.join(map(str, targets))}")
+    eta = float(eta) if isinstance(eta, np.floating) else eta  # a float32 is no match for 1e308
     if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < 1e308:
         raise ValueError(f"eta={eta!r} must be a finite number >= 0")
     batch = positive_int("batch", batch)
@@ -116,6 +122,55 @@ def check_samples(X, y, eta, batch):
             raise ValueError("X is too large: the square of an input is not a finite number")
     X.flags.writeable = y.flags.writeable = False
     return dict(X=X, y=y, eta=float(eta), batch=batch)
+
+
+class Elementwise:
+    """A function `of` one number, or elementwise of an array, for arrays of real numbers, whose dtype it
+    keeps."""
+
+    def __init__(self, name, of):
+        self.of, x = of, np.array([-1.25, 0.75, 0.25])
+        if not callable(of):
+            raise ValueError(f"{name}={of!r} must be a function")
+        with np.errstate(all="ignore"):
+            try:
+                each = [float(of(number)) for number in x]
+            except Exception as error:
+                raise ValueError(f"{name} must be a function of one number: {error}") from error
+            try:
+                whole = of(x)
+                self.whole = isinstance(whole, np.ndarray) and np.allclose(whole, each, 1e-12, equal_nan=True)
+            except Exception:  # as `if x > 0` or math.erf(x) raise for arrays
+                self.whole = False
+
+    def __call__(self, h):
+        h = np.asarray(h)
+        out = self.of(h) if self.whole else np.array([self._number(x) for x in h.ravel()]).reshape(h.shape)
+        return np.asarray(out, h.dtype)
+
+    def _number(self, x):
+        try:
+            return self.of(x)
+        except (ArithmeticError, ValueError):  # of functions of `math`, where NumPy returns NaN
+            return np.nan
+
+
+def check_activation(name, phi, dphi, taken):
+    """phi and dphi as Elementwise functions; ValueError if the name is taken or dphi not the derivative."""
+    if not isinstance(name, str) or not name or name in taken:
+        raise ValueError(f"name={name!r} must be a new name; {', '.join(taken)} are taken")
+    phi, dphi = Elementwise("phi", phi), Elementwise("dphi", dphi)
+    x, step = np.linspace(-6, 6, 49) + 0.0137, 1e-5
+    with np.errstate(all="ignore"):
+        values, slopes, expected = phi(x), dphi(x), (phi(x + step) - phi(x - step)) / (2 * step)
+    for what, of in (("phi", values), ("dphi", slopes)):
+        if not np.isfinite(of).all():
+            raise ValueError(f"{what} of {name!r} is not finite at h={x[~np.isfinite(of)][0]:.4f}")
+    wrong = ~(np.abs(slopes - expected) <= 1e-5 * (1e-3 + np.abs(slopes).max() + np.abs(values).max()))
+    if wrong.any():
+        h, is_, should = x[wrong][0], slopes[wrong][0], expected[wrong][0]
+        raise ValueError(f"dphi of {name!r} is {is_:.6g} at h={h:.4f}, the slope of phi there {should:.6g}")
+    return phi, dphi
 
 
 def check_memory(needed, what):
@@ -233,81 +288,210 @@ def _times_polynomial(z, coefficients):
 # Data files
 
 
-def load_samples(samples, classes=None, data=None, rng=None):
-    """X (S, d) and targets y (S,) as nfd_min.Stream.digits describes them."""
+class Data(NamedTuple):
+    """Which samples there are, and what their targets are.
+
+    path : of a `.npz` file (arrays X (N, d), y (N,)) or a `.csv` file; None, the digits that come with this
+    label : the column of a `.csv` file that has y: "first", "last" or its name in the header; None, the last
+        one, if no other reading is as good
+    classes : (a, b), only those two labels, with target +1 for a and -1 for b; None, all: of two labels the
+        larger is +1 and the smaller -1, of more the smallest is +1, the next -1, the next +1, ..
+    target : "classes", or "real": y less its mean, divided by its standard deviation
+    loss : one of nfd_min.LOSSES
+    """
+
+    path: str | None = None
+    label: str | None = None
+    classes: tuple | None = None
+    target: str = "classes"
+    loss: str = "squared"
+
+    def about(self):
+        """The fields, for a JSON file."""
+        return dict(data=str(self.path or "digits")) | {key: getattr(self, key) for key in self._fields[1:]}
+
+
+def load_samples(samples, data=None, rng=None):
+    """X (S, d) and targets y (S,) of so many samples, in random order, epoch after epoch.
+
+    data : Data, or a path. The mean input is subtracted and each input then scaled to |x|^2 = d.
+    """
     S = positive_int("samples", samples)
-    X, label = load_data(data)
+    X, target, _ = prepared(data)
     check_memory(8 * S * X.shape[1], f"Stream.digits(samples={S})")
-    found = np.unique(label)
-    if classes is None:
-        if len(found) < 2:
-            raise ValueError(f"the data have one label only, {found}; two or more are needed")
-        target = np.where(label == found[1] if len(found) == 2 else label % 2 == 0, 1.0, -1.0)
-    else:
-        if np.shape(classes) != (2,) or classes[0] == classes[1] or not np.isin(classes, found).all():
-            raise ValueError(f"classes={classes!r} must be two different labels out of {found.tolist()}")
-        keep = np.isin(label, classes)
-        X, target = X[keep], np.where(label[keep] == classes[0], 1.0, -1.0)
-    if len(np.unique(target)) < 2:
-        raise ValueError(
-            f"the labels {found.tolist()} are all odd or all even; choose two of them with classes"
-        )
+    rng = np.random.default_rng(rng)
+    order = np.concatenate([rng.permutation(len(X)) for _ in range(ceil(S / len(X)))])[:S]
+    return X[order], target[order]
+
+
+def data_of(data, **how):
+    """Data, with the fields `how` replaced, from Data, a path, or None. ValueError for an unknown field."""
+    unknown = how.keys() - set(Data._fields[1:])
+    if unknown:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))}; allowed: {', '.join(Data._fields[1:])}")
+    return (data if isinstance(data, Data) else Data(data))._replace(**how)
+
+
+def prepared(data=None):
+    """X (N, d) of |x|^2 = d, targets (N,) and a sentence that says what was read, from Data or a path."""
+    data = data_of(data)
+    X, y, column = load_data(data.path, data.label, data.target)
+    keep, target, about = (_real if data.target == "real" else _signs)(y, data.classes)
+    X = X[keep]
     X = X / (np.abs(X).max() or 1)  # so that no square overflows
     X = X - X.mean(axis=0)
     norm = np.linalg.norm(X, axis=1, keepdims=True)
     if not norm.all():
+        at = int(np.argmin(norm))
+        raise ValueError(f"sample {at} equals the mean of the data, so it has no direction to scale")
+    N, d = X.shape
+    name = "the shipped digits" if data.path is None else data.path
+    return X * (sqrt(d) / norm), target, f"{name}: N = {N} samples, d = {d}{column}; {about}"
+
+
+def _real(y, classes):
+    if classes is not None:
+        raise ValueError(f'classes={classes!r} and target="real" are not for use together')
+    mean, spread = y.mean(), y.std()
+    if not 0 < spread < np.inf:
+        raise ValueError("the targets are all the same")
+    return slice(None), (y - mean) / spread, f"targets (y - {mean:.4g}) / {spread:.4g}"
+
+
+def _signs(y, classes):
+    if (y != np.rint(y)).any() or (np.abs(y) > 2**53).any():
         raise ValueError(
-            f"sample {int(np.argmin(norm))} equals the mean of the data, so it has no direction to scale"
+            'y must hold integer labels, at most 2^53; target="real" (--target real) is for others'
         )
-    rng = np.random.default_rng(rng)
-    order = np.concatenate([rng.permutation(len(X)) for _ in range(ceil(S / len(X)))])[:S]
-    return (X * (sqrt(X.shape[1]) / norm))[order], target[order]
+    found = np.unique(y.astype(int))
+    if len(found) < 2:
+        raise ValueError(f"the data have one label only, {found[0]}; two or more are needed")
+    if classes is None:
+        plus = found[1:] if len(found) == 2 else found[::2]
+        keep = np.full(len(y), True)
+    else:
+        if np.shape(classes) != (2,) or classes[0] == classes[1] or not np.isin(classes, found).all():
+            raise ValueError(f"classes={classes!r} must be two different labels out of {_some(found)}")
+        plus, keep = found[found == classes[0]], np.isin(y, classes)
+        found = np.array(sorted(classes))
+    about = f"target +1 for {_some(plus)}, -1 for {_some(found[~np.isin(found, plus)])}"
+    return keep, np.where(np.isin(y[keep], plus), 1.0, -1.0), about
 
 
-def load_data(path=None):
-    """X (N, d) float64 and integer labels (N,) of a `.npz` (arrays X, y) or `.csv` (last column y; a header
-    line is skipped) file; without a path, the 1,797 handwritten digits that come with the project.
+def _some(values):
+    values = [f"{value:g}" for value in values]
+    return ", ".join(values if len(values) <= 10 else [*values[:3], "..", values[-1]])
 
-    ValueError if the file cannot be read or does not hold finite numbers of those shapes.
+
+def load_data(path=None, label=None, target="classes"):
+    """X (N, d) float64, y (N,) of a file, and where in it y is; without a path, the 1,797 handwritten digits
+    that come with the project. A file that did not change is read once.
+
+    label, target : as in Data;  ValueError if the file cannot be read or does not hold finite numbers of
+    those shapes, or if it is not plain which column of a `.csv` file has the labels.
     """
+    choose("target", target, {"classes": 0, "real": 0})
     try:
-        if path is None:
-            with resources.files("nfd_min_data").joinpath("digits.npz").open("rb") as file:
-                X, y = _read_npz(file)
-        elif str(path).endswith(".npz"):
-            X, y = _read_npz(path)
-        elif str(path).endswith(".csv"):
-            X, y = _read_csv(path)
-        else:
-            raise ValueError("the name must end in .npz or .csv")
-        X = finite_array("X", X, ("N", "d"))
-        y = finite_array("y", y, (len(X),))
-        if (y != np.rint(y)).any() or (np.abs(y) > 2**53).any():
-            raise ValueError(
-                "y must hold integer labels, at most 2^53; for real targets build Stream(X, y, eta) yourself"
-            )
+        key = None
+        if path is not None:
+            if not os.path.isfile(path):
+                raise ValueError("there is no such file" if not os.path.exists(path) else "it is not a file")
+            about = os.stat(path)
+            key = os.path.abspath(path), about.st_mtime_ns, about.st_size
+        if key not in LOADED:
+            LOADED[key] = _read(path)
+        table, names = LOADED[key]
+        if names is None and label is not None:
+            raise ValueError(f"label={label!r} is for .csv files; this one has arrays X and y")
+        return _columns(table, names, label, target) if names is not None else (*table, "")
     except Exception as error:  # whatever a malformed archive raises: zip, zlib, pickle, text and I/O errors
         name = "the shipped digits" if path is None else repr(str(path))
         raise ValueError(f"cannot use {name} as data: {error}") from error
-    return X, y.astype(int)
 
 
-def _read_npz(file):
-    with np.load(file, allow_pickle=False) as npz:
+LOADED = {}
+"""{(path, time, size): what is in the file}"""
+
+
+def _read(path):
+    """(X, y) and None of a .npz file, or the table and its header, () if there is none, of a .csv file."""
+    if path is not None and str(path).endswith(".csv"):
+        return _read_csv(path)
+    if path is not None and not str(path).endswith(".npz"):
+        raise ValueError("the name must end in .npz or .csv")
+    with (
+        resources.files("nfd_min_data").joinpath("digits.npz").open("rb")
+        if path is None
+        else open(path, "rb") as file,
+        np.load(file, allow_pickle=False) as npz,
+    ):
         if not {"X", "y"} <= set(npz.files):
             raise ValueError(f"the archive has arrays {npz.files}, expected X (N, d) and y (N,)")
-        return npz["X"], npz["y"]
+        X, y = npz["X"], npz["y"]
+    X = finite_array("X", X, ("N", "d"))
+    y = finite_array("y", y, (len(X),))
+    X.flags.writeable = y.flags.writeable = False
+    return (X, y), None
 
 
 def _read_csv(path):
+    """The table (N, d+1) of a .csv file, and the names in its header, () if it has none."""
+    blocks, names, line = [], (), 0
     with open(path, encoding="utf-8-sig") as file:
-        rows = [line for line in file if line.strip()]
-    if rows and not any(map(_is_number, rows[0].split(","))):
-        del rows[0]  # a header
-    if not rows:
+        for _ in progress(range(os.path.getsize(path) // 2**24 + 1), f"reading {path}"):
+            numbered = list(enumerate(file.readlines(2**24), line + 1))
+            line += len(numbered)
+            numbered = [(number, text) for number, text in numbered if text.strip()]
+            if numbered and not blocks and not names and (names := _header(numbered)):
+                del numbered[0]
+            if numbered:
+                blocks.append(_numbers(numbered, blocks[0].shape[1] if blocks else len(names)))
+    if not blocks:
         raise ValueError("there are no rows of numbers")
-    table = np.loadtxt(rows, delimiter=",", ndmin=2)
-    return table[:, :-1], table[:, -1]
+    table = np.concatenate(blocks)
+    if table.shape[1] < 2:
+        raise ValueError("there is one column only; commas have to separate inputs and label")
+    table.flags.writeable = False
+    return table, tuple(names)
+
+
+def _cells(text):
+    return [cell.strip() for cell in next(csv.reader([text]))]
+
+
+def _header(numbered):
+    """The names in the first line, or () if it is numbers."""
+    (line, text), *rest = numbered
+    cells = _cells(text)
+    counts = [float(cell) - i for i, cell in enumerate(filter(_is_number, cells))]
+    counting = counts and counts[0] in (0, 1) and len(set(counts)) == 1
+    if len(counts) == len(cells):
+        if len(cells) > 3 and counting:
+            raise ValueError(f"line {line} counts {cells[0]}, {cells[1]}, ..: a header of numbers; remove it")
+        return ()
+    return () if counts and not counting else cells
+
+
+def _numbers(numbered, width):
+    """The table of lines with their numbers in the file; width : columns of those before, or 0."""
+    try:
+        table = np.loadtxt(
+            [text for _, text in numbered], delimiter=",", quotechar='"', comments=None, ndmin=2
+        )
+        fine = width in (0, table.shape[1]) and np.isfinite(table).all()
+    except ValueError:
+        fine = False
+    if fine:
+        return table
+    for line, text in numbered:
+        cells = _cells(text)
+        for cell in cells:
+            if not _is_number(cell) or not isfinite(float(cell)):
+                raise ValueError(f"line {line}: {cell!r} is not a finite number")
+        if width not in (0, len(cells)):
+            raise ValueError(f"line {line} has {len(cells)} columns, those before have {width}")
+        width = len(cells)
+    raise ValueError("it is not a table of numbers with commas between them")
 
 
 def _is_number(text):
@@ -316,6 +500,55 @@ def _is_number(text):
     except ValueError:
         return False
     return True
+
+
+LABELS = "label", "labels", "class", "classes", "target", "targets", "y"
+"""Names of a column that has the labels."""
+
+
+def _columns(table, names, label, target):
+    """X, y and where y was, of a .csv file's table."""
+    if len(table) > 3 and any(np.array_equal(table[:, 0], np.arange(len(table)) + c) for c in (0, 1)):
+        raise ValueError("the first column only numbers the rows; remove it")
+    at = {"first": 0, "last": -1, **{name: i for i, name in enumerate(names)}}
+    if label is None:
+        at = {None: -1}
+        if target == "classes":
+            _check_label(table, names)
+    elif label not in at:
+        named = f"the header has {', '.join(names)}" if names else "it has no header"
+        raise ValueError(f"label={label!r} must be first, last or the name of a column; {named}")
+    column = at[label] % table.shape[1]
+    where = f", label in column {column + 1}" + (f" ({names[column]})" if names else "")
+    return np.delete(table, column, axis=1), table[:, column], where
+
+
+def _check_label(table, names):
+    """ValueError if the last column looks like a pixel, or the first one too like labels."""
+    named = [name.lower() in LABELS for name in names]
+    if any(named) and named[-1]:
+        return
+    N, (first, last) = len(table), (table[:, 0], table[:, -1])
+    values, others = np.unique(last), np.unique(first)
+    in_first = _whole(others) and 2 <= len(others) <= min(100, N / 5) and not _pixels(first, table[:, 1])
+    in_last = not _whole(values) or len(values) <= max(20, N / 2) and not _pixels(last, table[:, -2])
+    if in_first or not in_last or any(named):
+        raise ValueError(
+            f"y may be in the last column, which holds {_some(values)}, or in the first, which holds "
+            f'{_some(others)}; label (--label) "last", "first" or a name in the header says where it is, '
+            'and target (--target) "real" that it is not a class'
+        )
+
+
+def _whole(values):
+    return (values == np.rint(values)).all()
+
+
+def _pixels(column, neighbour):
+    """Whether most of a column of integers, three or more, is background, as most of its neighbour is."""
+    values, counts = np.unique(column, return_counts=True)
+    background = min(counts.max(), np.sum(neighbour == values[counts.argmax()]))
+    return len(values) > 2 and 2 * background > len(column) and _whole(neighbour)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -360,6 +593,26 @@ def picture_path(text):
 
 # ------------------------------------------------------------------------------------------------------------
 # Arguments of commands
+
+
+def data_options(parser):
+    """Add the options that say which samples there are, the fields of Data."""
+    add = parser.add_argument
+    add("--data", metavar="FILE", help=".npz (X, y) or .csv instead of the digits")
+    add("--label", metavar="first|last|NAME", help="the column of a .csv file with y (default: last)")
+    add("--classes", type=_two_labels, metavar="A,B", help="only these labels: +1 for A and -1 for B")
+    real = "real: y is no class; it is centred and divided by its standard deviation"
+    add("--target", choices=("classes", "real"), default="classes", help=real)
+
+
+def _two_labels(text):
+    try:
+        a, b = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be two labels with a comma between them, as 0,1"
+        ) from None
+    return a, b
 
 
 def seed(text):

@@ -544,6 +544,47 @@ PHI = {
 alone."""
 
 
+@cache
+def compiled_phi(phi):
+    """The same of any nfd_min.Activation. ValueError if Numba cannot compile it."""
+    if phi.name in PHI:
+        return PHI[phi.name]
+    f, df = (numba.njit(a.of) if hasattr(a.of, "__code__") else a.of for a in (phi.phi, phi.dphi))
+
+    def apply(x, out):
+        for m in range(len(x)):
+            out[m] = f(x[m])
+
+    def times(x, phi_x, c, out):
+        for m in range(len(x)):
+            out[m] *= c * df(x[m])
+
+    made, x = [numba.njit(function, error_model="numpy") for function in (apply, times)], np.zeros(1)
+    try:
+        for function, *example in (made[0], x, x), (made[1], x, x, 1.0, x):
+            numba.config.DISABLE_JIT or function.compile(tuple(map(numba.typeof, example)))
+    except numba.core.errors.NumbaError as error:
+        raise ValueError(f"phi={phi.name!r} is beyond Numba; nfd_min takes it as it is: {error}") from None
+    return *made, True
+
+
+# The derivatives of losses, chi = dl/df
+
+
+@entry
+def _squared(f, y):
+    return f - y
+
+
+@entry
+def _logistic(f, y):
+    return -y / (1 + exp(y * f))
+
+
+LOSS = {"squared": _squared, "logistic": _logistic}
+"""Of each loss in nfd_min.LOSSES."""
+
+
 def _address(function, *example):
     signature = tuple(map(numba.typeof, example))
     function.compile(signature)
@@ -551,14 +592,23 @@ def _address(function, *example):
 
 
 @cache
-def addresses(name, dtype):
-    """Where the two functions of an activation are in memory, for vectors of that dtype."""
-    phi, times_dphi, _ = PHI[name]
+def addresses(phi, dtype):
+    """Where the two functions of an nfd_min.Activation are in memory, for vectors of that dtype."""
+    phi, times_dphi, _ = compiled_phi(phi)
     if numba.config.DISABLE_JIT:
         _interpreted.extend((phi, times_dphi))
         return len(_interpreted) - 2, len(_interpreted) - 1
     x = np.zeros(1, dtype)
     return _address(phi, x, x), _address(times_dphi, x, x, x[0], x)
+
+
+@cache
+def address_of_loss(name):
+    """Where chi of a loss is in memory."""
+    if numba.config.DISABLE_JIT:
+        _interpreted.append(LOSS[name])
+        return len(_interpreted) - 1
+    return _address(LOSS[name], 0.0, 0.0)
 
 
 _interpreted = []  # the functions at these addresses where Numba is switched off
@@ -583,6 +633,9 @@ if numba.config.DISABLE_JIT:
     def times_dphi(address, x, phi_x, c, out):
         _interpreted[address](x, phi_x, c, out)
 
+    def chi_of(address, f, y):
+        return _interpreted[address](f, y)
+
 else:
 
     @intrinsic
@@ -595,6 +648,17 @@ else:
         """out *= c phi'(x) by the function at that address."""
         return _call_phi(address, x, phi_x, c, out)
 
+    @intrinsic
+    def chi_of(typing, address, f, y):
+        """dl/df by the function at that address."""
+
+        def generate(context, builder, _, arguments):
+            address, *numbers = arguments
+            function = ir.FunctionType(ir.DoubleType(), 2 * [ir.DoubleType()])
+            return builder.call(builder.inttoptr(address, function.as_pointer()), numbers)
+
+        return types.float64(types.int64, types.float64, types.float64), generate
+
 
 def chain_dtype(dtype):
     """Of one layer of a `compiled_chain`: the fields of nfd_min.Layer; matrix is its number, or -1; phi, dphi
@@ -606,8 +670,7 @@ def chain_dtype(dtype):
 def compiled_chain(layers, dtype):
     """A list of T nfd_min.Layers for compiled code: a record array, shape (T+1,), layer t in entry t."""
     activations, s, skip, back, rate, matrix, rho, fresh = zip(*layers)
-    at = {name: addresses(name, dtype) for name in {phi.name for phi in activations}}
-    phi, dphi = zip(*[at[phi.name] for phi in activations])
+    phi, dphi = zip(*[addresses(phi, dtype) for phi in activations])
     number = [m - 1 if has_one else -1 for m, has_one in zip(accumulate(matrix), matrix)]
     chain = np.zeros(len(layers) + 1, chain_dtype(dtype))
     for name, values in zip(chain.dtype.names, (skip, s, rate, rho, back, number, fresh, phi, dphi)):

@@ -7,7 +7,7 @@ arXiv 2512.21075). Nothing here is fast; `finite_net` and `sde` compute the same
     n, L, d             width, depth, input dimension                                      width, depth, d
     x_k, y_k            sample and target of pass k = 0..S-1                               X[k], y[k]
     eta                 effective learning rate; SGD's own rate is eta n                   eta
-    chi_k               d loss / d f in pass k, for the loss (f - y)^2 / 2: f_k - y_k      chi[k]
+    chi_k               dl/df (f_k, y_k) of the loss l in pass k; f_k - y_k if squared     chi[k]
     h^k_l, l = 0..L     features of layer l in pass k                                      h[k, l]
     g^k_l               n df_k / dh^k_l, the width-normalised backward gradient            g[k, l]
     C^{jk}_l            <phi(h^j_l), phi(h^k_l)> / n, feature kernel                       C[l, j, k]
@@ -19,7 +19,7 @@ A block may have layers of its own between h_{l-1} and h_l (x_l, in `BLOCKS`). T
 chain.
 """
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from math import log, prod, sqrt
 from numbers import Real
 from typing import Callable, NamedTuple
@@ -36,17 +36,28 @@ __version__ = "0.1.0"
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function phi and its derivative dphi, both elementwise and dtype-preserving."""
+    """An activation function phi and its derivative dphi, both of numbers; kept so that they take arrays too.
+
+    The compiled twins need functions that Numba can compile. ValueError for a name of ACTIVATIONS, and if
+    dphi is not the central difference of phi, or one of them not finite, at 49 points in (-6, 6).
+    """
 
     name: str
     phi: Callable
     dphi: Callable
+    known: InitVar[bool] = False  # of ACTIVATIONS: elementwise and dtype-preserving as they are
+
+    def __post_init__(self, known):
+        if not known:
+            phi, dphi = nfd_io.check_activation(self.name, self.phi, self.dphi, ACTIVATIONS)
+            object.__setattr__(self, "phi", phi)
+            object.__setattr__(self, "dphi", dphi)
 
 
-TANH = Activation("tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2)
-RELU = Activation("relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h.dtype))
-ERF = Activation("erf", lambda h: scipy.special.erf(h), lambda h: (2 / sqrt(np.pi)) * np.exp(-h * h))
-IDENTITY = Activation("identity", lambda h: h, np.ones_like)
+TANH = Activation("tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2, True)
+RELU = Activation("relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h.dtype), True)
+ERF = Activation("erf", lambda h: scipy.special.erf(h), lambda h: 2 / sqrt(np.pi) * np.exp(-h * h), True)
+IDENTITY = Activation("identity", lambda h: h, np.ones_like, True)
 ACTIVATIONS = {a.name: a for a in (TANH, RELU, ERF, IDENTITY)}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -128,8 +139,8 @@ def residual(scaling, depth, branch_exponent=0.5):
 
 
 def activation(name):
-    """The Activation of that name; one of ACTIVATIONS is returned as it is. ValueError for anything else."""
-    return name if name in ACTIVATIONS.values() else choose("phi", name, ACTIVATIONS)
+    """The Activation of that name; an Activation is returned as it is. ValueError for anything else."""
+    return name if isinstance(name, Activation) else choose("phi", name, ACTIVATIONS)
 
 
 def forward(h_0, W, layers):
@@ -186,7 +197,7 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
             for k in range(S)[batch]:
                 h[k] = forward(U @ stream.X[k] / sqrt(stream.d), W, layers)
                 f[k] = v @ h[k, -1] / n
-                chi[k] = f[k] - stream.y[k]
+                chi[k] = stream.chi(f[k], k)
                 g[k] = backward(h[k], v, W_back[k % len(W_back)] + moved, layers)
             if nfd_io.stop_at_divergence(out, h[batch], g[batch], b, len(layers) // L):
                 break
@@ -398,7 +409,7 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
             g[k] = 0
             g[k, T] = v - a @ h[past, T]  # [22]
             f[k] = np.mean(g[k, T] * h[k, T])  # [23]
-            chi[k] = f[k] - stream.y[k]
+            chi[k] = stream.chi(f[k], k)
             for t, layer in reversed(list(enumerate(layers, 1))):
                 p = layer.phi.phi(h[past, t - 1])
                 Gamma[t] = g[past, t] @ g[k, t] / N  # [23]
@@ -461,7 +472,21 @@ def particle_chain(
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Streams of samples, weights, results
+# Losses, streams of samples, weights, results
+
+
+class Loss(NamedTuple):
+    """A loss l(f, y), chi = dl/df, both elementwise, and the targets y it is for, None for all."""
+
+    value: Callable
+    chi: Callable
+    targets: tuple | None = None
+
+
+LOSSES = {
+    "squared": Loss(lambda f, y: (f - y) ** 2 / 2, lambda f, y: f - y),
+    "logistic": Loss(lambda f, y: np.logaddexp(0, -y * f), lambda f, y: -y / (1 + np.exp(y * f)), (-1, 1)),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -473,19 +498,26 @@ class Stream:
     eta : effective learning rate >= 0 (the paper's eta_c); every parameter moves at eta * n
     batch : mini-batch size; it divides S. Sample s sees the updates of samples j < batch * (s // batch), each
         of weight eta / batch; batch=1 is the stream SGD of [2].
+    loss : one of LOSSES, "squared" or, for targets +1 and -1, "logistic"
 
     ValueError for wrong shapes, NaN or infinity, a negative or non-finite eta, a batch that does not divide
-    S. The arrays are copied as float64 and are read-only.
+    S, other targets. The arrays are copied as float64 and are read-only.
     """
 
     X: np.ndarray
     y: np.ndarray
     eta: float
     batch: int = 1
+    loss: str = "squared"
 
     def __post_init__(self):
-        for name, value in check_samples(self.X, self.y, self.eta, self.batch).items():
+        targets = choose("loss", self.loss, LOSSES).targets
+        for name, value in check_samples(self.X, self.y, self.eta, self.batch, targets).items():
             object.__setattr__(self, name, value)
+
+    def chi(self, f, k):
+        """dl/df of outputs f of the samples k. [2]"""
+        return LOSSES[self.loss].chi(f, self.y[k])
 
     @property
     def d(self):
@@ -509,19 +541,17 @@ class Stream:
         return self.batch * (k // self.batch)
 
     @classmethod
-    def digits(cls, samples, eta, *, batch=1, classes=None, data=None, rng=None):
-        """Handwritten digits (8 x 8, d = 64), or the images of a file, in random order, epoch after epoch.
+    def digits(cls, samples, eta, *, batch=1, data=None, rng=None, **how):
+        """Handwritten digits (8 x 8, d = 64), or the samples of a file, in random order, epoch after epoch.
 
-        samples : number S of samples drawn
-        classes : (a, b): only those two labels, target +1 for a and -1 for b. By default all: even labels are
-            +1 and odd ones -1, or, where a file has two labels only, the larger is +1 and the smaller -1.
-        data : path of a `.npz` with X (N, d) and y (N,), or of a `.csv`, label last;  rng : of the order
+        samples : number S of samples drawn;  rng : of their order
+        data : path of a `.npz` or `.csv` file;  how : label, classes, target, loss, as in nfd_io.Data
 
-        The mean image is subtracted and each input is then scaled to |x|^2 = d. ValueError for an unreadable
-        or malformed file, labels that are not integers, a class without samples, an image equal to the mean.
+        The mean input is subtracted and each is then scaled to |x|^2 = d. ValueError for an unreadable or
+        malformed file, labels that are not integers, a class without samples, an input equal to the mean.
         """
-        X, y = load_samples(samples, classes, data, rng)
-        return cls(X, y, eta, batch)
+        data = nfd_io.data_of(data, **how)
+        return cls(*load_samples(samples, data, rng), eta, batch, data.loss)
 
 
 def weight_shape(width, depth, matrices=1):

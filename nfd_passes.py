@@ -17,6 +17,7 @@ from nfd_kernels import (
     apart,
     apply,
     chain_dtype,
+    chi_of,
     compiled,
     diverged,
     fill_blocks,
@@ -42,10 +43,10 @@ Waiting = namedtuple("Waiting", "p g c")
 """phi(h^j_t) (T, J, n), g^j_t (T+1, J, n) and c_j = eta chi_j / B (J,) of updates that W does not hold yet:
 it stands for W_t - sum_j s c_j g^j_t phi(h^j_{t-1})^T / sqrt(n). [12]"""
 
-Batch = namedtuple("Batch", "X y rate h p seen bad")
-"""Samples X (S, d), divided by sqrt(d), y (S,); eta / B; h (T+1, B, n); p (T, .., n): that of Waiting, or
-scratch where only outputs are wanted; scratch seen (B, J); how much diverged in each share of a mini-batch
-among the threads, bad (shares,)."""
+Batch = namedtuple("Batch", "X y loss rate h p seen bad")
+"""Samples X (S, d), divided by sqrt(d), y (S,); where chi of their loss is; eta / B; h (T+1, B, n); p (T, ..,
+n): that of Waiting, or scratch where only outputs are wanted; scratch seen (B, J); how much diverged in each
+share of a mini-batch among the threads, bad (shares,)."""
 
 Record = namedtuple("Record", "f chi h g")
 """f (S,), chi (S,), or (0,) where only outputs are wanted, and h, g (S, T+1, n), or (0, T+1, n)."""
@@ -164,7 +165,7 @@ def _share(i, at, run):
     """Share i of the mini-batch at = (b, size, pending, solo), both ways; bad[i] : how much diverged.
     [1], [3], [8]"""
     (b, size, pending, solo), (batch, (U, W, v, W_back), waiting, (f, chi, _, _), chain) = at, run
-    (X, y, rate, h, p, seen, bad), (_, G, c), (n, T) = batch, waiting, (len(v), len(batch.h) - 1)
+    (X, y, loss, rate, h, p, seen, bad), (_, G, c), (n, T) = batch, waiting, (len(v), len(batch.h) - 1)
     learn, part = len(chi) > 0, (h.shape[1] + len(bad) - 1) // len(bad)
     first, last = min(i * part, size), min((i + 1) * part, size)
     rows = (pending if learn else 0), first, last, solo or n < WIDE or len(bad) > 1
@@ -177,7 +178,7 @@ def _share(i, at, run):
             f_m += np.float64(v[j]) * np.float64(h[T, m, j])
         f[b + m] = f_m / n  # [1]
         if learn:
-            chi[b + m] = f[b + m] - y[b + m]
+            chi[b + m] = chi_of(loss, f[b + m], y[b + m])  # [2]
             c[pending + m] = rate * chi[b + m]
             bad[i] += not abs(chi[b + m]) < np.inf
             scaled(v.dtype.type(1), v, G[T, pending + m])  # g_L = v [3]
@@ -228,8 +229,8 @@ def _train_one(span, run, reached):
 @apart
 def _train_share(i, parts, generators, flat, runs, reached):
     """Share i of the networks of _train_many, one by one."""
-    (X, y, rate, h, p, seen, bad), (U, W, v, W_back), (P, G, c), record, chain = runs
-    batch, waiting = Batch(X, y, rate, h[i], p[i], seen[i], bad[i]), Waiting(P[i], G[i], c[i])
+    (X, y, loss, rate, h, p, seen, bad), (U, W, v, W_back), (P, G, c), record, chain = runs
+    batch, waiting = Batch(X, y, loss, rate, h[i], p[i], seen[i], bad[i]), Waiting(P[i], G[i], c[i])
     weights = Weights(U[i], W[i], v[i], W_back[i])
     for r in range(len(reached) * i // parts, len(reached) * (i + 1) // parts):
         for j in range(len(flat)):
@@ -255,7 +256,7 @@ def _example(dtype, *more):
     def a(dimensions, of=dtype):
         return np.zeros(more + dimensions * (1,), of)
 
-    batch = Batch(np.zeros((1, 1), dtype), np.zeros(1), 0.0, a(3), a(3), a(2), a(1, int))
+    batch = Batch(np.zeros((1, 1), dtype), np.zeros(1), 0, 0.0, a(3), a(3), a(2), a(1, int))
     weights, record = Weights(a(2), a(3), a(1), a(3)), Record(a(1, float), a(1, float), a(3), a(3))
     return Run(batch, weights, Waiting(a(3), a(3), a(1)), record, np.zeros(1, chain_dtype(dtype)))
 

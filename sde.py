@@ -40,15 +40,17 @@ import nfd_min
 from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
 from nfd_kernels import (
     CHUNK,
-    PHI,
     add,
+    address_of_loss,
     allocating,
     apart,
     apply,
     chain_dtype,
+    chi_of,
     combined,
     compiled,
     compiled_chain,
+    compiled_phi,
     dot,
     dots,
     empty,
@@ -107,9 +109,9 @@ Start = namedtuple("Start", "noise images drift asked")
 asked (S, .., N): [22] from the inputs' noise and g^j_0, or from v and h^j_L, which is in the last row of
 asked."""
 
-Inputs = namedtuple("Inputs", "u v U K h_L rate batch")
+Inputs = namedtuple("Inputs", "u v U K h_L rate batch loss")
 """The noise u (S, 1, N), v (1, 1, N); U (S, S): U x_k / sqrt(d) = sum_j U_kj u_j; K (S, S): <x_j, x_k> / d;
-h^j_L in the last row of h_L (S, rows, N); eta / batch; batch."""
+h^j_L in the last row of h_L (S, rows, N); eta / batch; batch; address of the loss."""
 
 Record = namedtuple("Record", "f chi y sizes")
 """f, chi, y (S,); sizes (T+1,): sum_i h_t,i^2 of the last pass."""
@@ -282,7 +284,7 @@ def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
 @partial(kernel, callers="Python", allocates=True)
 def _passes(begin, end, inputs, forward, backward, features, coupling, chain, record):
     """Passes begin..end-1, in turn. Returns the first that diverged, or end; its sizes are in the record."""
-    (u, v, U, K, h_L, rate, batch), (f, chi, y, sizes), g = inputs, record, backward.asked
+    (u, v, U, K, h_L, rate, batch, loss), (f, chi, y, sizes), g = inputs, record, backward.asked
     T, real, one = g.shape[1] - 1, g.dtype, np.ones(1, g.dtype)
     for k in range(begin, end):
         J = k // batch * batch
@@ -299,7 +301,7 @@ def _passes(begin, end, inputs, forward, backward, features, coupling, chain, re
         start = Start(one, v, drift, h_L)
         Nf = _sweep(k, np.int64(0), a, start, backward, forward, now, coupling, chain)[T + 1]  # [21]
         f[k] = Nf / g.shape[2]  # [23]
-        chi[k] = f[k] - y[k]
+        chi[k] = chi_of(loss, f[k], y[k])
         bad = not abs(chi[k]) < np.inf
         for t in range(T + 1):
             bad |= not sums[t] + backward.gram[t, k, k] < np.inf
@@ -314,7 +316,7 @@ def _compiled_passes(dtype):
     """_passes for particles of that dtype."""
     a, grams, chain = np.zeros((1, 1, 1), dtype), np.zeros((1, 1, 1)), np.zeros(1, chain_dtype(dtype))
     f, K, side = grams[0, 0], grams[0], Side(a, a, grams, grams)
-    features, coupling, inputs = Features(a[0], a), Coupling(grams[None], K), Inputs(a, a, K, K, a, 1.0, 1)
+    features, coupling, inputs = Features(a[0], a), Coupling(grams[None], K), Inputs(a, a, K, K, a, 1.0, 1, 0)
     start, answer, sums = Start(a[0, 0], a, a[0, 0], a), Answer(*a[0].repeat(3, 0)), Sums(*[K] * 5)
     ready_for_sides(dtype)
     ready((_slope_dots, a, a, (0, 0, 0, 0), 0, f))
@@ -385,7 +387,7 @@ def _network(build, real, *, depth, coupling, **network):
     """The Network of nfd_min.particle_chain(depth=depth, ..); build : what the table of blocks had then."""
     layers = nfd_min.particle_chain(depth=depth, coupling=coupling, **network)
     T, scale = len(layers), np.array([depth * layer.s * layer.rho for layer in layers])
-    dphi_of_h = any(PHI[layer.phi.name][2] for layer in layers)
+    dphi_of_h = any(compiled_phi(layer.phi)[2] for layer in layers)
     rows = T + 1 if dphi_of_h else 1 + max(layer.back for layer in layers)
     chain, coupled = compiled_chain(layers, real), bool(scale.any())
     return Network(depth, T, rows, coupled, coupling == "nearest", dphi_of_h, scale, chain)
@@ -421,7 +423,8 @@ def _solve(stream, noise, shapes_of_noise, real, net, kept):
     forward, backward = Side(p, xi, *grams[:2]), Side(g, zeta, *grams[2:])
     coupling = Coupling(np.zeros((T * net.coupled, 2, S, S)), np.empty(((T + 1) * net.nearest, S)))
     out, (U, K), run = Trajectory(*np.full((2, S), np.nan)), _inputs(stream), _compiled_passes(real)
-    inputs = Inputs(u[:, None], v[None, None], U, K, h if kept else h_L, stream.rate, stream.batch)
+    how = stream.rate, stream.batch, address_of_loss(stream.loss)
+    inputs = Inputs(u[:, None], v[None, None], U, K, h if kept else h_L, *how)
     record = Record(out.f, out.chi, stream.y.copy(), np.empty(T + 1))
     given = inputs, forward, backward, Features(h, every), coupling, net.chain, record
     step, k = max(1, SPAN // (T * N * (S + 8))), 0

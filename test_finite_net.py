@@ -344,7 +344,7 @@ def test_divergence_inside_a_batch():
         (dict(test=np.ones((3, 5)), test_every=0), "test_every=0 must be an integer >= 1"),
         (dict(weights=5), "a tuple of 3 or 4 arrays"),
         (dict(stream="abc"), "stream must be a Stream, not str"),
-        (dict(phi=nfd_min.Activation("tanh", np.sin, np.cos)), "is unknown; allowed: tanh"),
+        (dict(phi=np.tanh), "is unknown; allowed: tanh"),
         (
             dict(weights=(np.ones((4, 5)), np.ones((3, 4, 4)), np.ones(4))),
             r"weights: W has shape \(3, 4, 4\), expected \(2, 4, 4\)",

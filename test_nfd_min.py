@@ -322,7 +322,8 @@ def test_digits():
     stream = Stream.digits(1797, 0.1, rng=0)
     assert stream.X.shape == (1797, 64) and set(stream.y) == {-1.0, 1.0}
     assert np.allclose((stream.X**2).sum(axis=1), 64)
-    X, label = nfd_io.load_data()
+    X, label, _ = nfd_io.load_data()
+    label = label.astype(int)
     assert (
         X.shape == (1797, 64)
         and X.max() == 16
@@ -367,15 +368,17 @@ def test_data_files(tmp_path):
         ("a.txt", "1,2\n", "must end in .npz or .csv"),
         ("a.npz", "not a zip", "cannot use"),
         ("a.csv", "", "no rows"),
-        ("a.csv", "1,2,0\n1,x,1\n", "cannot use"),
-        ("a.csv", "1,2,0\n1,1\n", "cannot use"),
-        ("a.csv", "1,2,0\n1,nan,1\n", "must be finite"),
+        ("a.csv", "1,2,0\n1,x,1\n", "line 2: 'x' is not a finite number"),
+        ("a.csv", "1,2,0\n\n1,1\n", "line 3 has 2 columns, those before have 3"),
+        ("a.csv", "1,2,0\n1,nan,1\n", "line 2: 'nan' is not a finite number"),
         ("a.csv", "1,2,0.5\n1,3,1\n", "integer labels"),
-        ("a.csv", "1\n2\n", "expected"),
+        ("a.csv", "1\n2\n", "one column only"),
+        ("a.csv", "1;2\n3;4\n", "line 2: '3;4' is not a finite number"),
         ("a.csv", "1,2,0\n2,3,0\n", "one label only"),
         ("a.csv", "0,1,0\n2,3,1\n1,2,1\n", "equals the mean"),
         ("a.csv", "1,oops,1\n2,3,1\n", "cannot use"),
-        ("a.csv", "0,1,1\n2,3,3\n1,5,5\n", "all odd or all even"),
+        ("a.csv", "0,1,2,3\n1,2,0,1\n3,1,1,0\n", "line 1 counts 0, 1, ..: a header of numbers"),
+        ("a.csv", "".join(f"{i},{i % 3},{i % 2}\n" for i in range(9)), "only numbers the rows"),
         ("a.csv", "0,1,1\n2,3,1e19\n", "at most 2"),
     ],
 )
@@ -393,7 +396,8 @@ def test_more_bad_data_files(tmp_path):
         ("a.npz", "expected X"),
         ("b.npz", r"shape \(3,\)"),
         ("c.npz", "cannot use"),
-        ("d.npz", "No such file"),
+        ("d.npz", "no such file"),
+        (".", "not a file"),
     ):
         with pytest.raises(ValueError, match=message):
             Stream.digits(2, 0.1, data=tmp_path / name)
