@@ -23,6 +23,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 import nfd_experiments as ex
+import nfd_reference
 from nfd_compare import assert_equations, compare
 from nfd_experiments import Case, Slope, sweep
 from nfd_io import (
@@ -1009,6 +1010,54 @@ def _verdict(claim, rates, verdict, note):
     )
 
 
+def read_baseline(path):
+    """The claims of an earlier audit's --json. ValueError if the file is none."""
+    try:
+        claims = json.loads(Path(path).read_text())["claims"]
+        return {(claim["id"], rate["label"]): rate for claim in claims for rate in claim["rates"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"cannot use {str(path)!r} as an audit to compare with: {why}") from None
+
+
+def moved(old, results):
+    """The sentences of what moved since a baseline, and of how many numbers both have.
+
+    old : {(claim, quantity): rate} of read_baseline. A slope or mean moved if Welch's t test tells the two
+    apart at a level of 1% for all of them together, each interval being that of Student's t over its
+    repetitions; where both are formulas, if they differ by more than 1e-6; a bound, if its verdict changed.
+    """
+    rates = {(r["id"], rate["label"]): rate for r in results for rate in r["rates"]}
+    both, sentences = [key for key in rates if key in old], []
+    for claim, label in both:
+        a, b = old[claim, label], rates[claim, label]
+        (m, e, R), (n, f, Q) = map(_estimate, (a, b))
+        size = np.hypot(e, f)
+        if np.isnan([m, n]).any():
+            apart = a["verdict"] != b["verdict"]
+        elif size < 1e-9:
+            apart = abs(m - n) > 1e-6
+        else:
+            freedom = size**4 / (e**4 / (R - 1) + f**4 / (Q - 1))
+            apart = abs(m - n) / size > -stdtrit(freedom, 0.005 / len(both))
+        if apart:
+            was, is_ = (
+                f"{x:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]" if np.isfinite(x) else rate["verdict"]
+                for x, rate in ((m, a), (n, b))
+            )
+            sentences.append(f"{claim}, {label}: {was} before, {is_} now")
+    return sentences, len(both)
+
+
+def _estimate(rate):
+    """A slope or mean, its standard error and the number of repetitions; NaN if the rate has none."""
+    value = rate.get("slope") if rate.get("mean") is None else rate["mean"]
+    if value is None or rate["low"] is None or not rate["points"]:
+        return np.nan, np.nan, 2
+    R = len(rate["points"][0]["errors"])
+    return float(value), (rate["high"] - rate["low"]) / 2 / float(stdtrit(R - 1, 0.975)), R
+
+
 def audit_all(claims, what, **how):
     """Audit the claims in one sweep; print the lines of each as soon as its cases and those before are done.
 
@@ -1149,6 +1198,9 @@ def parser():
     add("--network", metavar="MODULE:FUNCTION", help=network)
     add("--json", type=output_path, metavar="FILE", help="write the results with every point")
     add("--plot", type=picture_path, metavar="FILE.png", help="draw one panel for each rate")
+    add("--baseline", metavar="FILE", help="an earlier --json: what moved by more than its interval allows?")
+    add("--reference", type=output_path, metavar="FILE.npz", help="only write small runs of everything")
+    add("--against", metavar="FILE.npz", help="only compare such a file's results with the equations")
     cores = numba.config.NUMBA_NUM_THREADS
     add("--workers", type=count, default=cores, metavar="N", help="processes (default: one for each core)")
     return parser
@@ -1168,17 +1220,28 @@ def check(parser, options):
     )
     what = What(data, options.full, options.seed, options.network, options.phi)
     try:
-        return what, what.check()
+        old = read_baseline(options.baseline) if options.baseline else None
+        return what, what.check(), old
     except ValueError as error:
         parser.error(str(error))
 
 
 def main(arguments=None):
-    """The command `nfd-audit`. Returns 0 if every verdict is the expected one, 1 if not or if a worker died,
-    130 after Ctrl-C; exits with 2 for bad arguments."""
+    """The command `nfd-audit`. Returns 0 if every verdict is the expected one and nothing moved, 1 if not or
+    if a worker died, 130 after Ctrl-C; exits with 2 for bad arguments."""
     command = parser()
     options = command.parse_args(arguments)
-    what, read = check(command, options)
+    if options.reference:
+        print(f"{nfd_reference.write(options.reference)} runs are in {options.reference}.")
+        return 0
+    if options.against:
+        try:
+            comparison = nfd_reference.against(options.against)
+        except ValueError as error:
+            command.error(str(error))
+        print(comparison)
+        return int(not comparison.ok)
+    what, read, old = check(command, options)
     begin = time.perf_counter()
     if options.json:
         directory, name = options.json.parent, options.json.name
@@ -1201,7 +1264,15 @@ def main(arguments=None):
         print(f"nfd-audit: a worker process died; {again}", file=sys.stderr)
         return 1
     store.unlink(missing_ok=True)
-    return bool(surprises(results))
+    sentences = []
+    if old is not None:
+        sentences, number = moved(old, results)
+        print(
+            f"Of {number} numbers that {options.baseline} has too, {len(sentences)} moved.",
+            *sentences,
+            sep="\n",
+        )
+    return int(bool(surprises(results) or sentences))
 
 
 def report(options, what, results, seconds):

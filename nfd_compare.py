@@ -22,8 +22,8 @@ import numpy as np
 
 import finite_net
 import nfd_min
-from nfd_io import split
-from nfd_min import ACTIVATIONS, IDENTITY, Stream, Trajectory
+from nfd_io import choose, split
+from nfd_min import ACTIVATIONS, IDENTITY, LOSSES, Stream, Trajectory
 
 # ------------------------------------------------------------------------------------------------------------
 # Calling an implementation
@@ -433,7 +433,8 @@ class Comparison:
         return "equal" in verdicts and not verdicts & {"differs", "error"}
 
     def __repr__(self):
-        lines = [f"{row.setting:29} {row.verdict:15} {row.sentence}".rstrip() for row in self.rows]
+        width = max(len(row.setting) for row in self.rows)
+        lines = [f"{row.setting:{width}} {row.verdict:15} {row.sentence}".rstrip() for row in self.rows]
         if self.mistakes:
             lines += ["", "This is what one gets if " + ", or if ".join(self.mistakes) + "."]
         elif not self.ok:
@@ -441,27 +442,35 @@ class Comparison:
         return "\n".join(lines)
 
 
-def compare(network, *, seed=0):
+def compare(network, *, loss="squared", seed=0):
     """The Comparison of an implementation with nfd_min.sgd, from the same weights, in every setting it has.
 
+    loss : of the stream it is given
     Outputs in float32 are compared to 1e-3, others to 1e-7, of the largest entry of each array.
     """
+    choose("loss", loss, LOSSES)
     rows, left, failed = [], dict(MISTAKES), False
     with np.errstate(all="ignore"):
         for name, (sizes, setting) in SETTINGS.items():
-            row, mistakes = _compare_one(network, name, sizes, DEFAULT | setting, [seed, len(rows)], left)
+            stream, weights = _inputs(sizes, setting, loss, np.random.default_rng([seed, len(rows)]))
+            row, mistakes = _compare_one(network, name, stream, weights, DEFAULT | setting, left)
             rows.append(row)
             if mistakes is not None:
                 left, failed = {what: rules for what, rules in left.items() if what in mistakes}, True
     return Comparison(rows, list(left) if failed else [])
 
 
-def _compare_one(network, name, sizes, setting, seed, left):
-    """The Row of one setting, and where it differs those of the mistakes `left` that explain it."""
-    (n, L, d, S, B), rng = sizes, np.random.default_rng(seed)
-    stream = Stream(rng.standard_normal((S, d)), 1.5 * rng.standard_normal(S), 0.1, B)
-    how = dict(block=setting["block"], decoupled=setting["backward"] == "decoupled")
+def _inputs(sizes, setting, loss, rng):
+    """A stream and weights of these sizes."""
+    n, L, d, S, B = sizes
+    X, y = rng.standard_normal((S, d)), 1.5 * rng.standard_normal(S)
+    how = dict(block=setting.get("block", "pre"), decoupled=setting.get("backward") == "decoupled")
     weights = nfd_min.draw_weights(n, L, d, **how, rng=rng)
+    return Stream(X, np.sign(y) if LOSSES[loss].targets else y, 0.1, B, loss), weights
+
+
+def _compare_one(network, name, stream, weights, setting, left):
+    """The Row of one setting, and where it differs those of the mistakes `left` that explain it."""
     try:
         theirs = call(network, stream, weights, **setting)
     except NotImplementedError as error:
@@ -483,9 +492,9 @@ def _compare_one(network, name, sizes, setting, seed, left):
     return Row(name, "differs", sentence), whole
 
 
-def assert_equations(network, *, seed=0):
+def assert_equations(network, *, loss="squared", seed=0):
     """AssertionError, with the table of `compare`, unless the implementation follows the equations."""
-    result = compare(network, seed=seed)
+    result = compare(network, loss=loss, seed=seed)
     assert result.ok, f"the network does not follow the equations\n{result!r}"
 
 

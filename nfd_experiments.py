@@ -296,12 +296,22 @@ def images(data):
     return X[held_out:], y[held_out:], X[:held_out], y[:held_out]
 
 
+CURVATURE = {"squared": 1.0, "logistic": 0.25}
+"""Of each loss, d^2 l / d f^2 at f = 0: the eta of a case is a Stream's times this."""
+
+
+def stream_of(data, X, y, eta, batch=1):
+    """The Stream of these samples, with the loss of the data."""
+    loss = data_of(data).loss
+    return Stream(X, y, eta / CURVATURE[loss], batch, loss)
+
+
 def sequence(data, order, eta, batch=1, *, rng):
     """The Stream of different samples, drawn by `rng`, in that order: (0, 1, 0) is two of them in turn."""
     X, y = pool(data)
     order = list(order)
     rows = np.random.default_rng(rng).choice(len(X), max(order) + 1, replace=False)[order]
-    return Stream(X[rows], y[rows], eta, batch, data_of(data).loss)
+    return stream_of(data, X[rows], y[rows], eta, batch)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -420,7 +430,7 @@ def train_case(*, data, width, depth, steps, batch, eta, test_every=None, seed, 
     tests = dict(test=X_test, test_every=test_every) if test_every else {}
     if tests and _network.get():
         raise NotImplementedError("it gives no outputs on held-out images")
-    stream = Stream(X[order], y[order], eta, batch, data_of(data).loss)
+    stream = stream_of(data, X[order], y[order], eta, batch)
     run, loss = (
         train(stream, width, depth, rng=[*seed, 1], keep="outputs", **tests, **how),
         LOSSES[stream.loss].value,
@@ -565,7 +575,7 @@ def two_layer_case(*, data, eta, particles, depths, coupling, seed):
         noise = sde.draw_noise(2, particles, 2 * L, rng=rng)
         run = partial(solve, stream, particles, L, block="two-layer", coupling=coupling, noise=noise)
         fixed = run(internal_lr_exponent=-np.inf)
-        step = eta * fixed.chi[0]
+        step = stream.eta * fixed.chi[0]
         for a in (0.0, 0.5):
             free = run(internal_lr_exponent=a)
             own = step * L**a * free.C[:, 0, 1, None] * free.gx[0]
@@ -739,18 +749,21 @@ def _independence(p_values, name, a, b):
     """Test b, shape (R, n), for being N(0, I) along the direction of a."""
     from scipy import stats
 
-    p_values[name] = stats.kstest(_along(a, b), "norm").pvalue
+    along = _along(a, b)
+    p_values[name] = stats.kstest(along[np.isfinite(along)], "norm").pvalue
 
 
 def _correlation(p_values, name, a, b):
     from scipy import stats
 
-    p_values[name] = stats.spearmanr(a, b).pvalue
+    p_values[name] = stats.spearmanr(a, b, nan_policy="omit").pvalue
 
 
 def _along(a, b):
-    """The component of each b along the direction of a: shape (R,), from two arrays of shape (R, n)."""
-    return np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1)
+    """The component of each b along the direction of a, NaN where a = 0: shape (R,), from two arrays of shape
+    (R, n)."""
+    size = np.linalg.norm(a, axis=1)
+    return np.divide(np.sum(a * b, axis=1), size, out=np.full(len(a), np.nan), where=size > 0)
 
 
 def gaussian_init_case(*, data, networks, seed):
@@ -764,11 +777,12 @@ def gaussian_init_case(*, data, networks, seed):
         for l in range(1, L + 1):
             p = phi.phi(h[l - 1])
             u, z = W[l - 1] @ p / np.sqrt(n), W[l - 1].T @ g[l] / np.sqrt(n)
-            across = zeta[l - 1] - p * (p @ zeta[l - 1]) / (p @ p)
+            square = p @ p or 1.0  # no unit is on: nothing is projected [7]
+            across = zeta[l - 1] - p * (p @ zeta[l - 1]) / square
             worst = max(
                 worst,
                 np.abs(u - np.linalg.norm(p) / np.sqrt(n) * xi[l - 1]).max(),  # [7]
-                np.abs(z - p * (g[l] @ u) / (p @ p) - np.linalg.norm(g[l]) / np.sqrt(n) * across).max(),
+                np.abs(z - p * (g[l] @ u) / square - np.linalg.norm(g[l]) / np.sqrt(n) * across).max(),
             )
         rows.append((*xi, *zeta, phi.phi(h[0]), g[1]))
     xi_1, xi_2, zeta_1, zeta_2, p_0, g_1 = np.array(rows).transpose(1, 0, 2)
@@ -795,7 +809,7 @@ def gaussian_update_case(*, data, networks, seed):
         for l in range(1, L + 1):
             p0, p1, W_l = phi.phi(h[l - 1]), phi.phi(h1[l - 1]), W[l - 1]
             u0, u1, z0 = W_l @ p0 / np.sqrt(n), W_l @ p1 / np.sqrt(n), W_l.T @ g[l] / np.sqrt(n)
-            rho, square = p0 @ p1 / (p0 @ p0), g[l] @ g[l]
+            rho, square = p0 @ p1 / (p0 @ p0 or 1.0), g[l] @ g[l]
             p_perp, across = p1 - rho * p0, xi1[l - 1] - g[l] * (g[l] @ xi1[l - 1]) / square
             noise = np.linalg.norm(p_perp) / np.sqrt(n) * across
             worst = max(worst, np.abs(u1 - (rho * u0 + g[l] * (z0 @ p_perp) / square + noise)).max())  # [15]
@@ -810,7 +824,7 @@ def gaussian_update_case(*, data, networks, seed):
     _independence(p, "zeta_2, xi1_2", zeta_2, xi1_2)
     _independence(p, "g_2, xi1_2", g_2, xi1_2)
     # Without the backward-aligned term and the projection, xi^1 along g would be what z^0 is along p_perp.
-    along_p_perp = _along(p_perp, z0) / np.linalg.norm(g_2, axis=1)
+    along_p_perp = _along(p_perp, z0) / np.linalg.norm(g_2, axis=1)  # g_L = v != 0
     _correlation(p, "xi1_2 along g_2, z0 along p_perp", _along(g_2, xi1_2), along_p_perp)
     return {"residual of [15]": {"largest": worst}, "p-value": p}
 
@@ -860,7 +874,7 @@ def first_step_case(*, data, particles, seed):
     kernels = sde.first_step_kernel(stream.X[0], phi_in_use(), 16)[:2]
     for label, coupling, kernel in zip(("network / Theta", "NFD / Theta_NFD"), ("full", "none"), kernels):
         run = solve(stream, particles, 16, coupling=coupling, rng=rng, keep="outputs")
-        out[label] = {"ratio": (run.f[1] - run.f[0]) / (-1e-3 * run.chi[0] * kernel)}
+        out[label] = {"ratio": (run.f[1] - run.f[0]) / (-stream.eta * run.chi[0] * kernel)}
     return out
 
 
@@ -872,7 +886,7 @@ def orthogonal_case(*, data, eta, particles, depths, seed):
     two = sequence(data, (0, 1), eta, rng=rng)
     (x, z), y = two.X, two.y
     z = z - x * (z @ x) / (x @ x)
-    stream = Stream([x, z * sqrt((x @ x) / (z @ z))], y, eta)
+    stream = stream_of(data, [x, z * sqrt((x @ x) / (z @ z))], y, eta)
     return _changes(stream, particles, depths, ("none", "full"), rng)
 
 
@@ -927,7 +941,7 @@ def correlation_case(*, data, particles, seed):
     stream = sequence(data, [0, 0], 1e-3, rng=rng)
     kernel = sde.first_step_kernel(stream.X[0], depth=16, rho=0.5)
     run = sde.solve(stream, particles, 16, backward=0.5, rng=rng, keep="outputs")
-    out["half / Theta_rho"] = {"ratio": (run.f[1] - run.f[0]) / (-1e-3 * run.chi[0] * kernel.Theta_rho)}
+    out["half / Theta_rho"] = {"ratio": (run.f[1] - run.f[0]) / (-stream.eta * run.chi[0] * kernel.Theta_rho)}
     least = sde.first_step_kernel(stream.X[0], depth=16, rho=0.0).Theta_rho
     out["share of Theta - Theta_NFD"] = {"rho = 1/2": (kernel.Theta_rho - least) / (kernel.Theta - least)}
     for name, phi in (("linear", "identity"), ("tanh", "tanh")):
