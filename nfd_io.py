@@ -434,12 +434,15 @@ def _read(path):
     return (X, y), None
 
 
+PIECE = 2**24  # so many characters of a file are read at a time
+
+
 def _read_csv(path):
     """The table (N, d+1) of a .csv file, and the names in its header, () if it has none."""
     blocks, names, line = [], (), 0
     with open(path, encoding="utf-8-sig") as file:
-        for _ in progress(range(os.path.getsize(path) // 2**24 + 1), f"reading {path}"):
-            numbered = list(enumerate(file.readlines(2**24), line + 1))
+        for _ in progress(range(os.path.getsize(path) // PIECE + 1), f"reading {path}"):
+            numbered = list(enumerate(file.readlines(PIECE), line + 1))
             line += len(numbered)
             numbered = [(number, text) for number, text in numbered if text.strip()]
             if numbered and not blocks and not names and (names := _header(numbered)):
@@ -530,8 +533,8 @@ def _check_label(table, names):
         return
     N, (first, last) = len(table), (table[:, 0], table[:, -1])
     values, others = np.unique(last), np.unique(first)
-    in_first = _whole(others) and 2 <= len(others) <= min(100, N / 5) and not _pixels(first, table[:, 1])
-    in_last = not _whole(values) or len(values) <= max(20, N / 2) and not _pixels(last, table[:, -2])
+    in_first = _whole(others) and 2 <= len(others) <= min(100, N / 5) and not _background(first, first)
+    in_last = not _whole(values) or len(values) <= max(20, N / 2) and not _background(last, table[:, -2])
     if in_first or not in_last or any(named):
         raise ValueError(
             f"y may be in the last column, which holds {_some(values)}, or in the first, which holds "
@@ -544,11 +547,11 @@ def _whole(values):
     return (values == np.rint(values)).all()
 
 
-def _pixels(column, neighbour):
-    """Whether most of a column of integers, three or more, is background, as most of its neighbour is."""
+def _background(column, neighbour):
+    """Whether a column of integers, three or more, is mostly one of them, and so is its neighbour: pixels."""
     values, counts = np.unique(column, return_counts=True)
-    background = min(counts.max(), np.sum(neighbour == values[counts.argmax()]))
-    return len(values) > 2 and 2 * background > len(column) and _whole(neighbour)
+    most = min(counts.max(), np.sum(neighbour == values[counts.argmax()]))
+    return len(values) > 2 and 2 * most > len(column) and _whole(neighbour)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What is known without sampling: the kernels at initialisation, closed forms after one step, linear
 training; no Numba."""
 
+from functools import cache
 from math import pi, sqrt
 from typing import NamedTuple
 
@@ -85,9 +86,9 @@ def gaussian_moments(Q, phi):
     Others than identity, relu and erf: by the trapezoid rule on a square grid of step 0.25 or less in two
     independent normals. Its error is of order exp(-2 pi w / (step sigma)) for a standard deviation sigma of h
     and a phi that is analytic for |Im h| < w; for tanh w = pi/2, so it is below 1e-10. Every second point
-    alone has to give the same to 1e-5, the root of that error; else 4 or 16 times as many points are tried,
-    and then Gauss' rule in polar coordinates, of two orders, for a phi with a kink at 0. ValueError if those
-    differ by more than 1e-8, or sigma > 40.
+    alone has to give the same to 1e-4, more than the root of that error; else Gauss' rule in polar
+    coordinates is tried, for a phi with a kink at 0, whose two orders have to agree to 1e-8, and then 4 or 16
+    times as many points. ValueError if nothing will do, or sigma > 40.
     """
     var = np.diag(Q).clip(min=0)
     s = np.sqrt(var)
@@ -105,38 +106,50 @@ def gaussian_moments(Q, phi):
         return scale * (np.sin(angle) + (pi - angle) * rho) / (2 * pi), (scale > 0) * (pi - angle) / (2 * pi)
     if s.max() > 40:
         raise ValueError(f"E h^2 = {var.max():.4g} is beyond 1600, where the quadrature for {phi.name} ends")
-    both, points = (phi.phi, phi.dphi), 2 * int(max(20, 17 * s.max()))
-
-    def by_grid(a, b, f, points):
-        z, step = np.linspace(-10, 10, 1 + 2 * points, retstep=True)
-        weight = step * np.exp(-z * z / 2) / sqrt(2 * pi)
-        h_b = s[b] * (rho[a, b] * z[:, None] + sqrt(1 - rho[a, b] ** 2) * z)  # (z_a, z_b)
-        return (weight * f(s[a] * z)) @ f(h_b) @ weight
-
-    def by_angle(a, b, f, order):
-        nodes, w = np.polynomial.legendre.leggauss(order)
-        angle = np.arccos(rho[a, b])  # h_a = 0 at -pi / 2, pi / 2, 3 pi / 2, h_b where this is added
-        ends = np.sort([-pi / 2, pi / 2, 3 * pi / 2, angle - pi / 2, angle + pi / 2])
-        angles, of_angles = _panels(ends, nodes, w)
-        r, of_r = _panels(np.array([0, 1, 3, 6, 12]), nodes, w)
-        h_a, h_b = s[a] * np.outer(r, np.cos(angles)), s[b] * np.outer(r, np.cos(angles - angle))
-        return (of_r * r * np.exp(-r * r / 2)) @ (f(h_a) * f(h_b)) @ of_angles / (2 * pi)
-
-    grids = [(by_grid, n, n // 2, 1e-5) for n in (points, 4 * points, 16 * points) if n <= 2000]
-    for by, fine, coarse, tolerance in (*grids, (by_angle, 40, 30, 1e-8)):
-        off, moments = 0.0, np.empty((2, *Q.shape))
+    points, off = 2 * int(max(20, 17 * s.max())), np.inf
+    finer = [(_on_grid, n, 1e-4) for n in (4 * points, 16 * points) if n <= 2000]
+    for rule, n, tolerance in ((_on_grid, points, 1e-4), (_on_rays, 40, 1e-8), *finer):
+        fine, coarse = np.empty((2, 2, *Q.shape))
         for a, b in zip(*np.triu_indices(len(Q))):
-            for m, f in zip(moments, both):
-                m[a, b] = m[b, a] = by(a, b, f, fine)
-                off = max(off, abs(m[a, b] - by(a, b, f, coarse)) / (1 + abs(m[a, b])))
+            both = rule((phi.phi, phi.dphi), s[a], s[b], rho[a, b], n)
+            (fine[:, a, b], coarse[:, a, b]) = (fine[:, b, a], coarse[:, b, a]) = np.transpose(list(both))
+        off = np.max(np.abs(fine - coarse) / (1 + np.abs(fine)))
         if off <= tolerance:
-            return tuple(moments)
+            return tuple(fine)
     raise ValueError(f"the moments of phi={phi.name!r} come out to {off:.1g} only: it is not smooth but at 0")
 
 
-def _panels(ends, nodes, weights):
+def _on_grid(functions, s_a, s_b, rho, points):
+    """[(E f(h_a) f(h_b), the same by every second point) for each f] by the trapezoid rule."""
+    z, step = np.linspace(-10, 10, 1 + 2 * points, retstep=True)
+    weight, h_a = step * np.exp(-z * z / 2) / sqrt(2 * pi), s_a * z
+    h_b = s_b * (rho * z[:, None] + sqrt(1 - rho**2) * z)  # (z_a, z_b)
+    for f in functions:
+        of_a, of_b = weight * f(h_a), f(h_b)
+        yield of_a @ of_b @ weight, 4 * (of_a[::2] @ of_b[::2, ::2] @ weight[::2])
+
+
+def _on_rays(functions, s_a, s_b, rho, order):
+    """The same by Gauss' rule of that order, and of 3/4 of it, in polar coordinates, between the rays where
+    h_a = 0 or h_b = 0."""
+    angle = np.arccos(rho)
+    ends = np.sort([-pi / 2, pi / 2, 3 * pi / 2, angle - pi / 2, angle + pi / 2])
+    for f in functions:
+        yield [_polar(f, s_a, s_b, angle, ends, n) for n in (order, 3 * order // 4)]
+
+
+def _polar(f, s_a, s_b, angle, ends, order):
+    (t, of_t), (r, of_r) = _panels(ends, order), _panels(np.array([0, 1, 3, 6, 12]), order)
+    h_a, h_b = s_a * np.outer(r, np.cos(t)), s_b * np.outer(r, np.cos(t - angle))
+    return (of_r * r * np.exp(-r * r / 2)) @ (f(h_a) * f(h_b)) @ of_t / (2 * pi)
+
+
+_gauss = cache(np.polynomial.legendre.leggauss)
+
+
+def _panels(ends, order):
     """Nodes and weights of Gauss' rule in all the intervals between these ends."""
-    half = np.diff(ends)[:, None] / 2
+    (nodes, weights), half = _gauss(order), np.diff(ends)[:, None] / 2
     return (ends[:-1, None] + half * (1 + nodes)).ravel(), (half * weights).ravel()
 
 

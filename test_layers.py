@@ -1,4 +1,4 @@
-"""A block is a line in a table, an activation in two; compiled code sees a change of the machine room."""
+"""A block is a line in a table; compiled code sees a change of the machine room."""
 
 import ast
 import os
@@ -132,33 +132,6 @@ def test_blocks_that_make_no_sense(layers, monkeypatch):
             ValueError, match="block='odd' has no matrix, or a layer whose back reaches before h_0"
         ):
             call()
-
-
-@nfd_kernels.entry
-def _cube(x, out):
-    for m in range(len(x)):
-        out[m] = x[m] * x[m] * x[m] / 8
-
-
-@nfd_kernels.entry
-def _times_dcube(x, phi_x, c, out):
-    for m in range(len(x)):
-        out[m] *= c * 3 * x[m] * x[m] / 8
-
-
-def test_one_more_activation(monkeypatch):
-    """A line in the plain table and one in the fast table; phi' that needs h, whether h is kept or not."""
-    cube = nfd_min.Activation("cube", lambda h: h**3 / 8, lambda h: 3 * h**2 / 8)
-    monkeypatch.setitem(nfd_min.ACTIVATIONS, "cube", cube)
-    monkeypatch.setitem(nfd_kernels.PHI, "cube", (_cube, _times_dcube, True))
-    stream, weights = stream_of(4), nfd_min.draw_weights(30, 3, 5, rng=1)
-    same(finite_net.train(stream, 30, 3, "cube", weights=weights), nfd_min.sgd(stream, weights, "cube"))
-    noise = nfd_min.draw_noise(4, 3000, 3, rng=1)
-    for coupling in ("none", "nearest", "full"):
-        plain = nfd_min.nfd(stream, noise, "cube", coupling=coupling)
-        same(sde.solve(stream, 3000, 3, "cube", coupling=coupling, noise=noise), plain)
-        run = sde.solve(stream, 3000, 3, "cube", coupling=coupling, noise=noise, keep="outputs")
-        assert np.allclose(run.f, plain.f, rtol=1e-11)
 
 
 PROGRAM = """
