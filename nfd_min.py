@@ -20,8 +20,7 @@ chain.
 """
 
 from dataclasses import InitVar, dataclass
-from math import log, prod, sqrt
-from numbers import Real
+from math import log10, prod, sqrt
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -36,22 +35,17 @@ __version__ = "0.1.0"
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation function phi and its derivative dphi, both of numbers; kept so that they take arrays too.
-
-    The compiled twins need functions that Numba can compile. ValueError for a name of ACTIVATIONS, and if
-    dphi is not the central difference of phi, or one of them not finite, at 49 points in (-6, 6).
-    """
+    """An activation function and its derivative, functions of a number, made elementwise; for the fast twins
+    such that Numba can compile. ValueError for a name of ACTIVATIONS, or if dphi is not the derivative."""
 
     name: str
     phi: Callable
     dphi: Callable
-    known: InitVar[bool] = False  # of ACTIVATIONS: elementwise and dtype-preserving as they are
+    known: InitVar[bool] = False  # one of ACTIVATIONS: elementwise and dtype-preserving as it is
 
     def __post_init__(self, known):
         if not known:
-            phi, dphi = nfd_io.check_activation(self.name, self.phi, self.dphi, ACTIVATIONS)
-            object.__setattr__(self, "phi", phi)
-            object.__setattr__(self, "dphi", dphi)
+            self.__dict__.update(nfd_io.check_activation(self.name, self.phi, self.dphi, ACTIVATIONS))
 
 
 TANH = Activation("tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2, True)
@@ -59,6 +53,12 @@ RELU = Activation("relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h
 ERF = Activation("erf", lambda h: scipy.special.erf(h), lambda h: 2 / sqrt(np.pi) * np.exp(-h * h), True)
 IDENTITY = Activation("identity", lambda h: h, np.ones_like, True)
 ACTIVATIONS = {a.name: a for a in (TANH, RELU, ERF, IDENTITY)}
+
+
+def activation(phi):
+    """The Activation of that name; an Activation is returned as it is. ValueError for anything else."""
+    return phi if isinstance(phi, Activation) else choose("phi", phi, ACTIVATIONS)
+
 
 # ------------------------------------------------------------------------------------------------------------
 # The network with explicit matrices [1]-[3], [8], [29]
@@ -102,12 +102,9 @@ def chain(
     """
     build, a = choose("block", block, BLOCKS), internal_lr_exponent
     (skip, s), rate = residual(scaling, depth, branch_exponent), float(depth) ** (2 * branch_exponent - 1)
-    if isinstance(a, bool) or not isinstance(a, Real) or not a < np.inf:
-        raise ValueError(f"internal_lr_exponent={a!r} must be a number, or -inf to keep W1 fixed")
+    (a,) = numbers("internal_lr_exponent", a, -np.inf, 30 / log10(max(depth, 10)))
     if a != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
         raise ValueError(f'internal_lr_exponent={a!r} is for block="two-layer", not block={block!r}')
-    if a * log(depth) > log(1e30):
-        raise ValueError(f"internal_lr_exponent={a!r} makes L^a more than 1e30 at depth {depth}")
     inner = 0.0 if a == -np.inf else float(depth) ** a
     of_block, ties = build(activation(phi), s, skip, inner), correlations(backward, depth)
     layers = [a._replace(rate=a.rate * rate, rho=rho, fresh=new) for rho, new in ties for a in of_block]
@@ -129,18 +126,12 @@ def correlations(backward, depth, name="backward"):
 
 
 def residual(scaling, depth, branch_exponent=0.5):
-    """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).  ValueError for an unknown scaling, or
-    an exponent that is not in [1/2, 1] for depth-mup, and 1/2 for the others."""
+    """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n);  exponents but 1/2 for depth-mup."""
     most = choose("scaling", scaling, {"depth-mup": 1, "mup": 0.5, "vanilla": 0.5})
     (alpha,), depth = numbers("branch_exponent", branch_exponent, 0.5, most), positive_int("depth", depth)
     if scaling == "depth-mup":
         return 1.0, 1 / sqrt(depth) if alpha == 0.5 else float(depth) ** -alpha  # [X1]
     return float(scaling == "mup"), 1.0
-
-
-def activation(name):
-    """The Activation of that name; an Activation is returned as it is. ValueError for anything else."""
-    return name if isinstance(name, Activation) else choose("phi", name, ACTIVATIONS)
 
 
 def forward(h_0, W, layers):
@@ -179,9 +170,7 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
 
     weights : U (n, d), W (weight_shape), v (n,), and W' of W's shape where W~ is not +-W; for
         backward="fresh" one for each pass, (S, ..)
-    block, network : as in `chain`; by default backward="decoupled" with W', else "reused": the backward pass
-        has W~ in place of W, and both receive the same updates [8], [X1]
-    Returns a Trajectory with everything.
+    block, network : as in `chain`; by default backward="decoupled" with W', else "reused" [8], [X1]
     """
     U, W, v, *other = (np.array(w, dtype=float) for w in weights)
     L, n, S = len(W), len(v), len(stream)
@@ -228,8 +217,8 @@ def backward_weights(W, other, layers):
 def innovations(h, g, W, phi="tanh", *, rng=None):
     """The independent standard normal xi and zeta (..., L, n) of Proposition 4.1, recovered from a network.
 
-    h, g : arrays, shape (..., L+1, n): first forward and backward passes through W (L, n, n), depth-muP.
-    rng : fills the one direction of each zeta_l that the network does not determine.
+    h, g : arrays, shape (..., L+1, n): first forward and backward passes through W (L, n, n), depth-muP
+    rng : fills the one direction of each zeta_l that the network does not determine
 
         u_l = W_l p / sqrt(n) = |p| / sqrt(n) xi_l,  p = phi(h_{l-1})                                     [7]
         z_l = W_l^T g_l / sqrt(n) = p <g_l, u_l> / |p|^2 + |g_l| / sqrt(n) (I - p p^T / |p|^2) zeta_l     [7]
@@ -258,7 +247,6 @@ def update_innovation(h, g, h1, W, phi="tanh", *, rng=None):
     h, g : arrays, shape (L+1, n): first forward and backward passes through the initial W (L, n, n)
     h1 : array, shape (L+1, n): features of the second forward pass, after the update
     rng : fills the one direction of each xi^1_l that the network does not determine
-
     With p0 = phi(h_{l-1}), p1 = phi(h1_{l-1}), rho = <p0, p1> / |p0|^2 and p_perp = p1 - rho p0,
 
         u^1 = rho u^0 + g_l <z^0, p_perp> / |g_l|^2 + |p_perp| / sqrt(n) (I - g_l g_l^T / |g_l|^2) xi^1_l [15]
@@ -376,19 +364,17 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
     Returns a Trajectory with everything but A and B.
     """
     u, v, xi, zeta = noise
-    S, T, N = xi.shape
+    (S, T, N), M = xi.shape, len(particle_chain(block, phi, 1, coupling))
     if S != len(stream):
         raise ValueError(f"the noise is for {S} passes, the stream has {len(stream)} samples")
-    M = len(particle_chain(block, phi, 1, coupling))
     L = T // M
     if L * M != T:
-        each = "two" if M == 2 else M
-        raise ValueError(f"the noise has {T} steps; {block} blocks need {each} for each block")
+        raise ValueError(f"the noise has {T} steps; {block} blocks need {M} for each block")
     layers, nearest = particle_chain(block, phi, L, coupling, **network), coupling == "nearest"
     K, U = stream.gram, LazyGaussian((N, stream.d))
     W = [LazyGaussian((N, N), rho=layer.rho) for layer in layers]
-    (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, T + 1, N), np.nan)
-    out = Trajectory(f, chi)
+    (h, g), out = np.full((2, S, T + 1, N), np.nan), Trajectory(*np.full((2, S), np.nan))
+    f, chi = out.f, out.chi
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for k in range(S):
             past = slice(0, stream.seen(k))
@@ -461,8 +447,8 @@ def particle_chain(
     implied = choose("coupling", coupling, COUPLINGS)
     if backward is not None and coupling != "none":
         raise ValueError(f"coupling={coupling!r} and backward={backward!r} are not for use together")
-    backward, scaling = implied if backward is None else backward, "depth-mup"
-    layers = chain(block, phi, depth, scaling, internal_lr_exponent, backward, branch_exponent)
+    backward = implied if backward is None else backward
+    layers = chain(block, phi, depth, "depth-mup", internal_lr_exponent, backward, branch_exponent)
     if not all(layer.matrix for layer in layers):
         usable = {b: 0 for b in BLOCKS if all(layer.matrix for layer in chain(b, phi, 1))}
         choose("block", block, usable)
@@ -474,17 +460,11 @@ def particle_chain(
 # ------------------------------------------------------------------------------------------------------------
 # Losses, streams of samples, weights, results
 
-
-class Loss(NamedTuple):
-    """A loss l(f, y), chi = dl/df, both elementwise, and the targets y it is for, None for all."""
-
-    value: Callable
-    chi: Callable
-    targets: tuple | None = None
-
+Loss = NamedTuple("Loss", [("value", Callable), ("chi", Callable), ("targets", tuple)])
+"""A loss l(f, y), chi = dl/df, both elementwise, and the targets y that it is for, () for all."""
 
 LOSSES = {
-    "squared": Loss(lambda f, y: (f - y) ** 2 / 2, lambda f, y: f - y),
+    "squared": Loss(lambda f, y: (f - y) ** 2 / 2, lambda f, y: f - y, ()),
     "logistic": Loss(lambda f, y: np.logaddexp(0, -y * f), lambda f, y: -y / (1 + np.exp(y * f)), (-1, 1)),
 }
 
@@ -512,16 +492,13 @@ class Stream:
 
     def __post_init__(self):
         targets = choose("loss", self.loss, LOSSES).targets
-        for name, value in check_samples(self.X, self.y, self.eta, self.batch, targets).items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(check_samples(self.X, self.y, self.eta, self.batch, targets))
 
     def chi(self, f, k):
         """dl/df of outputs f of the samples k. [2]"""
         return LOSSES[self.loss].chi(f, self.y[k])
 
-    @property
-    def d(self):
-        return self.X.shape[1]
+    d = property(lambda self: self.X.shape[1])
 
     @property
     def rate(self):
@@ -542,13 +519,11 @@ class Stream:
 
     @classmethod
     def digits(cls, samples, eta, *, batch=1, data=None, rng=None, **how):
-        """Handwritten digits (8 x 8, d = 64), or the samples of a file, in random order, epoch after epoch.
+        """Handwritten digits (8 x 8, d = 64), or the samples of a file, in random order, epoch after epoch;
+        less their mean and then scaled to |x|^2 = d.
 
-        samples : number S of samples drawn;  rng : of their order
-        data : path of a `.npz` or `.csv` file;  how : label, classes, target, loss, as in nfd_io.Data
-
-        The mean input is subtracted and each is then scaled to |x|^2 = d. ValueError for an unreadable or
-        malformed file, labels that are not integers, a class without samples, an input equal to the mean.
+        samples : number S of samples drawn;  rng : of their order;  data : path of a `.npz` or `.csv` file
+        how : label, classes, target, loss, as in nfd_io.Data, which says what is refused as a ValueError
         """
         data = nfd_io.data_of(data, **how)
         return cls(*load_samples(samples, data, rng), eta, batch, data.loss)
@@ -601,18 +576,16 @@ class Trajectory:
     def min_eig(self, passes=None):
         """Smallest eigenvalue of C_l and of Gamma_l, l = 0..L-1: two arrays of shape (L,). [26]
 
-        passes : the first so many; by default all completed. ValueError if the kernels were not kept or none
-            was.
+        passes : the first so many; by default all completed. ValueError if the kernels were not kept.
         """
         if self.C is None:
             raise ValueError('the kernels were not kept; use keep="kernels" or keep="all"')
-        complete = np.isfinite(np.diagonal(self.C + self.Gamma, axis1=1, axis2=2)).all(axis=0)
-        done = len(complete) if complete.all() else int(np.argmin(complete))
+        complete = np.isfinite(np.einsum("lkk->lk", self.C + self.Gamma)).all(axis=0)
+        done = int(np.cumprod(complete).sum())
         passes = done if passes is None else positive_int("passes", passes)
         if not 1 <= passes <= done:
             raise ValueError(f"passes={passes} must be between 1 and the number of completed passes, {done}")
-        kernels = (a[:, :passes, :passes].astype(float) for a in (self.C, self.Gamma))
-        return tuple(np.linalg.eigvalsh(a)[:, 0] for a in kernels)
+        return tuple(np.linalg.eigvalsh(a[:, :passes, :passes])[:, 0] for a in (self.C, self.Gamma))
 
 
 def fill_kernels(out, h, g, phi):
