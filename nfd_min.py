@@ -100,11 +100,11 @@ def chain(
     branch_exponent : alpha in [1/2, 1] for depth-mup: s = L^-alpha, and all rates are L^(2 alpha - 1) [X1]
     ValueError for anything unknown, an a that is NaN or makes L^a > 1e30, or a != 0 where there is no W1_l.
     """
-    build, a = choose("block", block, BLOCKS), internal_lr_exponent
+    build, most = choose("block", block, BLOCKS), 30 / log10(max(positive_int("depth", depth), 10))
     (skip, s), rate = residual(scaling, depth, branch_exponent), float(depth) ** (2 * branch_exponent - 1)
-    (a,) = numbers("internal_lr_exponent", a, -np.inf, 30 / log10(max(depth, 10)))
+    (a,) = numbers("internal_lr_exponent", internal_lr_exponent, -np.inf, most)
     if a != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
-        raise ValueError(f'internal_lr_exponent={a!r} is for block="two-layer", not block={block!r}')
+        raise ValueError(f'internal_lr_exponent={a:g} is for block="two-layer", not block={block!r}')
     inner = 0.0 if a == -np.inf else float(depth) ** a
     of_block, ties = build(activation(phi), s, skip, inner), correlations(backward, depth)
     layers = [a._replace(rate=a.rate * rate, rho=rho, fresh=new) for rho, new in ties for a in of_block]
