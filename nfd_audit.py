@@ -71,6 +71,12 @@ class Part:
             for result in results
         ]
 
+    def wider(self, points, given, first):
+        """Other arguments to measure with, where these cannot give an answer; None if they can.
+
+        first : those of the first look
+        """
+
     def shown(self, points):
         """{size: [value for each repetition]}, as --json and --plot give them."""
         return {size: [float(p[size]) for p in points] for size in points[0]}
@@ -97,16 +103,27 @@ class Rate(Part):
     def points(self, results, given):
         return [{int(size): value for size, value in p.items()} for p in super().points(results, given)]
 
-    def fit(self, points):
+    def fit(self, points, confidence):
         try:
-            return ex.fit_slope(list(points[0]), [list(p.values()) for p in points])
+            return ex.fit_slope(list(points[0]), [list(p.values()) for p in points], confidence=confidence)
         except ValueError:  # some errors are 0 or not finite
             return None
 
-    def judge(self, points):
+    def judge(self, points, confidence=0.95):
         """points : list of R dicts size -> error, one for each repetition."""
-        fit = self.fit(points) or Slope(np.nan, np.nan, np.nan, np.nan)
+        fit = self.fit(points, confidence) or Slope(np.nan, np.nan, np.nan, np.nan)
         return fit._asdict() | dict(verdict=self.verdict(fit.low, fit.high))
+
+    def wider(self, points, given, first):
+        """Twice the depths where the interval is narrow and yet across the edge: the exponent is that of
+        large depths."""
+        fit, deepest = self.judge(points, LEVEL), 4 * max(first.get("depths", [0]))
+        if fit["verdict"] != "inconclusive" or not fit["high"] - fit["low"] < self.tolerance:
+            return None
+        if self.against != "L" or 2 * max(given.get("depths", [np.inf])) > deepest:
+            return None
+        twice = dict(depths=tuple(2 * L for L in given["depths"]))
+        return given | twice | ({"reference": 2 * given["reference"]} if "reference" in given else {})
 
     @property
     def prediction(self):
@@ -120,11 +137,21 @@ class BestEta(Rate):
     def losses(self, points):
         return [[list(losses.values()) for losses in p.values()] for p in points]
 
-    def both(self, points):
-        return ex.best_eta_slope(list(points[0]), list(next(iter(points[0].values()))), self.losses(points))
+    def both(self, points, confidence=0.95):
+        etas = list(next(iter(points[0].values())))
+        return ex.best_eta_slope(list(points[0]), etas, self.losses(points), confidence=confidence)
 
-    def fit(self, points):
-        return self.both(points)[0]
+    def fit(self, points, confidence):
+        return self.both(points, confidence)[0]
+
+    def wider(self, points, given, first):
+        """`given` with one more eta, where the best one of any depth is at an edge; None if none is."""
+        etas, losses = given["eta"], np.mean(self.losses(points), axis=0)
+        best = [ex.best_eta(etas, each) for each in losses]
+        edges = {eta for eta, inside in best if not inside}
+        step = etas[1] / etas[0]
+        below, above = (etas[0] / step,) * (etas[0] in edges), (etas[-1] * step,) * (etas[-1] in edges)
+        return given | dict(eta=below + etas + above) if (below or above) and len(etas) < WIDEST else None
 
     def shown(self, points):
         """{depth: pseudo-values of the best eta}, or none if it is at an edge."""
@@ -136,10 +163,10 @@ class BestEta(Rate):
 class Mean(Part):
     """The mean of a number (the only case of each repetition) has this value; the verdict is that of Rate."""
 
-    def judge(self, points):
+    def judge(self, points, confidence=0.95):
         values = np.array([value for p in points for value in p.values()])
         mean, R = float(values.mean()), len(values)
-        half = float(stdtrit(R - 1, 0.975) * values.std(ddof=1) / np.sqrt(R))
+        half = float(stdtrit(R - 1, (1 + confidence) / 2) * values.std(ddof=1) / np.sqrt(R))
         low, high = mean - half, mean + half
         return dict(mean=mean, slope=None, low=low, high=high, verdict=self.verdict(low, high))
 
@@ -154,7 +181,7 @@ class Bound(Part):
 
     above: bool = False
 
-    def judge(self, points):
+    def judge(self, points, confidence=0.95):
         values = [value for p in points for value in p.values()]
         worst = float(np.min(values) if self.above else np.max(values))  # a NaN fails
         holds = worst > self.predicted if self.above else worst < self.predicted
@@ -165,31 +192,67 @@ class Bound(Part):
         return f"{'>' if self.above else '<'} {self.predicted:g}"
 
 
+class Plan(NamedTuple):
+    """How often an experiment is repeated, and its arguments."""
+
+    repeat: int
+    given: dict
+
+
 class Experiment(NamedTuple):
     measure: Callable  # (*, data, seed, ..) -> dict, of nfd_experiments
-    repeat: tuple  # how often: (quick, full)
+    repeat: tuple  # how often at first: (quick, full)
     parts: tuple  # of Part
     given: tuple = ({}, {})  # more arguments: (quick, full)
     over: tuple = ()  # names of those of which each repetition goes through all values, on the same seed
 
-    def values(self, full):
-        return list(product(*(self.given[full][name] for name in self.over)))
+    def plan(self, full):
+        return Plan(self.repeat[full], self.given[full])
 
-    def cases(self, data, full, seed):
+    def values(self, plan):
+        return list(product(*(plan.given[name] for name in self.over)))
+
+    def cases(self, data, plan, seed):
         """seed : tuple; each repetition has its own number behind it."""
         return [
-            Case(self.measure, self.given[full] | dict(zip(self.over, values), data=data), (*seed, r))
-            for r in range(self.repeat[full])
-            for values in self.values(full)
+            Case(self.measure, plan.given | dict(zip(self.over, values), data=data), (*seed, r))
+            for r in range(plan.repeat)
+            for values in self.values(plan)
         ]
 
-    def read(self, results, full):
+    def read(self, results, plan):
         """[(part, its points)] from the results of the cases."""
         if self.over:
-            values = self.values(full)
+            values = self.values(plan)
             starts = range(0, len(results), len(values))
             results = [dict(zip(values, results[i : i + len(values)])) for i in starts]
-        return [(part, part.points(results, self.given[full])) for part in self.parts]
+        return [(part, part.points(results, plan.given)) for part in self.parts]
+
+    def next(self, results, plan, full):
+        """The plan of the next look: the same if every part is decided, or there have been LOOKS of them.
+
+        What is not decided is measured with wider arguments, or twice as often. A slope or mean is not
+        decided where its interval is across the edge, and at the first look not where it is outside.
+        """
+        for part, points in self.read(results, plan):
+            verdict = part.judge(points, LEVEL)["verdict"]
+            early = plan.repeat == self.repeat[full]
+            if isinstance(part, Bound) or verdict == "holds" or verdict == "fails" and not early:
+                continue
+            if wider := part.wider(points, plan.given, self.given[full]):
+                return plan._replace(given=wider)
+            if plan.repeat < self.repeat[full] * 2 ** (LOOKS - 1):
+                return plan._replace(repeat=2 * plan.repeat)
+        return plan
+
+
+LOOKS = 5
+"""So often, at most, a claim is looked at, each time with twice as many repetitions."""
+
+LEVEL = 1 - 0.05 / LOOKS
+"""The confidence of each look's interval, so that it is 95% for all of them together."""
+
+WIDEST = 14  # learning rates that are tried for a best one
 
 
 class Claim(NamedTuple):
@@ -200,10 +263,24 @@ class Claim(NamedTuple):
     expected: str = "holds"
     note: str = ""  # printed under the claim's lines
 
-    def cases(self, data, full, seed):
+    def plans(self, full):
+        return [experiment.plan(full) for experiment in self.experiments]
+
+    def cases(self, data, plans, seed):
         """One list for each experiment."""
         seeds = ((seed, e, *self.id.encode()) for e in range(len(self.experiments)))
-        return [experiment.cases(data, full, s) for experiment, s in zip(self.experiments, seeds)]
+        return [e.cases(data, plan, s) for e, plan, s in zip(self.experiments, plans, seeds)]
+
+    def split(self, results, plans):
+        """The results of all cases, a list for each experiment."""
+        results = iter(results)
+        numbers = [plan.repeat * len(e.values(plan)) for e, plan in zip(self.experiments, plans)]
+        return [[next(results) for _ in range(number)] for number in numbers]
+
+    def next(self, results, plans, full):
+        """The plans of the next look; the same ones if there is none."""
+        each = zip(self.experiments, self.split(results, plans), plans)
+        return [experiment.next(of_it, plan, full) for experiment, of_it, plan in each]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -337,7 +414,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.gia_case,
-                    (100, 200),
+                    (50, 100),
                     (
                         *(Rate(f"|g - g~|^2, L = {L}", -1, 0.2, against="n") for L in (4, 16, 64)),
                         Rate("n |g - g~|^2", 0, 0.15),
@@ -353,11 +430,11 @@ CLAIMS = {
             (
                 Experiment(
                     ex.init_width_case,
-                    (250, 400),
+                    (120, 200),
                     (Rate("(kernels - limit)^2", -1, 0.2, against="n"),),
                     sizes(dict(widths=(32, 64, 128, 256)), dict(widths=(32, 64, 128, 256, 512))),
                 ),
-                Experiment(ex.init_depth_case, (8, 16), (Rate("|kernels - limit|", -1),)),
+                Experiment(ex.init_depth_case, (4, 8), (Rate("|kernels - limit|", -1),)),
             ),
         ),
         Claim(
@@ -368,7 +445,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.depth_case,
-                    (16, 48),
+                    (8, 24),
                     (
                         Rate("|g - g_ref|^2, k = 0..2", -1, 0.15, worst("none", "g")),
                         Rate("|h - h_ref|^2, k = 1..2", -1, 0.15, worst("none", "h", 1)),
@@ -384,7 +461,7 @@ CLAIMS = {
                 ),
                 Experiment(  # seen only where the particles' noise, of order 1/(N L), is below 1/L^2
                     ex.depth_case,
-                    (8, 16),
+                    (4, 8),
                     (Rate("|h - h_ref|^2, k = 0", -2, 0.15, worst("none", "h")),),
                     sizes(
                         dict(particles=16384),
@@ -407,7 +484,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.coupling_case,
-                    (12, 24),
+                    (4, 12),
                     tuple(
                         Rate(f"|change of {name}|^2, k = 1..2", -2, read=worst("nearest", name, 1))
                         for name in ("h", "g")
@@ -431,7 +508,7 @@ CLAIMS = {
                 # it has no bound free of the data.
                 Experiment(
                     ex.eigenvalue_case,
-                    (12, 24),
+                    (8, 12),
                     tuple(
                         part
                         for name in ("C", "Gamma")
@@ -491,9 +568,12 @@ CLAIMS = {
                 Experiment(
                     ex.law_case,
                     (1, 1),
-                    (Bound("p-value", CHANCE, above=True), Bound("p-value, reused / none", CHANCE)),
+                    (
+                        Bound("p-value", CHANCE, above=True),
+                        Bound("distance, reused / none", 0.1, above=True),
+                    ),
                     sizes(
-                        dict(runs=700, activations=("tanh",), batches=(1,)),
+                        dict(runs=1200, activations=("tanh",), batches=(1,)),
                         dict(runs=20000, activations=("tanh", "relu"), batches=(1, 2)),
                     ),
                 ),
@@ -506,7 +586,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.first_step_case,
-                    (8, 16),
+                    (4, 8),
                     (Mean("network / Theta", 1, 0.05), Mean("NFD / Theta_NFD", 1, 0.05)),
                     sizes(dict(particles=10000), dict(particles=50000)),
                 ),
@@ -519,7 +599,7 @@ CLAIMS = {
             (
                 Experiment(  # 2000 particles, whose own noise is below 5% of the smallest of these numbers
                     ex.coupling_case,
-                    (12, 12),
+                    (4, 6),
                     (
                         Rate("|change of h_L|^2", -2, read=worst("full", "h_L", 1)),
                         Rate("(change of f)^2", -2, read=changed("f")),
@@ -548,7 +628,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.coupling_case,
-                    (6, 12),
+                    (4, 6),
                     tuple(
                         Rate(f"{what}, {alpha:g}", 2 - 4 * alpha, 0.2, at(alpha, read))
                         for alpha in ALPHAS
@@ -578,7 +658,7 @@ CLAIMS = {
             tuple(
                 Experiment(
                     ex.source_case,
-                    (6, 12),
+                    (4, 6),
                     (
                         *(
                             Rate(f"{part}, {alpha:g}", slope, 0.15, by_depth(part))
@@ -607,7 +687,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.coherence_case,
-                    (8, 16),
+                    (4, 8),
                     tuple(
                         Rate(f"{what}, {signs}", slope, 0.2, coherent(signs, what))
                         for signs, total in (("equal", 0), ("random", -1), ("alternating", -2))
@@ -624,7 +704,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.correlation_case,
-                    (8, 16),
+                    (4, 8),
                     (
                         Mean("half / Theta_rho", 1, 0.05),
                         Mean("share of Theta - Theta_NFD", 0.45, 0.04),
@@ -682,7 +762,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.depth_case,
-                    (24, 64),
+                    (12, 32),
                     (
                         Rate("|g - g_ref|^2, k = 0, 1", -1, 0.15, worst("full", "g")),
                         Rate("|h - h_ref|^2, k = 1", -1, 0.15, worst("full", "h", 1)),
@@ -698,7 +778,7 @@ CLAIMS = {
                 ),
                 Experiment(
                     ex.coupled_width_case,
-                    (24, 48),
+                    (12, 24),
                     (Mean("(f_1 - NFD) / (limit - NFD)", 1, 0.3),),
                     sizes(dict(networks=4), dict(networks=16)),
                 ),
@@ -712,7 +792,7 @@ CLAIMS = {
             (
                 Experiment(  # against NFD f_1 would level off: it is off by about 0.2
                     ex.width_case,
-                    (120, 200),
+                    (60, 100),
                     tuple(
                         Rate(f"({name} - limit)^2", -1, 0.2, to_limit(name), "n")
                         for name in ("f", "C", "Gamma")
@@ -736,7 +816,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.relu_case,
-                    (300, 300),
+                    (150, 150),
                     (
                         Mean("E h_L^2 / exact, pre", 1, 0.1, to_exact("pre", "square", "square")),
                         Mean("E h_L^2 / exact, post", 1, 0.1, to_exact("post", "square", "square")),
@@ -753,7 +833,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.train_case,
-                    (48, 64),
+                    (24, 32),
                     (Rate("|loss gap|", -1, 0.2, loss_gap),),
                     sizes(
                         dict(width=64, depth=(4, 8, 16, 32)),
@@ -777,7 +857,7 @@ CLAIMS = {
             (
                 Experiment(
                     ex.two_layer_case,
-                    (12, 24),
+                    (6, 12),
                     (
                         Rate("W1's own update, a = 0", -1, read=share("own update", "0.0")),
                         Rate("W1's own update, a = 1/2", 0, read=share("own update", "0.5")),
@@ -805,7 +885,7 @@ CLAIMS = {
             tuple(
                 Experiment(
                     ex.train_case,
-                    (16, 48),
+                    (8, 24),
                     (BestEta(f"best eta, {label}", 0, read=loss_by_eta),),
                     tuple(given | how for given in TRANSFER),
                     ("depth", "eta"),
@@ -891,10 +971,7 @@ def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=
     claims = [c if isinstance(c, Claim) else CLAIMS[c] for c in claims]
     what = What(data_of(data, **({} if loss is None else dict(loss=loss))), full, seed, *_named(network, phi))
     what.check()
-    cases = [claim_cases(claim, what) for claim in claims]
-    found = iter(sweep(sum(cases, []), executor=executor, label="audit"))
-    results = [judge(c, [next(found) for _ in each], full) for c, each in zip(claims, cases)]
-    return Audit(results, what.about())
+    return Audit(audit_all(claims, what, lambda result: None, executor=executor), what.about())
 
 
 class What(NamedTuple):
@@ -947,10 +1024,10 @@ def assert_claim(claim, network=None, **how):
     assert result.ok and "not applicable" not in result.verdicts.values(), f"\n{result!r}"
 
 
-def claim_cases(claim, what):
+def claim_cases(claim, what, plans):
     """The Cases of a claim, of What. None if an implementation stands in place of our networks and it trains
     no network, or another activation in place of tanh and it is about one."""
-    cases = sum(claim.cases(what.data, what.full, what.seed), [])
+    cases = sum(claim.cases(what.data, plans, what.seed), [])
     names = {case.run.__name__ for case in cases}
     if what.network and not names & ex.OF_NETWORKS.keys() or what.phi != "tanh" and names - ex.OF_PHI.keys():
         return []
@@ -970,26 +1047,31 @@ def surprises(results):
     return [r["id"] for r in results if r["verdict"] not in (r["expected"], "not applicable")]
 
 
-def judge(claim, results, full):
+def judge(claim, results, plans):
     """The dict that --json writes, from the results of the claim's cases."""
-    trouble = next((r for r in results if r.keys() & {"not applicable", "error"}), None)
-    if trouble or not results:
-        why = "it trains no explicit network, or is about one activation"
-        verdict, note = next(iter((trouble or {"not applicable": why}).items()))
+    if trouble := _trouble(results):
+        verdict, note = trouble
         return _verdict(claim, [], verdict, f"{verdict}: {note}")
-    rates, results = [], iter(results)
-    for experiment in claim.experiments:
-        number = experiment.repeat[full] * len(experiment.values(full))
-        for part, points in experiment.read([next(results) for _ in range(number)], full):
+    rates = []
+    for experiment, of_it, plan in zip(claim.experiments, claim.split(results, plans), plans):
+        for part, points in experiment.read(of_it, plan):
             about = dict(label=part.label, against=part.against, predicted=part.predicted)
+            about |= dict(prediction=part.prediction, repetitions=plan.repeat)
             shown = [
                 {part.against: size, "mean": float(np.mean(errors)), "errors": errors}
                 for size, errors in part.shown(points).items()
             ]
-            rates.append(about | dict(prediction=part.prediction) | part.judge(points) | dict(points=shown))
+            rates.append(about | part.judge(points, LEVEL) | dict(points=shown))
     verdicts = {rate["verdict"] for rate in rates}
     verdict = next(v for v in ("fails", "inconclusive", "holds") if v in verdicts)
     return _verdict(claim, rates, verdict, claim.note)
+
+
+def _trouble(results):
+    """(verdict, why) where there is nothing to judge."""
+    if not results:
+        return "not applicable", "it trains no explicit network, or is about one activation"
+    return next((item for r in results for item in r.items() if item[0] in ("not applicable", "error")), None)
 
 
 def _verdict(claim, rates, verdict, note):
@@ -1058,33 +1140,80 @@ def _estimate(rate):
     return float(value), (rate["high"] - rate["low"]) / 2 / float(stdtrit(R - 1, 0.975)), R
 
 
-def audit_all(claims, what, **how):
-    """Audit the claims in one sweep; print the lines of each as soon as its cases and those before are done.
+def audit_all(claims, what, tell, **how):
+    """The results of the claims, in their order; tell : called with each, as soon as it and those before are
+    decided.
 
-    how : executor and store of the sweep
+    All cases of a look are one sweep; how : executor and store of the sweeps
     """
-    cases = [claim_cases(claim, what) for claim in claims]
-    places = [(c, i) for c, each in enumerate(cases) for i in range(len(each))]
-    first = {FIRST[0]: 1, FIRST[1]: len(places)}
-    places.sort(key=lambda place: place[1] >= first.get(claims[place[0]].id, 0))
-    found, results = [{} for _ in claims], []
+    plans, results, known, told = [claim.plans(what.full) for claim in claims], [None] * len(claims), {}, []
+    first = {FIRST[0]: 1, FIRST[1]: np.inf}
+    while None in results:
+        cases = {c: claim_cases(claims[c], what, plans[c]) for c, r in enumerate(results) if r is None}
+        places = [(c, i) for c, each in cases.items() for i in range(len(each))]
+        places.sort(key=lambda place: place[1] >= first.get(claims[place[0]].id, 0))
+        found = {c: {} for c in cases}
 
-    def hear(j, result):
-        c, i = places[j]
-        found[c][i] = result
-        tell()
+        def decide(c):
+            """Whether the claim is decided by its cases; if not, its plans are those of the next look."""
+            of_it = [found[c][i] for i in range(len(cases[c]))]
+            more = plans[c] if _trouble(of_it) else claims[c].next(of_it, plans[c], what.full)
+            if more == plans[c]:
+                results[c] = judge(claims[c], of_it, more)
+            plans[c] = more
+            while len(told) < len(claims) and results[len(told)] is not None:
+                told.append(results[len(told)])
+                tell(told[-1])
 
-    def tell():
-        while len(results) < len(claims) and len(found[len(results)]) == len(cases[len(results)]):
-            c = len(results)
-            results.append(judge(claims[c], [found[c][i] for i in range(len(cases[c]))], what.full))
-            if sys.stderr.isatty():
-                print("\r\033[K", end="", file=sys.stderr, flush=True)  # the progress bar
-            print(*lines(results[-1]), sep="\n", flush=True)
+        def hear(j, result):
+            c, i = places[j]
+            found[c][i] = result
+            if len(found[c]) == len(cases[c]):
+                decide(c)
 
-    tell()  # those without cases
-    sweep([cases[c][i] for c, i in places], label="audit", hear=hear, **how)
+        for c in [c for c, each in cases.items() if not each]:
+            decide(c)
+        sweep([cases[c][i] for c, i in places], label="audit", hear=hear, known=known, **how)
     return results
+
+
+def show(result):
+    """Print the lines of a claim."""
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr, flush=True)  # the progress bar
+    print(*lines(result), sep="\n", flush=True)
+
+
+def many_seeds(claims, what, number, **how):
+    """Audit so many seeds, print the surprises of each, and a table: of each quantity the verdicts, mean and
+    spread. Returns whether there was no surprise."""
+    audits, fine = [], 0
+    for s in range(what.seed, what.seed + number):
+        results = audit_all(claims, what._replace(seed=s), lambda result: None, **how)
+        audits.append(results)
+        fine += not surprises(results)
+        if surprises(results):
+            print(f"seed {s}: {last_line(results)}", flush=True)
+    row = "{:18} {:33} {:>9} {:>8} {:>5}  {}".format
+    head = row("claim", "quantity", "mean", "spread", "reps", "verdicts")
+    print(head, "-" * len(head), sep="\n")
+    for results in zip(*audits):
+        for i, rates in enumerate(zip(*(r["rates"] for r in results))):
+            values = [v for r in rates if (v := _value(r)) is not None and np.isfinite(v)]
+            mean, spread = (f"{f(values):.3g}" if values else "" for f in (np.mean, np.std))
+            if "worst" not in rates[0] and len(values) > 1:
+                mean, spread = f"{np.mean(values):.3f}", f"{np.std(values, ddof=1):.3f}"
+            verdicts = [r["verdict"] for r in rates]
+            counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)[::-1]))
+            reps = f"{np.mean([r['repetitions'] for r in rates]):.0f}"
+            print(row("" if i else results[0]["id"], rates[0]["label"], mean, spread, reps, counts))
+    print(f"\n{fine} of {number} audits as expected, seeds {what.seed} to {what.seed + number - 1}.")
+    return fine == number
+
+
+def _value(rate):
+    """The slope, mean or worst value of a rate."""
+    return rate["worst"] if "worst" in rate else rate["mean"] if rate["slope"] is None else rate["slope"]
 
 
 COLUMNS = "claim", "equation", "quantity", "predicted", "measured", "95% interval", "verdict"
@@ -1190,6 +1319,8 @@ def parser():
     level.add_argument("--quick", action="store_true", help="small sizes, under a minute (default)")
     level.add_argument("--full", action="store_true", help="larger sizes and more repetitions, some minutes")
     add("--seed", type=seed, default=0, metavar="N", help="seed of all randomness (default: 0)")
+    many = "audit so many seeds, from --seed on: verdicts, mean and spread of each quantity"
+    add("--seeds", type=count, metavar="R", help=many)
     data_options(parser)
     add("--loss", default="squared", metavar="NAME", help=f"{' or '.join(LOSSES)} (default: squared)")
     phi = f"in place of tanh: {', '.join(ACTIVATIONS)}, or an Activation of a module in this directory"
@@ -1251,11 +1382,16 @@ def main(arguments=None):
     store = ex.store_path(directory, name, what.data, names, what, str(Path.home()))
     if options.data:
         print(f"{read}.\n")
-    print(HEADER, flush=True)
+    if not options.seeds:
+        print(HEADER, flush=True)
     again = f"what was measured is kept in {store}, and the same command goes on from there"
     try:
         with ex.local_workers(options.workers) as executor:
-            results = audit_all(options.claims, what, executor=executor, store=store)
+            if options.seeds:
+                fine = many_seeds(options.claims, what, options.seeds, executor=executor, store=store)
+                store.unlink(missing_ok=True)
+                return int(not fine)
+            results = audit_all(options.claims, what, show, executor=executor, store=store)
             report(options, what, results, time.perf_counter() - begin)
     except KeyboardInterrupt:
         print(f"nfd-audit: interrupted; {again}", file=sys.stderr)

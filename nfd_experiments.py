@@ -61,7 +61,7 @@ def plain(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
-def sweep(cases, *, executor=None, store=None, label="sweep", hear=None):
+def sweep(cases, *, executor=None, store=None, label="sweep", hear=None, known=None):
     """The results of all cases, in their order, in JSON's types (`plain`).
 
     cases : list of Case; functions are told apart by their names
@@ -71,9 +71,11 @@ def sweep(cases, *, executor=None, store=None, label="sweep", hear=None):
         Ctrl-C or a worker that dies, the file has all that were completed, and the next call runs the others
         only.
     hear : called with (index of the case, result) as soon as a result is there
+    known : a dict that keeps results from one sweep to the next, which runs other cases only
     """
     keys = [json.dumps(plain([run.__qualname__, given, seed]), sort_keys=True) for run, given, seed in cases]
-    results = _read_store(store)
+    results = {} if known is None else known
+    results |= _read_store(store)
     todo = [i for i, key in enumerate(keys) if key not in results]
     hear = hear or (lambda i, result: None)
 
@@ -260,7 +262,7 @@ def best_eta(etas, losses):
     return float(etas[i] * np.exp(-slope / (2 * curvature))), True
 
 
-def best_eta_slope(depths, etas, losses):
+def best_eta_slope(depths, etas, losses, *, confidence=0.95):
     """Slope of the best eta of the mean loss against depth, with its jackknife interval over the seeds, and
     the pseudo-values of that eta, shape (seeds, depths).
 
@@ -273,7 +275,7 @@ def best_eta_slope(depths, etas, losses):
         each = [best_eta(etas, mean) for mean in rows.mean(axis=0)]
         return [eta if inside else np.nan for eta, inside in each]
 
-    fit, pseudo = _jackknife(depths, np.asarray(losses), best)
+    fit, pseudo = _jackknife(depths, np.asarray(losses), best, confidence)
     return (fit, np.exp(pseudo)) if np.isfinite(fit).all() else (None, None)
 
 
@@ -308,9 +310,12 @@ def stream_of(data, X, y, eta, batch=1):
 
 def sequence(data, order, eta, batch=1, *, rng):
     """The Stream of different samples, drawn by `rng`, in that order: (0, 1, 0) is two of them in turn."""
-    X, y = pool(data)
-    order = list(order)
-    rows = np.random.default_rng(rng).choice(len(X), max(order) + 1, replace=False)[order]
+    (X, y), rng, order = pool(data), np.random.default_rng(rng), list(order)
+    for _ in range(100):  # until no two of them are one input twice
+        rows = rng.choice(len(X), max(order) + 1, replace=False)
+        if (np.abs(X[rows] @ X[rows].T - X.shape[1] * np.eye(len(rows))) < (1 - 1e-6) * X.shape[1]).all():
+            break
+    rows = rows[order]
     return stream_of(data, X[rows], y[rows], eta, batch)
 
 
@@ -840,15 +845,16 @@ def _law(runs):
 
 
 def law_case(*, data, runs, activations, batches, seed):
-    """Kolmogorov-Smirnov: explicit matrices against particles without matrices, n = 12, L = 4, 4 passes;
-    smallest p-value of the 16 statistics. That "none" is told from "reused" shows what the test can see."""
+    """Kolmogorov-Smirnov: explicit matrices against particles without matrices, n = 12, L = 4, two passes on
+    each of two samples; smallest p-value of the 16 statistics. The largest distance between the laws of
+    "reused" and of "none" shows what the test can see; of 1200 runs of one law it is below 0.1."""
     from scipy import stats
 
     rng, same, different = np.random.default_rng(seed), {}, {}
     blocks = {"one-layer": {}, "two-layer": dict(block="two-layer", internal_lr_exponent=0.5)}
     activations = activations if _phi.get() == "tanh" else [phi_in_use()]
     for phi, batch, (block, how) in product(map(nfd_min.activation, activations), batches, blocks.items()):
-        stream, laws = sequence(data, range(4), 0.7, batch, rng=rng), {}
+        stream, laws = sequence(data, (0, 0, 1, 1), 0.7, batch, rng=rng), {}
         seeds = {b: rng.integers(2**63, size=runs) for b in ("reused", "decoupled")}
         try:
             for b in ("decoupled", "reused"):  # what an implementation may not have comes first
@@ -858,13 +864,16 @@ def law_case(*, data, runs, activations, batches, seed):
             continue
         for c in ("full", "none"):
             laws[c] = _law(solve(stream, 12, 4, phi, coupling=c, rng=rng, **how) for _ in range(runs))
-        for b, c, p in (("reused", "full", same), ("decoupled", "none", same), ("reused", "none", different)):
-            p[f"{phi.name}, {block}, batch {batch}, {b} / {c}"] = min(
-                stats.ks_2samp(x, y).pvalue for x, y in zip(laws[b].T, laws[c].T)
-            )
+        for b, c in (("reused", "full"), ("decoupled", "none"), ("reused", "none")):
+            tests = [stats.ks_2samp(x, y) for x, y in zip(laws[b].T, laws[c].T)]
+            name = f"{phi.name}, {block}, batch {batch}, {b} / {c}"
+            if (b, c) == ("reused", "none"):
+                different[name] = max(test.statistic for test in tests)
+            else:
+                same[name] = min(test.pvalue for test in tests)
     if not same:
         raise NotImplementedError(missing)
-    return {"p-value": same, "p-value, reused / none": different}
+    return {"p-value": same, "distance, reused / none": different}
 
 
 def first_step_case(*, data, particles, seed):

@@ -91,7 +91,8 @@ def test_table_json_and_plot(tmp_path, capsys):
         and near["low"] < near["slope"] < near["high"]
         and near["verdict"] == near["expected"] == "holds"
     )
-    assert [p["L"] for p in near["points"]] == [32, 64, 128, 256] and len(near["points"][0]["errors"]) == 12
+    assert [p["L"] for p in near["points"]] == [32, 64, 128, 256]
+    assert len(near["points"][0]["errors"]) == near["rates"][0]["repetitions"] >= 4
     assert gradients["slope"] is None and gradients["rates"][0]["worst"] < 1e-6
     assert len(gradients["points"]) == 4 * 5 * 2 * 3  # activations, architectures, batches, parameters
     assert picture.read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 2
@@ -251,10 +252,11 @@ def test_what_has_no_slope_is_inconclusive():
 
 def test_one_repetition_has_one_seed():
     """Runs whose difference is read have the same weights; different repetitions have not."""
-    (experiment,), full = CLAIMS["alignment"].experiments, False
-    cases = experiment.cases(None, full, (0,))
-    each = len(experiment.values(full))
-    assert each == 8 and len(cases) == 8 * experiment.repeat[full]
+    (experiment,) = CLAIMS["alignment"].experiments
+    plan = experiment.plan(False)
+    cases = experiment.cases(None, plan, (0,))
+    each = len(experiment.values(plan))
+    assert each == 8 and len(cases) == 8 * plan.repeat
     assert len({case.seed for case in cases[:each]}) == 1 and cases[0].seed != cases[each].seed
 
 
@@ -381,6 +383,113 @@ def test_a_resumed_audit_measures_nothing_again(tmp_path, monkeypatch, capsys):
     assert "1 of 1 verdicts as expected" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert main([*command, "--seed", "1"]) == 0 and len(calls) == 9
+
+
+# When a claim has seen enough
+
+
+def looks(errors, part=None, given=({}, {})):
+    """The audit of a claim about errors(seed, given) -> {size: error}, and the arguments of every case."""
+    cases = []
+
+    def measure(*, data, seed, **given):
+        cases.append(given)
+        return {"x": errors(np.random.default_rng(seed), **given)}
+
+    claim = Claim("looked at", "[0]", "-", (Experiment(measure, (4, 4), (part or Rate("x", -1),), given),))
+    return nfd_audit.audit(claim, seed=len(cases)), cases
+
+
+def power(rng, slope=-1.0, noise=0.01):
+    return {L: L**slope * np.exp(noise * rng.standard_normal()) for L in (8, 16, 32)}
+
+
+@pytest.mark.parametrize(
+    "slope, noise, part, verdict, repetitions",
+    [
+        (-1, 0.01, None, "holds", {4}),
+        (-1, 0.1, None, "holds", {8, 16, 32, 64}),  # as many as it takes
+        (-1.5, 0.01, None, "fails", {8}),  # never at the first look
+        (-1, 3.0, None, "inconclusive", {64}),  # but no more
+        (0, 0.01, Bound("x", 2.0), "holds", {4}),
+        (0, 0.01, Bound("x", 0.5), "fails", {4}),  # more would not change it
+    ],
+)
+def test_repetitions_until_it_is_decided(slope, noise, part, verdict, repetitions):
+    result, cases = looks(lambda rng: power(rng, slope, noise), part)
+    assert result["verdict"] == verdict and result["rates"][0]["repetitions"] in repetitions
+    assert len(cases) == result["rates"][0]["repetitions"]  # nothing is measured twice
+
+
+def test_the_interval_counts_the_looks():
+    """A slope at the edge of its tolerance: whatever is decided, 95% of the last intervals hold the slope."""
+    rng, claim, covered = np.random.default_rng(0), CLAIMS["gradients"], 0
+    part = Rate("x", -1, 0.1)
+    experiment = Experiment(None, (4, 4), (part,))
+    for _ in range(300):
+        plan, results = experiment.plan(False), []
+        while True:
+            results += [{"x": power(rng, -1.1, 0.1)} for _ in range(plan.repeat - len(results))]
+            more = experiment.next(results, plan, False)
+            if more == plan:
+                break
+            plan = more
+        fit = part.judge(experiment.read(results, plan)[0][1], nfd_audit.LEVEL)
+        covered += fit["low"] < -1.1 < fit["high"]
+    assert covered >= 280 and claim.plans(False)[0].repeat == 1
+
+
+def test_deeper_where_the_depths_are_too_small():
+    """1/L + 4/L^2 has slope -1.2 at first, and across the edge with more repetitions too."""
+    part, given = Rate("x", -1, 0.15), dict(depths=(8, 16, 32), reference=64)
+    errors = lambda rng, depths, reference: {
+        L: (1 / L + 2.3 / L**2) * np.exp(0.02 * rng.standard_normal()) for L in depths
+    }
+    result, cases = looks(errors, part, (given, given))
+    assert result["verdict"] == "holds" and -1.15 < result["rates"][0]["slope"] < -1
+    assert cases[-1]["depths"] in ((16, 32, 64), (32, 64, 128)) and cases[-1]["reference"] == 2 * max(
+        cases[-1]["depths"]
+    )
+
+
+def by_number(result, given):
+    return {int(L): {float(eta): loss for eta, loss in each.items()} for L, each in result["x"].items()}
+
+
+def test_more_learning_rates_where_the_best_is_at_an_edge():
+    losses = lambda rng, eta: {
+        L: {e: (np.log(e) - 1) ** 2 + 1e-3 * rng.random() for e in eta} for L in (8, 16)
+    }
+    given = dict(eta=(0.5, 1.0, 2.0))
+    result, cases = looks(losses, nfd_audit.BestEta("x", 0, read=by_number), (given, given))
+    assert result["verdict"] == "holds" and cases[-1]["eta"] == (0.5, 1.0, 2.0, 4.0)
+    assert abs(np.mean(result["points"][0]["errors"]) - np.e) < 0.3
+    never = lambda rng, eta: {L: {e: -e for e in eta} for L in (8, 16)}
+    result, cases = looks(never, nfd_audit.BestEta("x", 0, read=by_number), (given, given))
+    assert result["verdict"] == "inconclusive" and len(cases[-1]["eta"]) == nfd_audit.WIDEST
+
+
+def test_many_seeds(capsys, monkeypatch):
+    """Each seed is the audit of that seed; the table counts verdicts and has mean and spread."""
+    measure = lambda data, seed: {"x": power(np.random.default_rng(seed))}
+    claim = Claim("one", "[0]", "-", (Experiment(measure, (4, 4), (Rate("x", -1),)),))
+    monkeypatch.setitem(nfd_audit.CLAIMS, "one", claim)
+    assert main(["--claims", "gradients,one", "--seed", "3", "--seeds", "3", "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    slopes = [nfd_audit.audit("one", seed=s)["slope"] for s in (3, 4, 5)]
+    line = next(line for line in out.splitlines() if line.startswith("one "))
+    assert f"{np.mean(slopes):.3f}" in line and f"{np.std(slopes, ddof=1):.3f}" in line and "3 holds" in line
+    assert "3 of 3 audits as expected, seeds 3 to 5." in out
+
+
+def test_many_seeds_with_a_surprise(monkeypatch, capsys):
+    measure = lambda data, seed: {"x": {1: float(seed[0] == 1)}}
+    claim = Claim("odd", "[0]", "one", (Experiment(measure, (2, 2), (Bound("x", 0.5),)),))
+    monkeypatch.setitem(nfd_audit.CLAIMS, "odd", claim)
+    assert main(["--claims", "odd", "--workers", "1", "--seeds", "3"]) == 1
+    out = capsys.readouterr().out
+    assert "seed 1: 0 of 1 verdicts as expected; not: odd." in out
+    assert "2 holds, 1 fails" in out and "2 of 3 audits as expected" in out
 
 
 def _right(stream, weights, phi="tanh"):

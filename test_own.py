@@ -9,7 +9,6 @@ import pytest
 from scipy import integrate
 
 import finite_net
-import nfd_audit
 import nfd_experiments
 import nfd_io
 import nfd_limits
