@@ -145,13 +145,18 @@ class BestEta(Rate):
         return self.both(points, confidence)[0]
 
     def wider(self, points, given, first):
-        """`given` with one more eta, where the best one of any depth is at an edge; None if none is."""
-        etas, losses = given["eta"], np.mean(self.losses(points), axis=0)
+        """One more eta, where the best one of any depth is at an edge; or twice the depths, as for a Rate."""
+        fit, etas, losses = self.judge(points, LEVEL), given["eta"], np.mean(self.losses(points), axis=0)
         best = [ex.best_eta(etas, each) for each in losses]
         edges = {eta for eta, inside in best if not inside}
         step = etas[1] / etas[0]
         below, above = (etas[0] / step,) * (etas[0] in edges), (etas[-1] * step,) * (etas[-1] in edges)
-        return given | dict(eta=below + etas + above) if (below or above) and len(etas) < WIDEST else None
+        if (below or above) and len(etas) < WIDEST:
+            return given | dict(eta=below + etas + above)
+        narrow = fit["verdict"] == "inconclusive" and fit["high"] - fit["low"] < 2 * self.tolerance
+        if not narrow or 2 * max(given.get("depth", [np.inf])) > 4 * max(first.get("depth", [0])):
+            return None
+        return given | dict(depth=tuple(2 * L for L in given["depth"]))
 
     def shown(self, points):
         """{depth: pseudo-values of the best eta}, or none if it is at an edge."""
@@ -318,14 +323,16 @@ def changed(name):
 
 
 def smallest(name, passes=slice(-1, None), label="{L}"):
-    """Read the smallest of those eigenvalues over the layers, of the first so many passes; rounding may make
-    one negative."""
+    """Read the smallest of those eigenvalues over the layers, of the first so many passes, those of Gamma
+    over the square of the smallest step; rounding may make one negative."""
 
     def read(result, given):
         return {
-            label.format(L=L, k=k): max(min(each), 1e-15)
+            label.format(L=L, k=k): max(min(each) / (step if name == "Gamma" else 1), 1e-15)
             for L in given["depths"]
-            for k, each in list(enumerate(result[str(L)][name], 2))[passes]
+            for k, (each, step) in list(enumerate(zip(result[str(L)][name], result[str(L)]["step"]), 2))[
+                passes
+            ]
         }
 
     return read
@@ -504,18 +511,18 @@ CLAIMS = {
             "Ass 5.4 [26]",
             "The feature and gradient covariances of the passes stay uniformly positive definite.",
             (
-                # Gamma's is smallest at l = L, the Gram matrix of the readouts v^k: of order (eta chi)^2, so
-                # it has no bound free of the data.
+                # Gamma's is smallest at l = L, the Gram matrix of the readouts v^k: of order (eta chi)^2,
+                # where chi is the smallest that there was, so it has no bound free of the data.
                 Experiment(
                     ex.eigenvalue_case,
                     (8, 12),
                     tuple(
                         part
-                        for name in ("C", "Gamma")
+                        for name, label in (("C", "min eig C"), ("Gamma", "min eig Gamma/(eta chi)^2"))
                         for part in (
-                            Rate(f"min eig {name}", 0, read=smallest(name)),
+                            Rate(label, 0, read=smallest(name)),
                             Bound(
-                                f"min eig {name}, any pass",
+                                f"{label}, any",
                                 1e-10,
                                 read=smallest(name, slice(None), "L = {L}, {k} passes"),
                                 above=True,

@@ -542,16 +542,21 @@ def _changes(stream, particles, depths, couplings, rng, **how):
 
 def eigenvalue_case(*, data, passes, eta, particles, depths, coupling, seed, root=None):
     """Smallest eigenvalues of C_l (l < L) and Gamma_l (l <= L) of the first 2, 3, .. passes, on different
-    inputs: {L: {name: [[for each l], ..]}}. [26]"""
+    inputs: {L: {name: [[for each l], ..]}}; and {L: {"step": [smallest (eta chi_k)^2 of their updates, at
+    most 1]}}. [26]"""
     rng, out = np.random.default_rng(seed), {}
     stream = sequence(data, range(passes), eta, rng=rng if root is None else root)
     for L in depths:
-        run, out[L] = solve(stream, particles, L, coupling=coupling, rng=rng), {"C": [], "Gamma": []}
+        run, out[L] = (
+            solve(stream, particles, L, coupling=coupling, rng=rng),
+            {"C": [], "Gamma": [], "step": []},
+        )
         for k in range(2, passes + 1):
             C, Gamma = run.min_eig(k)
             readouts = np.einsum("jn,kn->jk", run.g[:k, L], run.g[:k, L]) / particles
             out[L]["C"].append(C)
             out[L]["Gamma"].append([*Gamma, np.linalg.eigvalsh(readouts)[0]])
+            out[L]["step"].append(min(1.0, *(stream.rate * run.chi[: k - 1]) ** 2))
     return out
 
 
@@ -659,13 +664,13 @@ def gradient_case(*, data, seed):
         each = [nfd_min.gradients(*one, layers) for one in passes]
         for name, i, per_sample in zip(("U", "W", "v"), range(3), zip(*each)):
             exact = np.tensordot(net.chi, per_sample, 1) / batch
-            pairs = []
+            pairs, of_f = [], np.mean(np.abs(per_sample), axis=0)
             for index in rng.permutation(weights[i].size)[:40]:
                 slope = _central_difference(stream, layers, weights, i, index)
                 if slope is not None:
-                    pairs.append((exact.flat[index], slope))
-            a, b = np.transpose(pairs)
-            size = max(np.linalg.norm(a), np.linalg.norm(b))  # 0 if every relu is off
+                    pairs.append((exact.flat[index], slope, of_f.flat[index]))
+            a, b, c = np.transpose(pairs) if pairs else np.zeros((3, 1))
+            size = max(map(np.linalg.norm, (a, b, c)))  # that of df if chi is tiny; 0 if every relu is off
             error = np.linalg.norm(a - b) / size if size else 0.0
             errors[f"{name} {phi.name} {block} {scaling} batch {batch}"] = error
     if not errors:
@@ -673,10 +678,11 @@ def gradient_case(*, data, seed):
     return {"relative error": errors}
 
 
-def _central_difference(stream, layers, weights, i, index, step=1e-5):
-    """Of the mean loss in weights[i].flat[index]; None if there is the kink of a ReLU between the two."""
+def _central_difference(stream, layers, weights, i, index, step=5e-4):
+    """Of the mean loss in weights[i].flat[index], of fourth order; None if some h changes its sign in
+    between, where phi may have a kink."""
     before, losses, signs = weights[i].flat[index], [], []
-    for change in (step, -step):
+    for change in (step, -step, 2 * step, -2 * step):
         weights[i].flat[index] = before + change
         U, W, v = weights
         inputs = U @ stream.X.T / np.sqrt(stream.d)
@@ -684,9 +690,9 @@ def _central_difference(stream, layers, weights, i, index, step=1e-5):
         losses.append(np.mean(LOSSES[stream.loss].value(h[:, -1] @ v / len(v), stream.y)))
         signs.append(h > 0)
     weights[i].flat[index] = before
-    if layers[-1].phi.name == "relu" and (signs[0] != signs[1]).any():
+    if any((signs[0] != other).any() for other in signs[1:]):
         return None
-    return (losses[0] - losses[1]) / (2 * step)
+    return (8 * (losses[0] - losses[1]) - (losses[2] - losses[3])) / (12 * step)
 
 
 def gia_case(*, data, widths, seed):
@@ -855,6 +861,7 @@ def law_case(*, data, runs, activations, batches, seed):
     activations = activations if _phi.get() == "tanh" else [phi_in_use()]
     for phi, batch, (block, how) in product(map(nfd_min.activation, activations), batches, blocks.items()):
         stream, laws = sequence(data, (0, 0, 1, 1), 0.7, batch, rng=rng), {}
+        stream = stream_of(data, stream.X, np.where(stream.y < 0, -1, 1), 0.7, batch)
         seeds = {b: rng.integers(2**63, size=runs) for b in ("reused", "decoupled")}
         try:
             for b in ("decoupled", "reused"):  # what an implementation may not have comes first

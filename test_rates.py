@@ -14,7 +14,7 @@ RATES = {  # claim -> quantity -> expected exponent
     "init-limit": {"(kernels - limit)^2": -1, "|kernels - limit|": -1},
     "depth-rate": {"|g - g_ref|^2, k = 0..2": -1, "|h - h_ref|^2, k = 1..2": -1, "|h - h_ref|^2, k = 0": -2},
     "nearest-coupling": {"|change of h|^2, k = 1..2": -2, "|change of g|^2, k = 1..2": -2},
-    "nondegeneracy": {"min eig C": 0, "min eig Gamma": 0},
+    "nondegeneracy": {"min eig C": 0, "min eig Gamma/(eta chi)^2": 0},
     "full-coupling": {
         "|change of h_L|^2": 0,
         "(change of f)^2": 0,
