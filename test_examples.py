@@ -32,5 +32,6 @@ def test_example(name):
         ours = nfd_min.sgd(stream, weights, **setting)
         for a, b in zip(network(stream, weights, **setting), (ours.f, ours.h, ours.g)):
             assert np.abs(np.asarray(a) - b).max() <= 1e-10 * np.abs(b).max()
+    assert_equations(network, loss="logistic")
     if name == "torch":  # JAX compiles for each size anew
         assert_claim("gradients", network)

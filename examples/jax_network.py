@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 jax.config.update("jax_enable_x64", True)
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "erf": jax.lax.erf, "identity": lambda x: x}
+LOSSES = {
+    "squared": lambda f, y: (f - y) ** 2 / 2,
+    "logistic": lambda f, y: jax.nn.softplus(-y * f),
+}
 
 
 def forward(parameters, shifts, x, phi, skip, s):
@@ -22,6 +26,8 @@ def forward(parameters, shifts, x, phi, skip, s):
 
 def train(stream, weights, *, phi="tanh", scaling="depth-mup"):
     """f (S,), h and g (S, L+1, n) of mini-batch SGD at the rate eta n."""
+    if phi not in ACTIVATIONS:
+        raise NotImplementedError(f"it has no {phi}")
     parameters = tuple(map(jnp.asarray, weights))
     n, L, d = len(weights[2]), len(weights[1]), stream.X.shape[1]
     skip, s = {"depth-mup": (1, L**-0.5), "mup": (1, 1), "vanilla": (0, 1)}[scaling]
@@ -33,7 +39,8 @@ def train(stream, weights, *, phi="tanh", scaling="depth-mup"):
     @jax.jit
     def step(parameters, X, y):
         def loss(parameters):
-            return jnp.mean((jax.vmap(lambda x: network(parameters, zero, x)[0])(X) - y) ** 2) / 2
+            f = jax.vmap(lambda x: network(parameters, zero, x)[0])(X)
+            return jnp.mean(LOSSES[stream.loss](f, y))
 
         g, h = jax.vmap(jax.grad(network, 1, has_aux=True), (None, None, 0))(parameters, zero, X)
         f = h[:, -1] @ parameters[2] / n

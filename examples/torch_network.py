@@ -7,12 +7,16 @@ cd examples && nfd-audit --network torch_network:train          measure the clai
 import torch
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "erf": torch.erf, "identity": lambda x: x}
+LOSSES = {
+    "squared": lambda f, y: (f - y) ** 2 / 2,
+    "logistic": lambda f, y: torch.nn.functional.softplus(-y * f),
+}
 
 
 def train(stream, weights, *, phi="tanh", block="pre", scaling="depth-mup"):
     """f (S,), h and g (S, L+1, n) of mini-batch SGD at the rate eta n."""
-    if block == "two-layer":
-        raise NotImplementedError("it has no two-layer blocks")
+    if block == "two-layer" or phi not in ACTIVATIONS:
+        raise NotImplementedError(f"it has no {block} blocks with {phi}")
     U, W, v = (torch.tensor(w, dtype=torch.float64, requires_grad=True) for w in weights)
     n, L, phi = len(v), len(W), ACTIVATIONS[phi]
     skip, s = {"depth-mup": (1, L**-0.5), "mup": (1, 1), "vanilla": (0, 1)}[scaling]
@@ -25,7 +29,7 @@ def train(stream, weights, *, phi="tanh", block="pre", scaling="depth-mup"):
             h.append(skip * h[-1] + s * branch)
         f = h[-1] @ v / n
         g = torch.autograd.grad(n * f.sum(), h, retain_graph=True)  # n df/dh
-        loss = ((f - y[b : b + batch]) ** 2).mean() / 2
+        loss = LOSSES[stream.loss](f, y[b : b + batch]).mean()
         steps = torch.autograd.grad(loss, (U, W, v))
         with torch.no_grad():
             for parameter, step in zip((U, W, v), steps):
