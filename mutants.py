@@ -1,0 +1,235 @@
+"""Wrong formulas and changed code, and whether the tests and the claims see them.
+
+    python mutants.py formulas [--few] [--only TEXT]   those of wrong_formulas.toml, by their tests and claims
+    python mutants.py sample 300 [--seed 0]            so many single changes of the code, drawn at random
+
+A wrong formula is caught if its test fails and its claim, if it names one, has not its expected verdict. A
+change is killed if any test fails; what survives is an entry of equivalent.toml, with the reason, or a hole
+in the tests. The figures of `sample` go to mutants.json. Exit status 1 if anything survives.
+"""
+
+import argparse
+import ast
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from nfd_io import count, progress, seed
+
+HERE = Path(__file__).parent
+SLOW = 600  # seconds until a run counts as one that does not end
+
+
+def copy_of(source, target):
+    """A copy of the project, with what Numba has compiled."""
+    leave = shutil.ignore_patterns(".*", "docs", "*.egg-info", "build", "*.partial", "test_bench.py")
+    shutil.copytree(source, target, ignore=leave)
+    return target
+
+
+def run(directory, *command, **variables):
+    """(exit status, output) of a Python command in a copy; None if it does not end."""
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"} | variables
+    how = dict(cwd=directory, env=environment, capture_output=True, text=True, timeout=SLOW)
+    try:
+        done = subprocess.run([sys.executable, *command], **how)
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout + done.stderr
+
+
+def fails(directory, *tests, workers=0, **variables):
+    """The first failing test, "" if none fails. RuntimeError if they do not run at all."""
+    options = ("-q", "-x", "-n", str(workers), "-p", "no:cacheprovider", "--no-header", "-o", "testpaths=")
+    status, out = run(directory, "-m", "pytest", *options, *tests, **variables)
+    if status == 0:
+        return ""
+    if status is None:
+        return "does not end"
+    named = [line.split(" - ")[0] for line in out.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    if not named:
+        raise RuntimeError(out[-2000:])
+    return named[0].split(" ", 1)[1]
+
+
+def surprises(directory, claim):
+    """Whether the claim has not its expected verdict."""
+    status, out = run(directory, "-m", "nfd_audit", "--claims", claim, "--workers", "1")
+    return status == 1 and "0 of 1 verdicts as expected" in out
+
+
+def changed(directory, changes):
+    for file, old, new in changes:
+        text = (directory / file).read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"{file} has {text.count(old)} times {old!r}")
+        (directory / file).write_text(text.replace(old, new))
+
+
+def in_copies(function, items, what):
+    """[function(item, a copy of its own) for item in items], on all cores."""
+    with tempfile.TemporaryDirectory() as scratch:
+        template = copy_of(HERE, Path(scratch) / "template")
+
+        def one(numbered):
+            number, item = numbered
+            directory = copy_of(template, Path(scratch) / str(number))
+            try:
+                return function(item, directory)
+            finally:
+                shutil.rmtree(directory)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(progress(pool.map(one, enumerate(items)), what))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Wrong formulas
+
+
+def formulas(few, only):
+    """Whether each is caught; prints one line for each."""
+    table = tomllib.loads((HERE / "wrong_formulas.toml").read_text())["wrong"]
+    chosen = [wrong for wrong in table if only in wrong["name"]][:: 7 if few else 1]
+
+    def caught(wrong, directory):
+        changed(directory, wrong["changes"])
+        test = bool(fails(directory, wrong["test"]))
+        claim = surprises(directory, wrong["claim"]) if "claim" in wrong else None
+        named = f"{wrong['test']} {'fails' if test else 'DOES NOT FAIL'}"
+        if claim is not None:
+            named += f"; the claim {wrong['claim']} {'sees it' if claim else 'DOES NOT SEE IT'}"
+        print(f"{wrong['name']}: {named}", flush=True)
+        return test and claim is not False
+
+    results = in_copies(caught, chosen, "wrong formulas")
+    print(f"{sum(results)} of {len(results)} wrong formulas are caught.")
+    return all(results)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Changes drawn at random
+
+MODULES = {  # and the tests that see most of their changes, the fast ones first
+    "nfd_min.py": ("test_nfd_min.py", "test_own.py", "test_branch.py", "test_sde.py"),
+    "nfd_limits.py": ("test_branch.py", "test_own.py", "test_sde.py"),
+    "finite_net.py": ("test_finite_net.py", "test_layers.py", "test_own.py", "test_branch.py"),
+    "nfd_passes.py": ("test_finite_net.py", "test_layers.py"),
+    "sde.py": ("test_sde.py", "test_branch.py"),
+    "nfd_experiments.py": ("test_readings.py", "test_experiments.py", "test_audit.py", "test_rates.py"),
+}
+INTERPRETED = "nfd_min.py", "finite_net.py", "nfd_passes.py", "sde.py"
+"""Of these most changes are seen without compiling anything."""
+
+OTHER = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult,
+    ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+
+
+def changes_of(file):
+    """All single changes of a module: (file, line, column, end line, end column, old, new)."""
+    text = (HERE / file).read_text()
+    out = []
+
+    def visit(node, inside):
+        if isinstance(node, (ast.Raise, ast.JoinedStr, ast.arguments)) or (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
+            return
+        if inside and (new := other(node)) is not None:
+            old = ast.get_source_segment(text, node)
+            out.append((file, node.lineno, node.col_offset, node.end_lineno, node.end_col_offset, old, new))
+        for child in ast.iter_child_nodes(node):
+            if not (isinstance(node, ast.FunctionDef) and child in node.decorator_list):
+                visit(child, inside or isinstance(node, (ast.FunctionDef, ast.Lambda)))
+
+    visit(ast.parse(text), False)
+    return out
+
+
+def other(node):
+    """The source of a changed node, None if it is not of a kind that is changed."""
+    if isinstance(node, ast.BinOp) and type(node.op) in OTHER:
+        return f"({ast.unparse(ast.BinOp(node.left, OTHER[type(node.op)](), node.right))})"
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in OTHER:
+        changed = ast.Compare(node.left, [OTHER[type(node.ops[0])]()], node.comparators)
+        return f"({ast.unparse(changed)})"
+    if isinstance(node, ast.BoolOp):
+        return f"({ast.unparse(ast.BoolOp(OTHER[type(node.op)](), node.values))})"
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.Not)):
+        return f"({ast.unparse(node.operand)})"
+    if isinstance(node, ast.AugAssign) and type(node.op) in OTHER:
+        return ast.unparse(ast.AugAssign(node.target, OTHER[type(node.op)](), node.value))
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+        value = node.value
+        return repr(not value if isinstance(value, bool) else value + 1 if value in (0, 1) else 2 * value)
+    return None
+
+
+def sample(number, start):
+    """Whether all but the equivalent ones of so many changes are killed; writes mutants.json."""
+    everything = [change for file in MODULES for change in changes_of(file)]
+    drawn = random.Random(start).sample(everything, number)
+    results = in_copies(killed, drawn, "mutants")
+    known = tomllib.loads((HERE / "equivalent.toml").read_text())
+    reasons = {(e["file"], e["old"], e["new"]): e["reason"] for e in known.get("equivalent", [])}
+    rows = []
+    for (file, line, *_, old, new), by in zip(drawn, results):
+        reason = reasons.get((file, old, new), "")
+        verdict = "killed" if by else "equivalent" if reason else "survived"
+        rows.append(dict(file=file, line=line, old=old, new=new, verdict=verdict, by=by or reason))
+    verdicts = [row["verdict"] for row in rows]
+    counts = {v: verdicts.count(v) for v in ("killed", "equivalent", "survived")}
+    counts["score"] = counts["killed"] / max(1, number - counts["equivalent"])
+    about = dict(number=number, of=len(everything), seed=start) | counts
+    (HERE / "mutants.json").write_text(json.dumps(about | dict(mutants=rows), indent=1) + "\n")
+    for row in rows:
+        if row["verdict"] == "survived":
+            print(f"{row['file']}:{row['line']}: {row['old']} -> {row['new']} survives")
+    print(", ".join(f"{k} {v:.3g}" for k, v in about.items()))
+    return counts["survived"] == 0
+
+
+def killed(change, directory):
+    """The test that fails with the change, "" if none does."""
+    file, line, column, end_line, end_column, _, new = change
+    lines = (directory / file).read_text().splitlines(keepends=True)
+    head, tail = (
+        lines[line - 1].encode()[:column].decode(),
+        lines[end_line - 1].encode()[end_column:].decode(),
+    )
+    (directory / file).write_text("".join([*lines[: line - 1], head + new + tail, *lines[end_line:]]))
+    try:
+        if file in INTERPRETED and (by := fails(directory, "test_reference.py", NUMBA_DISABLE_JIT="1")):
+            return by
+        return fails(directory, *MODULES[file]) or fails(directory, ".", workers=2)
+    except RuntimeError as error:  # not even the tests can be read
+        return f"nothing runs: {str(error).strip().splitlines()[-1][:80]}"
+
+
+def main():
+    parser = argparse.ArgumentParser("mutants.py", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    add = commands.add_parser("formulas", help="the table of wrong formulas").add_argument
+    add("--few", action="store_true", help="every seventh of them")
+    add("--only", default="", metavar="TEXT", help="those with that text in their name")
+    commands.choices["formulas"].set_defaults(do=lambda o: formulas(o.few, o.only))
+    add = commands.add_parser("sample", help="changes of the code drawn at random").add_argument
+    add("number", type=count, help="how many")
+    add("--seed", type=seed, default=0, metavar="N", help="of the draw (default: 0)")
+    commands.choices["sample"].set_defaults(do=lambda o: sample(o.number, o.seed))
+    options = parser.parse_args()
+    return int(not options.do(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
