@@ -93,7 +93,7 @@ class Part:
 class Rate(Part):
     """The mean error is predicted to go like size^predicted.
 
-    The verdict is "holds" if the whole 95% interval of the slope lies within `tolerance` of the prediction,
+    The verdict is "holds" if the whole interval of the slope lies within `tolerance` of the prediction,
     "fails" if none of it does, "inconclusive" otherwise, or if there is no slope. The tolerance allows for
     the finite sizes; other exponents that come into question are 1/2 or more away.
     """
@@ -117,7 +117,7 @@ class Rate(Part):
     def wider(self, points, given, first):
         """Twice the depths where the interval is narrow and yet across the edge: the exponent is that of
         large depths."""
-        fit, deepest = self.judge(points, LEVEL), 4 * max(first.get("depths", [0]))
+        fit, deepest = self.judge(points, LEVEL), 2**WIDER * max(first.get("depths", [0]))
         if fit["verdict"] != "inconclusive" or not fit["high"] - fit["low"] < self.tolerance:
             return None
         if self.against != "L" or 2 * max(given.get("depths", [np.inf])) > deepest:
@@ -154,7 +154,7 @@ class BestEta(Rate):
         if (below or above) and len(etas) < WIDEST:
             return given | dict(eta=below + etas + above)
         narrow = fit["verdict"] == "inconclusive" and fit["high"] - fit["low"] < 2 * self.tolerance
-        if not narrow or 2 * max(given.get("depth", [np.inf])) > 4 * max(first.get("depth", [0])):
+        if not narrow or 2 * max(given.get("depth", [np.inf])) > 2**WIDER * max(first.get("depth", [0])):
             return None
         return given | dict(depth=tuple(2 * L for L in given["depth"]))
 
@@ -254,7 +254,10 @@ class Experiment(NamedTuple):
 LOOKS = 5
 """So often, at most, a claim is looked at, each time with twice as many repetitions."""
 
-LEVEL = 1 - 0.05 / LOOKS
+WIDER = 2
+"""So often, besides, with larger depths."""
+
+LEVEL = 1 - 0.05 / (LOOKS + WIDER)
 """The confidence of each look's interval, so that it is 95% for all of them together."""
 
 WIDEST = 14  # learning rates that are tried for a best one
@@ -964,6 +967,7 @@ def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=
     data, full, seed, network, phi and loss alone.
 
     claims : ids of CLAIMS or Claims, one or a list; by default all, or with a network all that it can be in
+    executor : of nfd_experiments.sweep; other processes have to find network and phi in their modules
     network : an implementation (nfd_compare), or its name "module:function", in place of finite_net; claims
         that do not train a network, or need a setting that it does not have, are "not applicable"
     phi : a name, also "module:NAME", or an Activation, in place of tanh; claims about another one are "not
@@ -1016,8 +1020,9 @@ def _named(network, phi):
         network, known = f"{network.__module__}:{network.__qualname__}", network
         ex.IMPLEMENTATIONS[network] = known
     if isinstance(phi, Activation):
-        known = phi
-        phi = phi.name if ACTIVATIONS.get(phi.name) is phi else f"{__name__}:{phi.name}"
+        known, module = phi, getattr(phi.phi, "of", phi.phi).__module__ or "__main__"
+        names = [name for name, value in vars(sys.modules.get(module, sys)).items() if value is known]
+        phi = phi.name if ACTIVATIONS.get(phi.name) is phi else f"{module}:{(names or [phi.name])[0]}"
         if ":" in phi:
             ex.IMPLEMENTATIONS[phi] = known
             ex.activation.cache_clear()
@@ -1063,7 +1068,7 @@ def judge(claim, results, plans):
     for experiment, of_it, plan in zip(claim.experiments, claim.split(results, plans), plans):
         for part, points in experiment.read(of_it, plan):
             about = dict(label=part.label, against=part.against, predicted=part.predicted)
-            about |= dict(prediction=part.prediction, repetitions=plan.repeat)
+            about |= dict(prediction=part.prediction, repetitions=plan.repeat, confidence=LEVEL)
             shown = [
                 {part.against: size, "mean": float(np.mean(errors)), "errors": errors}
                 for size, errors in part.shown(points).items()
@@ -1103,8 +1108,10 @@ def read_baseline(path):
     """The claims of an earlier audit's --json. ValueError if the file is none."""
     try:
         claims = json.loads(Path(path).read_text())["claims"]
-        return {(claim["id"], rate["label"]): rate for claim in claims for rate in claim["rates"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rates = {(claim["id"], rate["label"]): rate for claim in claims for rate in claim["rates"]}
+        moved(rates, claims)  # or it fails now and not after the audit
+        return rates
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, IndexError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"cannot use {str(path)!r} as an audit to compare with: {why}") from None
 
@@ -1144,7 +1151,8 @@ def _estimate(rate):
     if value is None or rate["low"] is None or not rate["points"]:
         return np.nan, np.nan, 2
     R = len(rate["points"][0]["errors"])
-    return float(value), (rate["high"] - rate["low"]) / 2 / float(stdtrit(R - 1, 0.975)), R
+    quantile = stdtrit(R - 1, (1 + rate["confidence"]) / 2)
+    return float(value), (rate["high"] - rate["low"]) / 2 / float(quantile), R
 
 
 def audit_all(claims, what, tell, **how):
@@ -1205,7 +1213,7 @@ def many_seeds(claims, what, number, **how):
     head = row("claim", "quantity", "mean", "spread", "reps", "verdicts")
     print(head, "-" * len(head), sep="\n")
     for results in zip(*audits):
-        for i, rates in enumerate(zip(*(r["rates"] for r in results))):
+        for i, rates in enumerate(zip(*(r["rates"] for r in results if r["rates"]))):
             values = [v for r in rates if (v := _value(r)) is not None and np.isfinite(v)]
             mean, spread = (f"{f(values):.3g}" if values else "" for f in (np.mean, np.std))
             if "worst" not in rates[0] and len(values) > 1:
@@ -1351,6 +1359,8 @@ def check(parser, options):
     parts = [part for claim in options.claims for e in claim.experiments for part in e.parts]
     if options.plot and not any(isinstance(part, Rate) for part in parts):
         parser.error("--plot draws rates; none of these claims has one")
+    if options.seeds and (options.plot or options.json or options.baseline):
+        parser.error("--seeds prints a table; it has no --plot, --json or --baseline")
     if options.plot and options.plot == options.json:
         parser.error("--json and --plot name the same file")
     data = data_of(
@@ -1386,7 +1396,8 @@ def main(arguments=None):
     else:
         directory, name = tempfile.gettempdir(), "nfd-audit"
     names = [claim.id for claim in options.claims]
-    store = ex.store_path(directory, name, what.data, names, what, str(Path.home()))
+    modules = [text.partition(":")[0] for text in (what.network, what.phi) if text]
+    store = ex.store_path(directory, name, what.data, names, what, str(Path.home()), modules=modules)
     if options.data:
         print(f"{read}.\n")
     if not options.seeds:

@@ -32,7 +32,7 @@ import nfd_kernels
 import nfd_min
 import sde
 from nfd_compare import call
-from nfd_io import LOADED, data_of, finite_array, join, prepared, progress
+from nfd_io import LOADED, data_of, finite_array, join, key_of, prepared, progress
 from nfd_limits import one_step
 from nfd_min import ACTIVATIONS, LOSSES, Activation, Stream, coarsen
 
@@ -118,10 +118,15 @@ def _read_store(store):
     return results
 
 
-def store_path(directory, name, data, *options):
-    """The path of a sweep's store, whose name is another one for other data, code or options."""
+def store_path(directory, name, data, *options, modules=()):
+    """The path of a sweep's store, whose name is another one for other data, code or options.
+
+    modules : names of others whose code the results depend on
+    """
     here, (X, y, _) = Path(__file__).parent, prepared(data)
-    code = [p.read_bytes() for p in sorted([*here.glob("nfd_*.py"), here / "finite_net.py", here / "sde.py"])]
+    files = [*here.glob("nfd_*.py"), here / "finite_net.py", here / "sde.py"]
+    files += [Path(file) for m in modules if (file := getattr(sys.modules.get(m), "__file__", None))]
+    code = [p.read_bytes() for p in sorted(files)]
     digest = hashlib.sha256(b"".join([X.tobytes(), y.tobytes(), *code, repr(options).encode()])).hexdigest()
     return Path(directory) / f"{name}-{digest[:12]}.partial"
 
@@ -283,9 +288,17 @@ def best_eta_slope(depths, etas, losses, *, confidence=0.95):
 # Data
 
 
-@lru_cache(maxsize=4)
 def pool(data):
     """All samples of a nfd_io.Data: X (N, d) and targets y (N,), in a fixed random order."""
+    data = data_of(data)
+    if data.path is not None and not os.path.isfile(data.path):
+        prepared(data)  # which says so
+    return _pool(data, key_of(data.path))
+
+
+@lru_cache(maxsize=4)
+def _pool(data, key):
+    """key : of the file, another one when it has changed"""
     X, y, _ = prepared(data)
     order = np.random.default_rng(0).permutation(len(X))
     return X[order], y[order]
@@ -346,17 +359,17 @@ def _imported(what, name, fits, kind):
         found = getattr(importlib.import_module(module), attribute)
         if not fits(found):
             raise ValueError(f"{attribute} is not {kind}")
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what}={name!r} cannot be used: {error}") from None
+    except Exception as error:  # whatever the module raises
+        raise ValueError(f"{what}={name!r} cannot be used: {type(error).__name__}: {error}") from error
     return found
 
 
 @lru_cache(maxsize=16)
 def activation(name):
     """The Activation of that name, of nfd_min.ACTIVATIONS or "module:NAME", all arrays by compiled code."""
-    if name in ACTIVATIONS:
+    if isinstance(name, str) and name in ACTIVATIONS:
         return ACTIVATIONS[name]
-    if ":" not in name:
+    if not isinstance(name, str) or ":" not in name:
         raise ValueError(f"phi={name!r} is unknown; allowed: {', '.join(ACTIVATIONS)}, module:NAME")
     found = IMPLEMENTATIONS.get(name) or _imported(
         "phi", name, lambda a: isinstance(a, Activation), "an Activation"

@@ -335,7 +335,17 @@ def data_of(data, **how):
     unknown = how.keys() - set(Data._fields[1:])
     if unknown:
         raise ValueError(f"unknown {', '.join(sorted(unknown))}; allowed: {', '.join(Data._fields[1:])}")
-    return (data if isinstance(data, Data) else Data(data))._replace(**how)
+    data = (data if isinstance(data, Data) else Data(data))._replace(**how)
+    path = os.fspath(data.path) if isinstance(data.path, os.PathLike) else data.path
+    if path is not None and not isinstance(path, str):
+        raise ValueError(f"data={path!r} must be the path of a file, or a nfd_io.Data")
+    classes = data.classes
+    if classes is not None:
+        pair = np.array(classes, dtype=object).ravel()
+        if len(pair) != 2 or not all(isinstance(c, (Integral, Real)) for c in pair):
+            raise ValueError(f"classes={classes!r} must be two different labels")
+        classes = tuple(pair)
+    return data._replace(path=path, classes=classes)
 
 
 def prepared(data=None):
@@ -376,7 +386,7 @@ def _signs(y, classes):
         plus = found[1:] if len(found) == 2 else found[::2]
         keep = np.full(len(y), True)
     else:
-        if np.shape(classes) != (2,) or classes[0] == classes[1] or not np.isin(classes, found).all():
+        if classes[0] == classes[1] or not np.isin(classes, found).all():
             raise ValueError(f"classes={classes!r} must be two different labels out of {_some(found)}")
         plus, keep = found[found == classes[0]], np.isin(y, classes)
         found = np.array(sorted(classes))
@@ -398,12 +408,7 @@ def load_data(path=None, label=None, target="classes"):
     """
     choose("target", target, {"classes": 0, "real": 0})
     try:
-        key = None
-        if path is not None:
-            if not os.path.isfile(path):
-                raise ValueError("there is no such file" if not os.path.exists(path) else "it is not a file")
-            about = os.stat(path)
-            key = os.path.abspath(path), about.st_mtime_ns, about.st_size
+        key = key_of(path)
         if key not in LOADED:
             LOADED[key] = _read(path)
         table, names = LOADED[key]
@@ -416,7 +421,17 @@ def load_data(path=None, label=None, target="classes"):
 
 
 LOADED = {}
-"""{(path, time, size): what is in the file}"""
+"""{key_of(path): what is in the file}"""
+
+
+def key_of(path):
+    """(path, time, size) of a file, None for None. ValueError if it is no file."""
+    if path is None:
+        return None
+    if not os.path.isfile(path):
+        raise ValueError("there is no such file" if not os.path.exists(path) else "it is not a file")
+    about = os.stat(path)
+    return os.path.abspath(path), about.st_mtime_ns, about.st_size
 
 
 def _read(path):
@@ -459,7 +474,7 @@ def _read_csv(path):
         raise ValueError("there are no rows of numbers")
     table = np.concatenate(blocks)
     if table.shape[1] < 2:
-        raise ValueError("there is one column only; commas have to separate inputs and label")
+        raise ValueError("there is one column only; commas have to be between inputs and label")
     table.flags.writeable = False
     return table, tuple(names)
 
@@ -475,7 +490,7 @@ def _header(numbered):
     counts = [float(cell) - i for i, cell in enumerate(filter(_is_number, cells))]
     counting = counts and counts[0] in (0, 1) and len(set(counts)) == 1
     if len(counts) == len(cells):
-        if len(cells) > 3 and counting:
+        if len(cells) > 2 and counting:
             raise ValueError(f"line {line} counts {cells[0]}, {cells[1]}, ..: a header of numbers; remove it")
         return ()
     return () if counts and not counting else cells
@@ -496,11 +511,22 @@ def _numbers(numbered, width):
         cells = _cells(text)
         for cell in cells:
             if not _is_number(cell) or not isfinite(float(cell)):
-                raise ValueError(f"line {line}: {cell!r} is not a finite number")
+                raise ValueError(f"line {line}: {cell!r} is not a finite number{_hint(text)}")
         if width not in (0, len(cells)):
             raise ValueError(f"line {line} has {len(cells)} columns, those before have {width}")
         width = len(cells)
     raise ValueError("it is not a table of numbers with commas between them")
+
+
+def _hint(line):
+    """What may be wrong with a line."""
+    if line.lstrip().startswith("#"):
+        return ": a comment? remove it"
+    if line.rstrip().endswith(","):
+        return ": the line ends with a comma"
+    if "," not in line and any(mark in line for mark in ";\t"):
+        return ": commas have to be between the columns"
+    return ""
 
 
 def _is_number(text):
@@ -508,17 +534,15 @@ def _is_number(text):
         float(text)
     except ValueError:
         return False
-    return True
+    return "_" not in text
 
 
-LABELS = "label", "labels", "class", "classes", "target", "targets", "y"
+LABELS = "label", "labels", "class", "classes", "target", "targets", "y", "species", "category", "diagnosis"
 """Names of a column that has the labels."""
 
 
 def _columns(table, names, label, target):
     """X, y and where y was, of a .csv file's table."""
-    if len(table) > 3 and any(np.array_equal(table[:, 0], np.arange(len(table)) + c) for c in (0, 1)):
-        raise ValueError("the first column only numbers the rows; remove it")
     at = {"first": 0, "last": -1, **{name: i for i, name in enumerate(names)}}
     if label is None:
         at = {None: -1}
@@ -528,8 +552,16 @@ def _columns(table, names, label, target):
         named = f"the header has {', '.join(names)}" if names else "it has no header"
         raise ValueError(f"label={label!r} must be first, last or the name of a column; {named}")
     column = at[label] % table.shape[1]
+    if column and _numbers_rows(table[:, 0], names):
+        raise ValueError("the first column only numbers the rows; remove it, or give it another name")
     where = f", label in column {column + 1}" + (f" ({names[column]})" if names else "")
     return np.delete(table, column, axis=1), table[:, column], where
+
+
+def _numbers_rows(column, names):
+    """Whether a column is an index: by its name, or without a name by counting 0, 1, 2, .. or 1, 2, 3, .."""
+    counts = len(column) > 3 and any(np.array_equal(column, np.arange(len(column)) + c) for c in (0, 1))
+    return names[0].lower() in ("", "id", "index", "unnamed: 0") if names else counts
 
 
 def _check_label(table, names):
@@ -539,7 +571,8 @@ def _check_label(table, names):
         return
     N, (first, last) = len(table), (table[:, 0], table[:, -1])
     values, others = np.unique(last), np.unique(first)
-    in_first = _whole(others) and 2 <= len(others) <= min(100, N / 5) and not _background(first, first)
+    pixels = len(others) > 3 and _background(first, first)
+    in_first = _whole(others) and 2 <= len(others) <= min(100, N / 3) and not pixels
     in_last = not _whole(values) or len(values) <= max(20, N / 2) and not _background(last, table[:, -2])
     if in_first or not in_last or any(named):
         raise ValueError(
@@ -609,7 +642,8 @@ def data_options(parser):
     add = parser.add_argument
     add("--data", metavar="FILE", help=".npz (X, y) or .csv instead of the digits")
     add("--label", metavar="first|last|NAME", help="the column of a .csv file with y (default: last)")
-    add("--classes", type=_two_labels, metavar="A,B", help="only these labels: +1 for A and -1 for B")
+    only = "only these labels: +1 for A and -1 for B (--classes=-1,1 with a minus)"
+    add("--classes", type=_two_labels, metavar="A,B", help=only)
     real = "real: y is no class; it is centred and divided by its standard deviation"
     add("--target", choices=("classes", "real"), default="classes", help=real)
 

@@ -549,7 +549,7 @@ def compiled_phi(phi):
     """The same of any nfd_min.Activation. ValueError if Numba cannot compile it."""
     if phi.name in PHI:
         return PHI[phi.name]
-    f, df = (numba.njit(a.of) if hasattr(a.of, "__code__") else a.of for a in (phi.phi, phi.dphi))
+    f, df = (numba.njit(f) if isinstance(f, FunctionType) else f for f in (phi.phi.of, phi.dphi.of))
 
     def apply(x, out):
         for m in range(len(x)):

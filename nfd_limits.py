@@ -199,8 +199,9 @@ class OneStep(NamedTuple):
     share : array, shape (L,): those of the terms A_l g^0_l / L
     parts : array, shape (4,): as accumulated, of the parts of A_l through U, through the layers below l-1,
         through the SGD drift of layer l-1 (formula [17]) and through its response [X10]
-    h2 : array, shape (2,): E|h^1_L|^2 = h2[0] + h2[1] a^2; the second is NaN for tanh and erf where E h^2 is
-        beyond 33 and its series too long. For relu, x_1 = +-x_0 and L -> infinity it is good to 2e-5 only.
+    h2 : array, shape (2,): E|h^1_L|^2 = h2[0] + h2[1] a^2; the second is NaN where phi has a kink, but for
+        relu, and where E h^2 is beyond 33 and its series too long. For relu, x_1 = +-x_0 and L -> infinity it
+        is good to 2e-5 only.
     """
 
     r: np.ndarray
@@ -266,6 +267,12 @@ def _h2_of_one_step(r, Q, Gamma, s2, phi):
     return np.array([Q[-1, 1, 1], V + r2[0] * Gamma[0] + np.sum(Gamma[1:] * np.diff(r2))])
 
 
+def _has_kink(phi):
+    """Whether phi' jumps at 0."""
+    below, above = phi.dphi(np.array([-1e-9, 1e-9]))
+    return abs(above - below) > 1e-6 * max(abs(above), abs(below))
+
+
 def _second_moments(Q, phi):
     """E w''(G_l), (L,), and E[w''(G_l) phi'(h_m)^2], (L, L), w = phi^2, for Gaussian G_l and h_m of variances
     Q[l, 1, 1] and Q[m, 0, 0] and covariance Q[min(l, m), 0, 1]: by Hermite's series in their correlation."""
@@ -278,7 +285,7 @@ def _second_moments(Q, phi):
     if phi.name == "relu":
         return (var[0] > 0).astype(float), (scale > 0) * (1 - np.arccos(rho) / pi)
     terms = int(64 + 120 * var.max())
-    if terms > 4096:
+    if terms > 4096 or _has_kink(phi):
         return np.full(L, np.nan), np.full((L, L), np.nan)
     step = min(0.05, 0.3 / sqrt(max(1.0, var.max())), 1 / sqrt(terms))
     z = np.arange(-13, 13, step)
@@ -337,8 +344,8 @@ class Responses(NamedTuple):
 def _features_of(run, stream, phi):
     """The Activation, and h and g of a run, checked for responses_of."""
     phi = activation(phi)
-    if phi.name == "relu":
-        raise ValueError('phi="relu" has no second derivative; responses_of needs a smooth phi')
+    if _has_kink(phi):
+        raise ValueError(f"phi={phi.name!r} has no second derivative at 0; responses_of needs a smooth phi")
     if not isinstance(stream, Stream):
         raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
     if not isinstance(run, Trajectory):

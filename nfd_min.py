@@ -465,7 +465,7 @@ Loss = NamedTuple("Loss", [("value", Callable), ("chi", Callable), ("targets", t
 
 LOSSES = {
     "squared": Loss(lambda f, y: (f - y) ** 2 / 2, lambda f, y: f - y, ()),
-    "logistic": Loss(lambda f, y: np.logaddexp(0, -y * f), lambda f, y: -y / (1 + np.exp(y * f)), (-1, 1)),
+    "logistic": Loss(lambda f, y: np.logaddexp(0, -y * f), lambda f, y: (np.tanh(f / 2) - y) / 2, (-1, 1)),
 }
 
 

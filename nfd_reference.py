@@ -109,6 +109,8 @@ def read(path):
             if "schema" not in file.files or int(file["schema"]) != SCHEMA:
                 raise ValueError(f"it has no schema {SCHEMA}")
             about = json.loads(bytes(file["about"]))
+            if not about:
+                raise ValueError("it has no runs")
             runs = [(a["name"], a["kind"], a["setting"], a["key"] + "/") for a in about]
             return [
                 (*run, {name.removeprefix(key): file[name] for name in file.files if name.startswith(key)})
@@ -129,8 +131,10 @@ def against(path):
         missing = [key for key in ("f", "h", "g") if key not in arrays]
         try:
             ours = computed(kind, setting, arrays)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"cannot use {str(path)!r}: run {name!r}: {error}") from error
+            arrays |= {k: np.asarray(arrays[k]) + 0.0 for k in RESULTS if k in arrays}
+        except Exception as error:  # of inputs that do not fit together
+            why = f"{type(error).__name__}: {error}"
+            raise ValueError(f"cannot use {str(path)!r}: run {name!r}: {why}") from error
         wrong = [k for k in RESULTS if k in arrays and arrays[k].shape != getattr(ours, k).shape]
         if missing or wrong:
             which = [f"{key} is missing" for key in missing]

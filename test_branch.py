@@ -471,7 +471,7 @@ def test_parts_of_a_run():
         assert (np.abs(mean - exact) < 4 * error + (1 / n + 0.02**2) * np.abs(exact)).all()  # next orders
         assert (error < 0.05 * np.abs(exact)).all()
     assert (ours.A[:, 0] == 0).all() and (ours.A[:, 1, 1] == 0).all()
-    with pytest.raises(ValueError, match='phi="relu" has no second derivative'):
+    with pytest.raises(ValueError, match="phi='relu' has no second derivative"):
         nfd_limits.responses_of(run, stream, "relu")
     with pytest.raises(ValueError, match="the features were not kept"):
         nfd_limits.responses_of(sde.solve(stream, 10, 5, rng=0, keep="kernels"), stream)

@@ -299,6 +299,8 @@ def test_coarsen_sums_increments():
     assert np.allclose(coarse.xi[1, 0] * sqrt(3), noise.xi[1, 0] + noise.xi[1, 1] + noise.xi[1, 2])
     assert np.allclose(coarse.zeta[0, 1] * sqrt(3), noise.zeta[0, 3:].sum(axis=0))
     assert np.array_equal(coarse.u, noise.u) and np.array_equal(coarse.v, noise.v)
+    for a, b in zip(nfd_min.coarsen(noise, 1), noise):
+        assert np.array_equal(a, b)
     with pytest.raises(ValueError, match="m=4 does not divide"):
         nfd_min.coarsen(noise, 4)
 

@@ -115,7 +115,15 @@ def test_reference_on_the_command_line(tmp_path, capsys):
 
 def rates(**change):
     """The results of an audit with one slope, one mean, one bound and one formula."""
-    slope = dict(label="s", slope=-1.0, low=-1.1, high=-0.9, verdict="holds", points=[dict(errors=20 * [1])])
+    slope = dict(
+        label="s",
+        slope=-1.0,
+        low=-1.1,
+        high=-0.9,
+        verdict="holds",
+        confidence=0.95,
+        points=[dict(errors=20 * [1])],
+    )
     mean = slope | dict(label="m", slope=None, mean=1.0, low=0.9, high=1.1)
     bound = dict(label="b", worst=1.0, slope=None, low=None, high=None, verdict="holds", points=[])
     formula = slope | dict(label="f", low=-1.0, high=-1.0)
@@ -159,7 +167,15 @@ def test_moved_is_seldom_chance():
             half = t * values.std(axis=1, ddof=1) / np.sqrt(R)
             rows = zip(range(50), values.mean(axis=1), half)
             of = [
-                dict(label=i, slope=m, low=m - e, high=m + e, verdict="", points=[dict(errors=R * [1])])
+                dict(
+                    label=i,
+                    slope=m,
+                    low=m - e,
+                    high=m + e,
+                    verdict="",
+                    confidence=0.95,
+                    points=[dict(errors=R * [1])],
+                )
                 for i, m, e in rows
             ]
             audits.append([dict(id="a", rates=of)])

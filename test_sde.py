@@ -102,6 +102,72 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling
             assert np.max(np.abs(a - b)) < 1e-11 * np.max(np.abs(b)), name
 
 
+def by_hand(stream, noise, nearest):
+    """NFD for tanh in plain loops over passes, layers and earlier passes, by Cholesky factors. [20]-[25],
+    [103], [104]"""
+    S, L, N = noise.xi.shape
+    phi, slope, mean = np.tanh, lambda x: 1 - np.tanh(x) ** 2, lambda x, y: (x * y).sum() / N
+    h, g = np.zeros((S, L + 1, N)), np.zeros((S, L + 1, N))
+    f, chi = np.zeros(S), np.zeros(S)
+    K = stream.X @ stream.X.T / stream.X.shape[1]
+
+    def answer(vectors, noises, k):
+        """The last of k + 1 Gaussian vectors with the covariance of these, made of the noises."""
+        R = np.zeros((k + 1, k + 1))
+        for i in range(k + 1):
+            for j in range(i + 1):
+                rest = mean(vectors[i], vectors[j]) - sum(R[i, m] * R[j, m] for m in range(j))
+                if i == j:
+                    R[i, i] = sqrt(rest) if rest > 1e-12 else 0.0  # in the span of those before
+                elif R[j, j]:
+                    R[i, j] = rest / R[j, j]
+        return sum(R[k, m] * noises[m] for m in range(k + 1))
+
+    for k in range(S):
+        seen = range(stream.batch * (k // stream.batch))
+        h[k, 0] = np.linalg.cholesky(K[: k + 1, : k + 1])[k] @ noise.u[: k + 1]
+        for j in seen:
+            h[k, 0] -= stream.eta / stream.batch * chi[j] * K[j, k] * g[j, 0]  # [22]
+        for l in range(1, L + 1):
+            asked = phi(h[: k + 1, l - 1])
+            h[k, l] = h[k, l - 1] + answer(asked, noise.xi[: k + 1, l - 1], k) / sqrt(L)  # [25]
+            for j in seen:
+                a = stream.eta / stream.batch * chi[j]
+                h[k, l] -= a * mean(phi(h[j, l - 1]), phi(h[k, l - 1])) * g[j, l] / L  # [20]
+                if nearest and l > 1:
+                    P = mean(slope(h[j, l - 1]), slope(h[k, l - 1]))
+                    h[k, l] -= a * mean(phi(h[j, l - 2]), phi(h[k, l - 2])) * P * g[j, l] / L**2  # [103]
+        g[k, L] = noise.v
+        for j in seen:
+            g[k, L] -= stream.eta / stream.batch * chi[j] * h[j, L]  # [22]
+        f[k] = mean(g[k, L], h[k, L])  # [23]
+        chi[k] = f[k] - stream.y[k]
+        for l in range(L, 0, -1):
+            z = answer(g[: k + 1, l], noise.zeta[: k + 1, l - 1], k) / sqrt(L)  # [25]
+            for j in seen:
+                a = stream.eta / stream.batch * chi[j]
+                z = z - a * mean(g[j, l], g[k, l]) * phi(h[j, l - 1]) / L  # [21]
+                if nearest and l < L:
+                    P = mean(slope(h[j, l]), slope(h[k, l]))
+                    z = z - a * mean(g[j, l + 1], g[k, l + 1]) * P * phi(h[j, l - 1]) / L**2  # [104]
+            g[k, l - 1] = g[k, l] + slope(h[k, l - 1]) * z
+    return f, h, g
+
+
+@pytest.mark.parametrize("coupling", ["none", "nearest"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_both_twins_against_loops_by_hand(coupling, batch):
+    """An oracle that shares no code with them, so that none of [20]-[25], [103], [104] is wrong in both."""
+    rng = np.random.default_rng(3)
+    stream = Stream(rng.standard_normal((4, 6)), rng.standard_normal(4), 0.4, batch)
+    noise = nfd_min.draw_noise(4, 40, 4, rng=1)
+    f, h, g = by_hand(stream, noise, coupling == "nearest")
+    for run in (sde.solve(stream, 40, 4, noise=noise, coupling=coupling),
+                nfd_min.nfd(stream, noise, coupling=coupling)):  # fmt: skip
+        for ours, theirs in ((run.f, f), (run.h, h), (run.g, g)):
+            assert np.abs(ours - theirs).max() < 1e-10 * np.abs(theirs).max()
+
+
 def test_nearest_layer_correction_of_the_backward_pass():
     """[104] at L = 2: the second backward pass first differs by d_1 phi'(h^1_0), from Gamma_2 and E[phi'
     phi'] of layer 1."""
