@@ -12,7 +12,7 @@ import numpy as np
 
 import nfd_io
 import nfd_min
-from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
+from nfd_io import DTYPES, KEEP, check_memory, check_type, choose, positive_int, progress, remembered
 from nfd_kernels import address_of_loss, addresses_of, compiled_chain, copy_of, finite_array, normals, pieces
 from nfd_min import Stream, Trajectory
 from nfd_passes import Batch, Record, Run, Waiting, Weights, compiled_many, compiled_one, shares_of
@@ -103,8 +103,7 @@ def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep
 
 def _checked(stream, width, depth, phi, dtype, keep, network):
     """The Network, dtype, what is kept, and the Activation."""
-    if not isinstance(stream, Stream):
-        raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
+    check_type("stream", stream, Stream)
     n, L, real = positive_int("width", width), positive_int("depth", depth), choose("dtype", dtype, DTYPES)
     build, phi = choose("block", network.setdefault("block", "pre"), nfd_min.BLOCKS), nfd_min.activation(phi)
     return _network(build, n, real, phi=phi, depth=L, **network), real, choose("keep", keep, KEEP), phi
@@ -169,7 +168,7 @@ def _weights(given, rng, real, stream, net, copied):
     else:
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'")
     if names:
-        rng = np.random.default_rng(rng)
+        rng = nfd_io.generator(rng)
     U, W, v, *other = [*given, *[normals(rng, shapes[name], real) for name in names]]
     W, other = W.reshape(-1, n, n), other[0] if other else None
     W_back = W[:0] if net.reused else other.reshape(-1, n, n) if net.drawn else None

@@ -6,9 +6,11 @@ import csv
 import os
 import sys
 import tempfile
+import zipfile
+from dataclasses import fields
 from functools import lru_cache, wraps
 from importlib import resources
-from math import ceil, isfinite, pi, sqrt
+from math import ceil, isfinite, pi, prod, sqrt
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +49,34 @@ def positive_int(name, value):
     """Return value as an int, or raise ValueError unless it is an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer >= 1")
+    if value > 2**53:
+        raise ValueError(f"{name} is too large: an integer of {int(value).bit_length()} bits")
     return int(value)
+
+
+def check_type(name, value, kind):
+    """ValueError unless it is of that kind."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
+
+
+class Rebuilt:
+    """A dataclass that is copied and unpickled by its constructor, checks and read-only arrays included, or
+    by the name it has in its module."""
+
+    def __reduce__(self):
+        name = getattr(self, "name", "").upper()
+        if getattr(sys.modules[type(self).__module__], name, None) is self:
+            return name
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
+
+
+def generator(rng):
+    """The numpy.random.Generator of a seed or of itself. ValueError for anything else."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rng={rng!r} must be a seed or a numpy.random.Generator: {error}") from None
 
 
 def _sum(array):
@@ -79,8 +108,11 @@ def finite_array(name, value, shape, dtype=float, copy=True, total=_sum):
     array = value
     if copy or not (type(value) is np.ndarray and value.dtype == dtype and value.flags.c_contiguous):
         try:
-            if np.iscomplexobj(value):
-                raise TypeError("it is complex")
+            given = np.asarray(value)
+            if given.dtype.kind not in "biufO" or np.ma.isMaskedArray(value):
+                raise TypeError(f"it is {'masked' if np.ma.isMaskedArray(value) else _kind(given)}")
+            if given.dtype.kind == "O" and not all(isinstance(x, Real) for x in given.ravel()):
+                raise TypeError("it holds what is no real number")
             with np.errstate(over="ignore"):
                 array = np.array(value, dtype=dtype, order="C", copy=copy or None)
         except (TypeError, ValueError, OverflowError) as error:
@@ -100,6 +132,10 @@ def finite_array(name, value, shape, dtype=float, copy=True, total=_sum):
     return array
 
 
+def _kind(array):
+    return dict(c="complex", U="text", S="text", M="dates", m="times").get(array.dtype.kind, array.dtype)
+
+
 def _show(shape):
     return "(" + ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "") + ")"
 
@@ -117,9 +153,12 @@ def check_samples(X, y, eta, batch, targets=()):
     batch = positive_int("batch", batch)
     if len(X) % batch:
         raise ValueError(f"batch={batch} does not divide the number of samples S={len(X)}")
-    with np.errstate(over="ignore"):
-        if not np.isfinite(np.sum(X**2, axis=1)).all():
-            raise ValueError("X is too large: the square of an input is not a finite number")
+    with np.errstate(over="ignore", under="ignore"):
+        squares, largest = np.sum(X**2, axis=1), np.abs(X).max(axis=1)
+    if not np.isfinite(squares).all():
+        raise ValueError("X is too large: the square of an input is not a finite number")
+    if ((squares < 1e-290) & (largest > 0)).any():
+        raise ValueError("X is too small: the square of an input is 0, or has few digits")
     X.flags.writeable = y.flags.writeable = False
     return dict(X=X, y=y, eta=float(eta), batch=batch)
 
@@ -162,7 +201,7 @@ def check_activation(name, phi, dphi, taken):
     difference of phi, or one of them is not finite, at 49 points in (-6, 6)."""
     if not isinstance(name, str) or not name or name in taken:
         raise ValueError(f"name={name!r} must be a new name; {', '.join(taken)} are taken")
-    phi, dphi = Elementwise("phi", phi), Elementwise("dphi", dphi)
+    phi, dphi = (Elementwise(what, getattr(f, "of", f)) for what, f in (("phi", phi), ("dphi", dphi)))
     x, step = np.linspace(-6, 6, 49) + 0.0137, 1e-5
     with np.errstate(all="ignore"):
         values, slopes, expected = phi(x), dphi(x), (phi(x + step) - phi(x - step)) / (2 * step)
@@ -174,6 +213,40 @@ def check_activation(name, phi, dphi, taken):
         h, is_, should = x[wrong][0], slopes[wrong][0], expected[wrong][0]
         raise ValueError(f"dphi of {name!r} is {is_:.6g} at h={h:.4f}, the slope of phi there {should:.6g}")
     return dict(phi=phi, dphi=dphi)
+
+
+def check_weights(weights, d, matrices):
+    """U (n, d), W (L, n, n) or (L, M, n, n), v (n,), and W' if given, as float64 copies; matrices : M"""
+    if not isinstance(weights, (tuple, list)) or len(weights) not in (3, 4):
+        raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'")
+    v = finite_array("weights: v", weights[2], ("n",))
+    shape = ("L", *[matrices] * (matrices > 1), len(v), len(v))
+    U, W = finite_array("weights: U", weights[0], (len(v), d)), finite_array("weights: W", weights[1], shape)
+    shapes = [W.shape] if np.ndim(weights[-1]) == W.ndim else [("S", *W.shape)]
+    return U, W, v, *[finite_array("weights: W'", w, of) for w, of in zip(weights[3:], shapes)]
+
+
+def check_noise(noise, samples, per_block, dtype=float, shapes=None, finite_array=finite_array):
+    """The 4 arrays of a nfd_min.Noise of so many samples, and steps that many blocks take; shapes : theirs,
+    if they are known."""
+    if not isinstance(noise, (tuple, list)) or len(noise) != 4:
+        raise ValueError("noise must be a Noise: the 4 arrays u, v, xi, zeta")
+    if shapes is None:
+        N, T = np.shape(noise[1])[-1:], np.shape(noise[2])[1:2]
+        N, T = (N or ("N",))[0], (T or ("T",))[0]
+        shapes = (samples, N), (N,), (samples, T, N), (samples, T, N)
+    names = [f"noise: {name}" for name in ("u", "v", "xi", "zeta")]
+    arrays = [finite_array(n, a, of, dtype, copy=None) for n, a, of in zip(names, noise, shapes)]
+    if arrays[2].shape[1] % per_block:
+        T = arrays[2].shape[1]
+        raise ValueError(f"the noise has {T} steps; the blocks need {per_block} for each block")
+    return [a if a.flags.behaved else a.copy() for a in arrays]
+
+
+def check_time(seconds, what):
+    """ValueError if something without a progress bar would take minutes."""
+    if seconds > 120:
+        raise ValueError(f"{what} would take about {seconds / 60:.3g} minutes")
 
 
 def check_memory(needed, what):
@@ -325,7 +398,7 @@ def load_samples(samples, data=None, rng=None):
     S = positive_int("samples", samples)
     X, target, _ = prepared(data)
     check_memory(8 * S * X.shape[1], f"Stream.digits(samples={S})")
-    rng = np.random.default_rng(rng)
+    rng = generator(rng)
     order = np.concatenate([rng.permutation(len(X)) for _ in range(ceil(S / len(X)))])[:S]
     return X[order], target[order]
 
@@ -440,19 +513,33 @@ def _read(path):
         return _read_csv(path)
     if path is not None and not str(path).endswith(".npz"):
         raise ValueError("the name must end in .npz or .csv")
-    with (
-        resources.files("nfd_min_data").joinpath("digits.npz").open("rb")
-        if path is None
-        else open(path, "rb") as file,
-        np.load(file, allow_pickle=False) as npz,
-    ):
-        if not {"X", "y"} <= set(npz.files):
-            raise ValueError(f"the archive has arrays {npz.files}, expected X (N, d) and y (N,)")
-        X, y = npz["X"], npz["y"]
+    shipped = resources.files("nfd_min_data").joinpath("digits.npz")
+    with shipped.open("rb") if path is None else open(path, "rb") as file:
+        check_memory(_announced(file), "what it holds")
+        with np.load(file, allow_pickle=False) as npz:
+            if not {"X", "y"} <= set(npz.files):
+                raise ValueError(f"the archive has arrays {npz.files}, expected X (N, d) and y (N,)")
+            X, y = npz["X"], npz["y"]
     X = finite_array("X", X, ("N", "d"))
     y = finite_array("y", y, (len(X),))
     X.flags.writeable = y.flags.writeable = False
     return (X, y), None
+
+
+def _announced(file):
+    """Bytes that the headers of the arrays in an archive announce."""
+    total = 0
+    with zipfile.ZipFile(file) as archive:
+        for name in {"X.npy", "y.npy"} & set(archive.namelist()):
+            with archive.open(name) as array:
+                major, _ = np.lib.format.read_magic(array)
+                read = (
+                    np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(array)
+            total += prod(shape) * dtype.itemsize
+    file.seek(0)
+    return total
 
 
 PIECE = 2**24  # so many characters of a file are read at a time

@@ -8,8 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its modules are loaded when they are first used
 
-from nfd_io import check_memory, choose, finite_array, positive_int
-from nfd_min import Stream, Trajectory, activation, correlations, particle_chain, residual
+from nfd_io import check_memory, check_time, check_type, choose, finite_array, positive_int
+from nfd_min import (
+    ACTIVATIONS,
+    Stream,
+    Trajectory,
+    activation,
+    correlations,
+    particle_chain,
+    residual,
+)
 
 # ------------------------------------------------------------------------------------------------------------
 # The limit at initialisation, without sampling
@@ -51,6 +59,9 @@ def init_kernels(X, phi="tanh", depth=None, *, branch_exponent=0.5, rho=1.0):
     X, phi = finite_array("X", X, ("S", "d")), activation(phi)
     check_memory(8 * 65 * 12 * len(X) ** 2, f"init_kernels of {len(X)} inputs")
     K, L = Stream(X, np.zeros(len(X)), 0).gram, 1 if depth is None else positive_int("depth", depth)
+    pairs = 1 if phi.name in ACTIVATIONS and phi.name != "tanh" else len(X) * (len(X) + 1)
+    check_time(1e-4 * pairs * L, f"init_kernels of {len(X)} inputs at depth {L}")
+    check_memory(400 * (L + 1) * len(X) ** 2, f"init_kernels of {len(X)} inputs at depth {L}")
     s2, rhos = residual("depth-mup", L, branch_exponent)[1] ** 2, [r for r, _ in correlations(rho, L, "rho")]
     if depth is not None:
         Q, growth, drift = [K], [], []
@@ -95,9 +106,10 @@ def gaussian_moments(Q, phi):
     if phi.name == "identity":
         return Q, np.ones_like(Q)
     if phi.name == "erf":
-        scale = np.sqrt(np.outer(1 + 2 * var, 1 + 2 * var))
-        determinant = np.add.outer(1 + 2 * var, 2 * var) + 4 * (np.outer(var, var) - Q**2).clip(min=0)
-        return 2 / pi * np.arcsin(2 * Q / scale), 4 / pi / np.sqrt(determinant)
+        a, apart = np.sqrt(1 + 2 * var), (np.outer(s, s) - np.abs(Q)).clip(min=0)
+        with np.errstate(over="ignore"):  # beyond 1e154 the second is 0
+            determinant = np.add.outer(1 + 2 * var, 2 * var) + 4 * apart * (np.outer(s, s) + np.abs(Q))
+        return 2 / pi * np.arcsin((2 * Q / np.outer(a, a)).clip(-1, 1)), 4 / pi / np.sqrt(determinant)
     scale = np.outer(s, s)
     rho = np.divide(Q, scale, out=np.zeros_like(Q), where=scale > 0).clip(-1, 1)
     np.fill_diagonal(rho, 1)
@@ -230,6 +242,7 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
         residual("depth-mup", 1, branch_exponent)
         return _one_step_at_infinite_depth(X, phi, rho, float(branch_exponent == 0.5))
     L, how = positive_int("depth", depth), dict(branch_exponent=branch_exponent)
+    check_memory(64 * L * L, f"one_step(depth={L})")
     rhos = np.array([r for r, _ in correlations(rho, L, "rho")])
     c = L * residual("depth-mup", L, branch_exponent)[1] ** 2
     kernels = init_kernels(X, phi, L, **how)
@@ -346,10 +359,8 @@ def _features_of(run, stream, phi):
     phi = activation(phi)
     if _has_kink(phi):
         raise ValueError(f"phi={phi.name!r} has no second derivative at 0; responses_of needs a smooth phi")
-    if not isinstance(stream, Stream):
-        raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
-    if not isinstance(run, Trajectory):
-        raise ValueError(f"run must be a Trajectory, not {type(run).__name__}")
+    check_type("stream", stream, Stream)
+    check_type("run", run, Trajectory)
     if run.h is None or run.g is None:
         raise ValueError('the features were not kept; use keep="all"')
     if run.x is not None and run.x.size:
@@ -441,6 +452,7 @@ def relu_moments(square, depth, block="pre"):
 
     Prop 3.1: E h_l >= (1 + a / sqrt(L)) E h_{l-1} for "post". ValueError for bad input.
     """
+    check_time(1e-6 * positive_int("depth", depth), f"relu_moments(depth={depth})")
     L, post = positive_int("depth", depth), choose("block", block, dict(pre=False, post=True))
     a, h, h2 = post / sqrt(2 * pi), [0.0], [float(finite_array("square", square, ()))]
     if h2[0] < 0:
@@ -483,8 +495,7 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
     ValueError for bad input, and if leaving out one depth, or 8 points of depth, changes the limit by more
     than 1e-4 of its largest value: training with that eta is then too unstable.
     """
-    if not isinstance(stream, Stream):
-        raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
+    check_type("stream", stream, Stream)
     choose("coupling", coupling, {"none": 0, "full": 0})  # "nearest" is for particles
     S, deepest = len(stream), 128 if depth is None else positive_int("depth", depth)
     check_memory(32 * S * (deepest + 1) * (2 * deepest + 1) * (S + 1), f"linear_limit(depth={depth}, S={S})")

@@ -28,13 +28,13 @@ import scipy  # scipy.special is loaded when it is first used
 from scipy.sparse.linalg import LinearOperator
 
 import nfd_io
-from nfd_io import DTYPES, check_memory, check_samples, choose, load_samples, normals, numbers, positive_int
+from nfd_io import DTYPES, check_memory, choose, finite_array, generator, normals, numbers, positive_int
 
 __version__ = "0.1.0"
 
 
 @dataclass(frozen=True)
-class Activation:
+class Activation(nfd_io.Rebuilt):
     """An activation function and its derivative, functions of a number, made elementwise; for the fast twins
     such that Numba can compile. ValueError for a name of ACTIVATIONS, or if dphi is not the derivative."""
 
@@ -101,6 +101,7 @@ def chain(
     ValueError for anything unknown, an a that is NaN or makes L^a > 1e30, or a != 0 where there is no W1_l.
     """
     build, most = choose("block", block, BLOCKS), 30 / log10(max(positive_int("depth", depth), 10))
+    check_memory(500 * depth, f"a chain of depth {depth}")
     (skip, s), rate = residual(scaling, depth, branch_exponent), float(depth) ** (2 * branch_exponent - 1)
     (a,) = numbers("internal_lr_exponent", internal_lr_exponent, -np.inf, most)
     if a != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
@@ -172,7 +173,9 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
         backward="fresh" one for each pass, (S, ..)
     block, network : as in `chain`; by default backward="decoupled" with W', else "reused" [8], [X1]
     """
-    U, W, v, *other = (np.array(w, dtype=float) for w in weights)
+    nfd_io.check_type("stream", stream, Stream)
+    matrices = sum(layer.matrix for layer in chain(block, phi, 1))
+    U, W, v, *other = nfd_io.check_weights(weights, stream.d, matrices)
     L, n, S = len(W), len(v), len(stream)
     layers = chain(block, phi, L, **{"backward": "decoupled" if other else "reused"} | network)
     W, moved = W.reshape(-1, n, n), 0.0
@@ -225,7 +228,7 @@ def innovations(h, g, W, phi="tanh", *, rng=None):
 
     Where p = 0 the projection is dropped and xi_l drawn afresh; where g_l = 0, zeta_l is drawn afresh.
     """
-    rng, phi, n = np.random.default_rng(rng), activation(phi), W.shape[1]
+    rng, phi, n = generator(rng), activation(phi), finite_array("W", W, ("L", "n", "n")).shape[1]
     xi, zeta = np.empty((2, *h[..., 1:, :].shape))
     for l in range(1, len(W) + 1):
         fresh_xi, fresh_zeta = rng.standard_normal((2, *h[..., l, :].shape))
@@ -253,7 +256,7 @@ def update_innovation(h, g, h1, W, phi="tanh", *, rng=None):
 
     p0 = 0: rho := 0. g_l = 0: no aligned term and no projection. p_perp = 0: xi^1_l is drawn afresh.
     """
-    rng, phi, (L, n, _) = np.random.default_rng(rng), activation(phi), W.shape
+    rng, phi, (L, n, _) = generator(rng), activation(phi), finite_array("W", W, ("L", "n", "n")).shape
     xi1 = rng.standard_normal((L, n))
     for l in range(1, L + 1):
         p0, p1, g_l = phi.phi(h[l - 1]), phi.phi(h1[l - 1]), g[l]
@@ -269,8 +272,7 @@ def update_innovation(h, g, h1, W, phi="tanh", *, rng=None):
 
 def decoupled_backward(h, v, zeta, phi="tanh"):
     """The auxiliary gradients g~ (..., L+1, n) from the true pass' zeta (..., L, n), depth-muP. [8]"""
-    phi, (L, n) = activation(phi), zeta.shape[-2:]
-    g = np.empty(h.shape)
+    (L, n), g, phi = np.shape(zeta)[-2:], np.empty(np.shape(h)), activation(phi)
     g[..., L, :] = v
     for l in range(L, 0, -1):
         g_l = g[..., l, :]
@@ -301,7 +303,7 @@ class LazyGaussian(LinearOperator):
 
     def __init__(self, shape, rng=None, rho=1.0):
         super().__init__(np.dtype(float), shape)
-        self.rng, self.rho = np.random.default_rng(rng), rho
+        self.rng, (self.rho,) = generator(rng), numbers("rho", rho, -1, 1)
         self.Q_X, self.M, self.Q_P, self.N = [], [], [], []
 
     def _reveal(self, x, xi, Q_X, M, Q_P, N):
@@ -363,13 +365,10 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
     noise : one step for each layer of the chain;  coupling, block, network : as in `particle_chain`
     Returns a Trajectory with everything but A and B.
     """
-    u, v, xi, zeta = noise
-    (S, T, N), M = xi.shape, len(particle_chain(block, phi, 1, coupling))
-    if S != len(stream):
-        raise ValueError(f"the noise is for {S} passes, the stream has {len(stream)} samples")
-    L = T // M
-    if L * M != T:
-        raise ValueError(f"the noise has {T} steps; {block} blocks need {M} for each block")
+    nfd_io.check_type("stream", stream, Stream)
+    M = len(particle_chain(block, phi, 1, coupling))
+    u, v, xi, zeta = nfd_io.check_noise(noise, len(stream), M)
+    (S, T, N), L = xi.shape, xi.shape[1] // M
     layers, nearest = particle_chain(block, phi, L, coupling, **network), coupling == "nearest"
     K, U = stream.gram, LazyGaussian((N, stream.d))
     W = [LazyGaussian((N, N), rho=layer.rho) for layer in layers]
@@ -414,7 +413,7 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
 
 def draw_noise(samples, particles, steps, *, dtype="float64", rng=None, by=normals):
     """A fresh Noise for S = samples passes of N = particles in L = steps, by `normals` or its fast twin."""
-    rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
+    rng, dtype = generator(rng), choose("dtype", dtype, DTYPES)
     S, N, L = map(positive_int, ("samples", "particles", "steps"), (samples, particles, steps))
     check_memory(dtype().itemsize * (2 * L + 2) * S * N, f"draw_noise(samples={S}, particles={N}, steps={L})")
     return Noise(*(by(rng, shape, dtype) for shape in [(S, N), (N,), (S, L, N), (S, L, N)]))
@@ -422,6 +421,7 @@ def draw_noise(samples, particles, steps, *, dtype="float64", rng=None, by=norma
 
 def coarsen(noise, m):
     """The Noise of the same Brownian paths at L / m steps: xi_coarse = (xi_1 + .. + xi_m) / sqrt(m)."""
+    nfd_io.check_type("noise", noise, Noise)
     S, L, N = noise.xi.shape
     if L % positive_int("m", m):
         raise ValueError(f"m={m} does not divide the number of steps L={L}")
@@ -429,8 +429,7 @@ def coarsen(noise, m):
     return noise._replace(xi=xi, zeta=zeta)
 
 
-COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}
-"""The backward weights of each coupling."""
+COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}  # and its backward weights
 
 
 def particle_chain(
@@ -470,7 +469,7 @@ LOSSES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class Stream(nfd_io.Rebuilt):
     """The samples in the order training sees them, and how it uses them.
 
     X : array, shape (S, d), finite
@@ -480,8 +479,8 @@ class Stream:
         of weight eta / batch; batch=1 is the stream SGD of [2].
     loss : one of LOSSES, "squared" or, for targets +1 and -1, "logistic"
 
-    ValueError for wrong shapes, NaN or infinity, a negative or non-finite eta, a batch that does not divide
-    S, other targets. The arrays are copied as float64 and are read-only.
+    ValueError for wrong shapes, NaN or infinity, eta < 0, a batch that does not divide S, other targets. The
+    arrays are copied as float64 and are read-only.
     """
 
     X: np.ndarray
@@ -492,7 +491,7 @@ class Stream:
 
     def __post_init__(self):
         targets = choose("loss", self.loss, LOSSES).targets
-        self.__dict__.update(check_samples(self.X, self.y, self.eta, self.batch, targets))
+        self.__dict__.update(nfd_io.check_samples(self.X, self.y, self.eta, self.batch, targets))
 
     def chi(self, f, k):
         """dl/df of outputs f of the samples k. [2]"""
@@ -526,7 +525,7 @@ class Stream:
         how : label, classes, target, loss, as in nfd_io.Data, which says what is refused as a ValueError
         """
         data = nfd_io.data_of(data, **how)
-        return cls(*load_samples(samples, data, rng), eta, batch, data.loss)
+        return cls(*nfd_io.load_samples(samples, data, rng), eta, batch, data.loss)
 
 
 def weight_shape(width, depth, matrices=1):
@@ -537,7 +536,8 @@ def weight_shape(width, depth, matrices=1):
 def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None, by=normals):
     """U (n, d), W (weight_shape), v (n,) with independent N(0,1) entries, by `normals` or its fast twin; with
     decoupled=True also W~ of W's shape, drawn last, so that one seed gives the same U, W, v either way."""
-    rng, dtype = np.random.default_rng(rng), choose("dtype", dtype, DTYPES)
+    rng, dtype = generator(rng), choose("dtype", dtype, DTYPES)
+    width, depth, d = map(positive_int, ("width", "depth", "d"), (width, depth, d))
     shape = weight_shape(width, depth, sum(layer.matrix for layer in chain(block, IDENTITY, 1)))
     shapes = [(width, d), shape, (width,)] + [shape] * decoupled
     check_memory(dtype().itemsize * sum(map(prod, shapes)), f"draw_weights(width={width}, depth={depth})")

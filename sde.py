@@ -37,7 +37,7 @@ import numpy as np
 
 import nfd_io
 import nfd_min
-from nfd_io import DTYPES, KEEP, check_memory, choose, positive_int, progress, remembered
+from nfd_io import DTYPES, KEEP, check_memory, check_type, choose, positive_int, progress, remembered
 from nfd_kernels import (
     CHUNK,
     add,
@@ -360,8 +360,7 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     readout that hardly moved, the product of several such where many passes are nearly dependent. With more
     passes than particles that happens at once; directions lost in rounding then count as spanned.
     """
-    if not isinstance(stream, Stream):
-        raise ValueError(f"stream must be a Stream, not {type(stream).__name__}")
+    check_type("stream", stream, Stream)
     N, L, S = positive_int("particles", particles), positive_int("steps", steps), len(stream)
     build, phi = choose("block", network.setdefault("block", "pre"), BLOCKS), activation(phi)
     keep, real = choose("keep", keep, KEEP), choose("dtype", dtype, DTYPES)
@@ -370,9 +369,12 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     check_memory(
         real().itemsize * numbers + 56 * (net.T + 1) * S * S, f"solve(particles={N}, steps={L}, S={S})"
     )
-    of_noise = dict(u=(S, N), v=(N,), xi=(S, net.T, N), zeta=(S, net.T, N))
-    noise = np.random.default_rng(rng) if noise is None else _checked(noise, of_noise, real)
-    out, h, forward, backward, D = _solve(stream, noise, of_noise.values(), real, net, "h" in keep)
+    of_noise = (S, N), (N,), (S, net.T, N), (S, net.T, N)
+    if noise is None:
+        noise = nfd_io.generator(rng)
+    else:
+        noise = nfd_io.check_noise(noise, S, 1, real, of_noise, finite_array)
+    out, h, forward, backward, D = _solve(stream, noise, of_noise, real, net, "h" in keep)
     if "C" in keep:
         out.C, out.Gamma = forward.gram[: net.T : net.T // L], backward.gram[: net.T : net.T // L]
         if net.coupled and net.T == L:
@@ -391,15 +393,6 @@ def _network(build, real, *, depth, coupling, **network):
     rows = T + 1 if dphi_of_h else 1 + max(layer.back for layer in layers)
     chain, coupled = compiled_chain(layers, real), bool(scale.any())
     return Network(depth, T, rows, coupled, coupling == "nearest", dphi_of_h, scale, chain)
-
-
-def _checked(noise, shapes, real):
-    """The Noise that was given, checked."""
-    if not isinstance(noise, (tuple, list)) or len(noise) != 4:
-        raise ValueError("noise must be a Noise: the 4 arrays u, v, xi, zeta")
-    named = zip(shapes.items(), noise)
-    arrays = [finite_array(f"noise: {name}", a, of, real, copy=None) for (name, of), a in named]
-    return [a if a.flags.behaved else a.copy() for a in arrays]
 
 
 def _solve(stream, noise, shapes_of_noise, real, net, kept):
