@@ -8,6 +8,7 @@ or a limit (Bound).
 import argparse
 import html
 import json
+import os
 import sys
 import tempfile
 import time
@@ -1192,8 +1193,9 @@ def audit_all(claims, what, tell, **how):
     return results
 
 
-def show(result):
-    """Print the lines of a claim."""
+def show(result, decided):
+    """Print the lines of a claim, and add it to those decided."""
+    decided.append(result)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)  # the progress bar
     print(*lines(result), sep="\n", flush=True)
@@ -1376,21 +1378,31 @@ def check(parser, options):
 
 def main(arguments=None):
     """The command `nfd-audit`. Returns 0 if every verdict is the expected one and nothing moved, 1 if not or
-    if a worker died, 130 after Ctrl-C; exits with 2 for bad arguments."""
+    if a worker died, 3 if a file cannot be written, 130 after Ctrl-C; exits with 2 for bad arguments."""
     command = parser()
     options = command.parse_args(arguments)
-    if options.reference:
-        print(f"{nfd_reference.write(options.reference)} runs are in {options.reference}.")
-        return 0
-    if options.against:
-        try:
+    try:
+        if options.reference:
+            print(f"{nfd_reference.write(options.reference)} runs are in {options.reference}.")
+            return 0
+        if options.against:
             comparison = nfd_reference.against(options.against)
-        except ValueError as error:
-            command.error(str(error))
-        print(comparison)
-        return int(not comparison.ok)
-    what, read, old = check(command, options)
-    begin = time.perf_counter()
+            print(comparison)
+            return int(not comparison.ok)
+        return measure(options, *check(command, options))
+    except BrokenPipeError:  # nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"nfd-audit: cannot write: {error}", file=sys.stderr)
+        return 3
+    except ValueError as error:
+        command.error(str(error))
+
+
+def measure(options, what, read, old):
+    """Measure and report; the exit status."""
+    begin, decided = time.perf_counter(), []
     if options.json:
         directory, name = options.json.parent, options.json.name
     else:
@@ -1405,28 +1417,28 @@ def main(arguments=None):
     again = f"what was measured is kept in {store}, and the same command goes on from there"
     try:
         with ex.local_workers(options.workers) as executor:
+            how = dict(executor=executor, store=store)
             if options.seeds:
-                fine = many_seeds(options.claims, what, options.seeds, executor=executor, store=store)
-                store.unlink(missing_ok=True)
-                return int(not fine)
-            results = audit_all(options.claims, what, show, executor=executor, store=store)
-            report(options, what, results, time.perf_counter() - begin)
+                fine = many_seeds(options.claims, what, options.seeds, **how)
+            else:
+                audit_all(options.claims, what, lambda result: show(result, decided), **how)
+                report(options, what, decided, time.perf_counter() - begin)
+                fine = not surprises(decided)
     except KeyboardInterrupt:
+        if options.json and decided:
+            Audit(decided, what.about() | dict(interrupted=True)).to_json(options.json)
         print(f"nfd-audit: interrupted; {again}", file=sys.stderr)
         return 130
     except BrokenProcessPool:
         print(f"nfd-audit: a worker process died; {again}", file=sys.stderr)
         return 1
     store.unlink(missing_ok=True)
-    sentences = []
-    if old is not None:
-        sentences, number = moved(old, results)
-        print(
-            f"Of {number} numbers that {options.baseline} has too, {len(sentences)} moved.",
-            *sentences,
-            sep="\n",
-        )
-    return int(bool(surprises(results) or sentences))
+    if old is None:
+        return int(not fine)
+    sentences, number = moved(old, decided)
+    print(f"Of {number} numbers that {options.baseline} has too, {len(sentences)} moved.")
+    print(*sentences, sep="\n", end="\n" if sentences else "")
+    return int(not fine or bool(sentences))
 
 
 def report(options, what, results, seconds):

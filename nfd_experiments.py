@@ -13,6 +13,7 @@ import platform
 import signal
 import sys
 import threading
+import zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -82,8 +83,9 @@ def sweep(cases, *, executor=None, store=None, label="sweep", hear=None, known=N
     def keep(i, result):
         results[keys[i]] = result = plain(result)
         if store is not None:
-            with open(store, "a") as file:
-                file.write("\n" + json.dumps([keys[i], result]))  # on a new line, even after half a line
+            line = json.dumps([keys[i], result])
+            with open(store, "a") as file:  # on a new line, even after half a line
+                file.write(f"\n{zlib.crc32(line.encode()):08x} {line}")
         hear(i, result)
 
     for i in sorted(set(range(len(cases))) - set(todo)):
@@ -110,11 +112,10 @@ def _read_store(store):
     results = {}
     if store is not None and Path(store).exists():
         for line in Path(store).read_text(errors="replace").splitlines():
-            try:
+            check, _, line = line.partition(" ")
+            if check == f"{zlib.crc32(line.encode()):08x}":  # not half a line, or one that was changed
                 key, result = json.loads(line)
-                results[str(key)] = result
-            except (ValueError, TypeError):  # the line that was being written when the process was killed
-                continue
+                results[key] = result
     return results
 
 

@@ -334,6 +334,12 @@ def test_interrupted_it_goes_on(how, one_worker, tmp_path):
     wait_for_end(workers)
     kept = lines_of(store)
     assert 5 <= kept < 12 + 384
+    if (tmp_path / "a.json").exists():  # the claims that were decided until then
+        begun_ = json.loads((tmp_path / "a.json").read_text())
+        assert begun_["interrupted"] and {c["id"] for c in begun_["claims"]} <= {
+            "gradients",
+            "nearest-coupling",
+        }
     if how == "SIGTERM":
         return
     store.write_text(store.read_text().replace("[[", "[[[", 1))  # one of the lines is no result
@@ -383,6 +389,42 @@ def test_a_resumed_audit_measures_nothing_again(tmp_path, monkeypatch, capsys):
     assert "1 of 1 verdicts as expected" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert main([*command, "--seed", "1"]) == 0 and len(calls) == 9
+
+
+def test_what_is_decided_is_written_after_ctrl_c(tmp_path, monkeypatch, capsys):
+    """The first claim is complete in the JSON file, the second one missing."""
+
+    def stop(*, data, seed):
+        raise KeyboardInterrupt
+
+    for name, measure in (("first", lambda data, seed: {"x": {1: 1.0}}), ("second", stop)):
+        claim = Claim(name, "[0]", "-", (Experiment(measure, (2, 2), (Bound("x", 2.0),)),))
+        monkeypatch.setitem(nfd_audit.CLAIMS, name, claim)
+    command = ["--claims", "first,second", "--workers", "1", "--json", str(tmp_path / "a.json")]
+    assert main(command) == 130
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["interrupted"] and [c["id"] for c in written["claims"]] == ["first"]
+    assert written["claims"][0]["verdict"] == "holds"
+
+
+def test_a_file_that_cannot_be_written_is_exit_status_3(tmp_path, monkeypatch, capsys):
+    def full(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nfd_audit, "replace_file", full)
+    assert main(["--claims", "gradients", "--workers", "1", "--json", str(tmp_path / "a.json")]) == 3
+    assert capsys.readouterr().err == "nfd-audit: cannot write: [Errno 28] No space left on device\n"
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell pipe")
+def test_a_closed_pipe(tmp_path):
+    """Whoever reads the first line only sees no traceback."""
+    command = [sys.executable, nfd_audit.__file__, "--claims", "gradients", "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 1 and err == ""
 
 
 # When a claim has seen enough

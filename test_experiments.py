@@ -141,9 +141,17 @@ def test_sigterm_is_an_interrupt_and_no_longer_afterwards():
 
 
 def test_lines_of_a_store_that_are_no_results(tmp_path):
-    (tmp_path / "a").write_bytes(b'5\nnull\n[[1], 2]\n[{}, 1]\n\xff\xfe\n["x"')
+    (tmp_path / "a").write_bytes(b'5\nnull\n[[1], 2]\n[{}, 1]\n\xff\xfe\n00000000 ["x", 1]\n["x"')
     assert sweep([Case(unchanged, {}, 2)], store=tmp_path / "a") == [2]
     assert sweep([Case(unchanged, {}, 2), Case(fails_at_3, {}, 2)], store=tmp_path / "a") == [2, 2]
+
+
+def test_a_line_of_a_store_that_was_changed_is_measured_again(tmp_path):
+    store, case = tmp_path / "a", Case(unchanged, {}, 2)
+    assert sweep([case], store=store) == [2]
+    text = store.read_text()
+    store.write_text(text.replace(", 2]", ", 3]"))
+    assert store.read_text() != text and sweep([case], store=store) == [2]
 
 
 def test_mean_gap():
