@@ -526,7 +526,7 @@ CLAIMS = {
                         for part in (
                             Rate(label, 0, read=smallest(name)),
                             Bound(
-                                f"{label}, any",
+                                f"any {label}",
                                 1e-10,
                                 read=smallest(name, slice(None), "L = {L}, {k} passes"),
                                 above=True,
@@ -878,7 +878,7 @@ CLAIMS = {
                     sizes(
                         dict(particles=1000, depths=(16, 32, 64, 128)),
                         dict(particles=4000, depths=(16, 32, 64, 128, 256)),
-                        eta=0.1,
+                        eta=0.05,
                         coupling="full",
                     ),
                 ),
