@@ -179,7 +179,13 @@ def sample(number, start):
     """Whether all but the equivalent ones of so many changes are killed; writes mutants.json."""
     everything = [change for file in MODULES for change in changes_of(file)]
     drawn = random.Random(start).sample(everything, number)
-    results = in_copies(killed, drawn, "mutants")
+
+    def told(change, directory):
+        by = killed(change, directory)
+        print(f"{change[0]}:{change[1]}: {change[-2]} -> {change[-1]}: {by or 'SURVIVES'}", flush=True)
+        return by
+
+    results = in_copies(told, drawn, "mutants")
     known = tomllib.loads((HERE / "equivalent.toml").read_text())
     reasons = {(e["file"], e["old"], e["new"]): e["reason"] for e in known.get("equivalent", [])}
     rows = []
@@ -192,9 +198,6 @@ def sample(number, start):
     counts["score"] = counts["killed"] / max(1, number - counts["equivalent"])
     about = dict(number=number, of=len(everything), seed=start) | counts
     (HERE / "mutants.json").write_text(json.dumps(about | dict(mutants=rows), indent=1) + "\n")
-    for row in rows:
-        if row["verdict"] == "survived":
-            print(f"{row['file']}:{row['line']}: {row['old']} -> {row['new']} survives")
     print(", ".join(f"{k} {v:.3g}" for k, v in about.items()))
     return counts["survived"] == 0
 
