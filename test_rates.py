@@ -45,7 +45,12 @@ def test_claim_without_a_rate(claim):
     assert result["verdict"] == result["expected"] == "holds", result["rates"]
 
 
-@pytest.mark.parametrize("claim", RATES)
+SLOW = "gia-width", "coupled-limit", "alignment", "transfer"  # pytest -m slow
+
+
+@pytest.mark.parametrize(
+    "claim", [pytest.param(claim, marks=[pytest.mark.slow] * (claim in SLOW)) for claim in RATES]
+)
 def test_rate(claim):
     result = audit(CLAIMS[claim], seed=20)
     slopes = {rate["label"]: rate for rate in result["rates"] if rate["slope"] is not None}
