@@ -215,11 +215,12 @@ def check_activation(name, phi, dphi, taken):
     return dict(phi=phi, dphi=dphi)
 
 
-def check_weights(weights, d, matrices):
-    """U (n, d), W (L, n, n) or (L, M, n, n), v (n,), and W' if given, as float64 copies; matrices : M"""
+def check_weights(weights, d, block):
+    """U (n, d), W (L, n, n) or (L, M, n, n), v (n,), and W' if given, as float64 copies; block : the layers
+    of one block, M of them with a matrix"""
     if not isinstance(weights, (tuple, list)) or len(weights) not in (3, 4):
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'")
-    v = finite_array("weights: v", weights[2], ("n",))
+    v, matrices = finite_array("weights: v", weights[2], ("n",)), sum(layer.matrix for layer in block)
     shape = ("L", *[matrices] * (matrices > 1), len(v), len(v))
     U, W = finite_array("weights: U", weights[0], (len(v), d)), finite_array("weights: W", weights[1], shape)
     shapes = [W.shape] if np.ndim(weights[-1]) == W.ndim else [("S", *W.shape)]

@@ -172,10 +172,10 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
     weights : U (n, d), W (weight_shape), v (n,), and W' of W's shape where W~ is not +-W; for
         backward="fresh" one for each pass, (S, ..)
     block, network : as in `chain`; by default backward="decoupled" with W', else "reused" [8], [X1]
+    Returns a Trajectory with everything.
     """
     nfd_io.check_type("stream", stream, Stream)
-    matrices = sum(layer.matrix for layer in chain(block, phi, 1))
-    U, W, v, *other = nfd_io.check_weights(weights, stream.d, matrices)
+    U, W, v, *other = nfd_io.check_weights(weights, stream.d, chain(block, phi, 1))
     L, n, S = len(W), len(v), len(stream)
     layers = chain(block, phi, L, **{"backward": "decoupled" if other else "reused"} | network)
     W, moved = W.reshape(-1, n, n), 0.0
@@ -250,6 +250,7 @@ def update_innovation(h, g, h1, W, phi="tanh", *, rng=None):
     h, g : arrays, shape (L+1, n): first forward and backward passes through the initial W (L, n, n)
     h1 : array, shape (L+1, n): features of the second forward pass, after the update
     rng : fills the one direction of each xi^1_l that the network does not determine
+
     With p0 = phi(h_{l-1}), p1 = phi(h1_{l-1}), rho = <p0, p1> / |p0|^2 and p_perp = p1 - rho p0,
 
         u^1 = rho u^0 + g_l <z^0, p_perp> / |g_l|^2 + |p_perp| / sqrt(n) (I - g_l g_l^T / |g_l|^2) xi^1_l [15]
@@ -429,7 +430,7 @@ def coarsen(noise, m):
     return noise._replace(xi=xi, zeta=zeta)
 
 
-COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}  # and its backward weights
+COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}  # backward
 
 
 def particle_chain(
@@ -460,7 +461,7 @@ def particle_chain(
 # Losses, streams of samples, weights, results
 
 Loss = NamedTuple("Loss", [("value", Callable), ("chi", Callable), ("targets", tuple)])
-"""A loss l(f, y), chi = dl/df, both elementwise, and the targets y that it is for, () for all."""
+"""l(f, y), chi = dl/df and targets y, () for all. Logistic: chi = -y / (1 + e^(y f)), without overflow."""
 
 LOSSES = {
     "squared": Loss(lambda f, y: (f - y) ** 2 / 2, lambda f, y: f - y, ()),
@@ -580,8 +581,7 @@ class Trajectory:
         """
         if self.C is None:
             raise ValueError('the kernels were not kept; use keep="kernels" or keep="all"')
-        complete = np.isfinite(np.einsum("lkk->lk", self.C + self.Gamma)).all(axis=0)
-        done = int(np.cumprod(complete).sum())
+        done = int(np.cumprod(np.isfinite(np.einsum("lkk->lk", self.C + self.Gamma)).all(axis=0)).sum())
         passes = done if passes is None else positive_int("passes", passes)
         if not 1 <= passes <= done:
             raise ValueError(f"passes={passes} must be between 1 and the number of completed passes, {done}")
