@@ -492,7 +492,7 @@ def _tanh(x, out):
 def _times_dtanh(x, phi_x, c, out):
     one = x.dtype.type(1)
     for m in range(len(x)):
-        out[m] *= c * (one - phi_x[m] * phi_x[m])
+        out[m] *= c * ((one - phi_x[m]) * (one + phi_x[m]))
 
 
 @entry

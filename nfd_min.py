@@ -48,7 +48,7 @@ class Activation(nfd_io.Rebuilt):
             self.__dict__.update(nfd_io.check_activation(self.name, self.phi, self.dphi, ACTIVATIONS))
 
 
-TANH = Activation("tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2, True)
+TANH = Activation("tanh", np.tanh, lambda h: 4 * np.exp(-2 * abs(h)) / (1 + np.exp(-2 * abs(h))) ** 2, True)
 RELU = Activation("relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h.dtype), True)
 ERF = Activation("erf", lambda h: scipy.special.erf(h), lambda h: 2 / sqrt(np.pi) * np.exp(-h * h), True)
 IDENTITY = Activation("identity", lambda h: h, np.ones_like, True)

@@ -431,11 +431,10 @@ def _solve(stream, noise, shapes_of_noise, real, net, kept):
                     k += 1
     if out.diverged_at:
         k = out.diverged_at[0]
-        if kept:
-            h[k, np.isnan(sizes[0, 0, :, 0])] = g[k, np.isnan(sizes[1, 0, :, 0])] = np.nan
-            h[k + 1 :] = g[k + 1 :] = np.nan
-        for gram in forward.gram, backward.gram:
-            gram[:, k:] = gram[:, :, k:] = np.nan
+        for a, gram, lost in zip((h, g), (forward.gram, backward.gram), np.isnan(sizes[:, 0, :, 0])):
+            gram[lost, k] = gram[lost, :, k] = np.nan
+            if kept:
+                a[k, lost] = a[k + 1 :] = np.nan
     return out, h, forward, backward, coupling.D
 
 
