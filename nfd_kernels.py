@@ -8,7 +8,7 @@ import ctypes
 import hashlib
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import accumulate
 from math import erf, exp, pi, prod, sqrt
@@ -46,14 +46,14 @@ PRANGE_ALONE = {"prange": True} | dict.fromkeys(
 )  # no array expression becomes a loop of its own for all threads
 
 
-def kernel(function, *, callers="", allocates=False, parallel=False, nogil=False, fast=FAST):
-    """Compile, with a cache on disk, or without one where the disk is read-only.
+def kernel(function, *, callers="", allocates=False, parallel=False, fast=FAST):
+    """Compile, with a cache on disk, or without one where the disk is read-only or full.
 
     callers : of other kernels, "Python" and those that call it at an "address", each at the cost of a wrapper
     allocates : makes arrays, or is given new ones by what it calls; the others do not count who holds an
         array, which costs a tenth of a microsecond a call
     """
-    options = dict(fastmath=fast, error_model="numpy", nogil=nogil, _nrt=allocates)
+    options = dict(fastmath=fast, error_model="numpy", _nrt=allocates)
     options["parallel"] = parallel and PRANGE_ALONE.copy()  # Numba empties it
     options |= dict(no_cpython_wrapper="Python" not in callers, no_cfunc_wrapper="address" not in callers)
     name, qualname = function.__name__, f"{function.__qualname__}_{STAMP}"
@@ -61,6 +61,8 @@ def kernel(function, *, callers="", allocates=False, parallel=False, nogil=False
     function.__qualname__ = qualname
     try:
         made = numba.njit(function, cache=True, **options)
+        if not numba.config.DISABLE_JIT:
+            made._cache.save_overload = partial(_save, made._cache.save_overload)
     except RuntimeError:  # no directory to cache in
         made = numba.njit(function, **options)
     if not (
@@ -69,6 +71,11 @@ def kernel(function, *, callers="", allocates=False, parallel=False, nogil=False
         made.add_overload = lambda result: made.overloads.update({tuple(result.signature.args): result})
         made._compile_for_args = partial(_refuse, name)
     return made
+
+
+def _save(to_cache, *overload):
+    with suppress(OSError):  # the disk is full
+        to_cache(*overload)
 
 
 def _refuse(name, *arguments, **named):
@@ -87,7 +94,14 @@ def compiled(function, *example):
     signature = tuple(map(numba.typeof, example))
     ready()
     function.compile(signature)
-    return function.get_overload(signature)
+    run = function.get_overload(signature)
+    return run if numba.threading_layer() != "workqueue" else partial(_in_turn, run)
+
+
+def _in_turn(run, *arguments):
+    """For the threading layer that serves one thread at a time."""
+    with _making:
+        return run(*arguments)
 
 
 def apart(function, **options):
@@ -158,9 +172,20 @@ def _call_share(typing, function, i, arguments):
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+@intrinsic
+def _threads(typing):
+    """numba.get_num_threads(), in code that goes to the cache."""
+
+    def generate(context, builder, _, values):
+        of = ir.FunctionType(ir.IntType(64), [])
+        return builder.call(cgutils.get_or_insert_function(builder.module, of, "get_num_threads"), [])
+
+    return types.int64(), generate
+
+
 @partial(apart, parallel=True, allocates=True)
 def _spread(count, alone, function, arguments):
-    if alone or count == 1:
+    if alone or count == 1 or _threads() == 1:
         for i in range(count):
             _call_share(function, i, arguments)
     else:
@@ -201,6 +226,16 @@ else:
             return context.get_dummy_value()
 
         return types.void(body, types.int64, types.boolean, arguments), generate
+
+
+def _after_fork():
+    """OpenMP's threads do not survive a fork, and it ends a child that asks for them."""
+    if not numba.config.DISABLE_JIT and _spread.names:
+        numba.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextmanager
@@ -384,7 +419,7 @@ def fill_blocks(i, parts, generators, out):
         _normals(bits[:count], part)
 
 
-@partial(kernel, callers="Python", nogil=True)
+@partial(kernel, callers="Python")
 def _fill(generators, out):
     """nfd_io.normals, each share from its own generator."""
     spread(fill_blocks, len(generators), False, (len(generators), generators, out))

@@ -239,7 +239,7 @@ def _train_share(i, parts, generators, flat, runs, reached):
         _sgd((np.int64(0), len(y), np.int64(0), True), Run(batch, weights, waiting, of_r, chain), reached[r])
 
 
-@partial(kernel, callers="Python", nogil=True)
+@partial(kernel, callers="Python")
 def _train_many(parts, generators, flat, runs, reached):
     """Networks r < R on all of the stream, each on one thread.
 

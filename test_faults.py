@@ -1,0 +1,116 @@
+"""What the machine does to a computation: forks, threading layers, a full disk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def run(program, **variables):
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=HERE,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+AT_ONCE = """
+from concurrent.futures import ThreadPoolExecutor
+import finite_net, numba, numpy as np, sde
+from nfd_min import Stream
+
+rng = np.random.default_rng(0)
+numba.set_num_threads(min(4, numba.config.NUMBA_NUM_THREADS))
+stream, wide = (Stream(rng.standard_normal((S, 3)), np.ones(S), 0.1, B) for S, B in [(4, 1), (64, 32)])
+work = [
+    lambda seed: sde.solve(stream, 10000, 4, rng=seed).f,
+    lambda seed: finite_net.train(wide, 300, 4, rng=seed).f,
+    lambda seed: np.array([run.f for run in finite_net.train_many(stream, 20, 4, [seed, 1, 2, 3])]),
+    lambda seed: sde.solve(stream, 10000, 4, rng=seed, coupling="full").f,
+]
+
+
+def do(i):
+    return work[i % 4](i)
+
+
+one = [do(i) for i in range(16)]
+with ThreadPoolExecutor(4) as pool:
+    assert all(map(np.array_equal, one, pool.map(do, range(16))))
+print(numba.threading_layer())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layer, module", [("workqueue", "workqueue"), ("omp", "omppool"), ("tbb", "tbbpool")]
+)
+def test_four_threads_of_the_user(layer, module):
+    """Also where Numba's threads serve one caller at a time, and end the process otherwise."""
+    pytest.importorskip(f"numba.np.ufunc.{module}")
+    assert run(AT_ONCE, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4").split()[-1] == layer
+
+
+FORKED = """
+import multiprocessing, numpy as np, sde
+from nfd_min import Stream
+
+
+def f(seed):
+    return sde.solve(Stream(np.ones((2, 3)), np.ones(2), 0.1), 10000, 3, rng=seed).f
+
+
+here = f(0)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print([np.array_equal(here, there) for there in pool.map_async(f, [0, 0]).get(60)])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_a_fork_after_use(layer):
+    """OpenMP ends a forked process that asks for threads; ours compute on one."""
+    assert run(FORKED, NUMBA_THREADING_LAYER=layer).strip() == "[True, True]"
+
+
+def test_a_full_disk_where_the_cache_would_be(tmp_path):
+    """What cannot be kept is computed without it, and nothing is written half."""
+    pytest.importorskip("resource")
+    program = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # no file gets longer
+import numpy as np
+import nfd_kernels
+out = np.empty(1)
+nfd_kernels.PHI["tanh"][0](np.array([0.5]), out)
+print(out[0])"""
+    out = run(program, NUMBA_CACHE_DIR=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
+    assert np.isclose(float(out), np.tanh(0.5))
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".nbc" or "tmp" in path.suffix]
+    again = """
+import numpy as np
+import nfd_kernels
+out = np.empty(1)
+nfd_kernels.PHI["tanh"][0](np.array([0.5]), out)
+print(out[0])"""
+    assert run(again, NUMBA_CACHE_DIR=str(tmp_path)) == out
+
+
+def test_numba_keeps_what_it_compiles(tmp_path):
+    """The test above would pass without any cache."""
+    program = """
+import numpy as np
+import nfd_kernels
+nfd_kernels.PHI["tanh"][0](np.ones(1), np.ones(1))"""
+    run(program, NUMBA_CACHE_DIR=str(tmp_path))
+    assert list(tmp_path.rglob("*.nbc"))
