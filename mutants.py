@@ -5,7 +5,8 @@
 
 A wrong formula is caught if its test fails and its claim, if it names one, has not its expected verdict. A
 change is killed if any test fails; what survives is an entry of equivalent.toml, with the reason, or a hole
-in the tests. The figures of `sample` go to mutants.json. Exit status 1 if anything survives.
+in the tests. The figures of `sample` go to mutants.json; it needs pytest-cov, to try the tests first that
+come to the changed line. Exit status 1 if anything survives.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from xml.etree import ElementTree
 
 from nfd_io import count, progress, seed
 
@@ -45,10 +47,12 @@ def run(directory, *command, **variables):
     return done.returncode, done.stdout + done.stderr
 
 
+PYTEST = "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "-o", "testpaths="
+
+
 def fails(directory, *tests, workers=0, **variables):
     """The first failing test, "" if none fails. RuntimeError if they do not run at all."""
-    options = ("-q", "-x", "-n", str(workers), "-p", "no:cacheprovider", "--no-header", "-o", "testpaths=")
-    status, out = run(directory, "-m", "pytest", *options, *tests, **variables)
+    status, out = run(directory, *PYTEST, "-x", "-n", str(workers), *tests, **variables)
     if status == 0:
         return ""
     if status is None:
@@ -117,7 +121,7 @@ def formulas(few, only):
 # ------------------------------------------------------------------------------------------------------------
 # Changes drawn at random
 
-MODULES = {  # and the tests that see most of their changes, the fast ones first
+MODULES = {  # and the tests of their compiled code
     "nfd_min.py": ("test_nfd_min.py", "test_own.py", "test_branch.py", "test_sde.py"),
     "nfd_limits.py": ("test_branch.py", "test_own.py", "test_sde.py"),
     "finite_net.py": ("test_finite_net.py", "test_layers.py", "test_own.py", "test_branch.py"),
@@ -125,7 +129,7 @@ MODULES = {  # and the tests that see most of their changes, the fast ones first
     "sde.py": ("test_sde.py", "test_branch.py"),
     "nfd_experiments.py": ("test_readings.py", "test_experiments.py", "test_audit.py", "test_rates.py"),
 }
-INTERPRETED = "nfd_min.py", "finite_net.py", "nfd_passes.py", "sde.py"
+COMPILED = "finite_net.py", "nfd_passes.py", "sde.py"
 """Of these most changes are seen without compiling anything."""
 
 OTHER = {
@@ -178,19 +182,23 @@ def other(node):
 def sample(number, start):
     """Whether all but the equivalent ones of so many changes are killed; writes mutants.json."""
     everything = [change for file in MODULES for change in changes_of(file)]
-    drawn = random.Random(start).sample(everything, number)
+    drawn, tests = random.Random(start).sample(everything, number), tests_of_lines()
+    known = tomllib.loads((HERE / "equivalent.toml").read_text())
+    reasons = {(e["file"], e["line"], e["old"], e["new"]): e["reason"] for e in known.get("equivalent", [])}
+
+    def reason_of(change):
+        file, line, *_, old, new = change
+        return reasons.get((file, (HERE / file).read_text().splitlines()[line - 1].strip(), old, new), "")
 
     def told(change, directory):
-        by = killed(change, directory)
-        print(f"{change[0]}:{change[1]}: {change[-2]} -> {change[-1]}: {by or 'SURVIVES'}", flush=True)
+        by = "" if reason_of(change) else killed(change, directory, tests)
+        named = by or ("equivalent" if reason_of(change) else "SURVIVES")
+        print(f"{change[0]}:{change[1]}: {change[-2]} -> {change[-1]}: {named}", flush=True)
         return by
 
-    results = in_copies(told, drawn, "mutants")
-    known = tomllib.loads((HERE / "equivalent.toml").read_text())
-    reasons = {(e["file"], e["old"], e["new"]): e["reason"] for e in known.get("equivalent", [])}
     rows = []
-    for (file, line, *_, old, new), by in zip(drawn, results):
-        reason = reasons.get((file, old, new), "")
+    for change, by in zip(drawn, in_copies(told, drawn, "mutants")):
+        (file, line, *_, old, new), reason = change, reason_of(change)
         verdict = "killed" if by else "equivalent" if reason else "survived"
         rows.append(dict(file=file, line=line, old=old, new=new, verdict=verdict, by=by or reason))
     verdicts = [row["verdict"] for row in rows]
@@ -202,7 +210,36 @@ def sample(number, start):
     return counts["survived"] == 0
 
 
-def killed(change, directory):
+def tests_of_lines():
+    """{(file, line): the tests that come to it, as Python, the fast ones first}."""
+    from coverage import CoverageData
+
+    with tempfile.TemporaryDirectory() as scratch:
+        directory, modules = copy_of(HERE, Path(scratch) / "copy"), [f"--cov={Path(m).stem}" for m in MODULES]
+        options = (
+            "-n",
+            str(os.cpu_count()),
+            *modules,
+            "--cov-context=test",
+            "--cov-report=",
+            "--junitxml=times",
+        )
+        status, out = run(directory, *PYTEST, *options, ".")
+        if status:
+            raise RuntimeError(out[-2000:])
+        times, seen = {}, CoverageData(directory / ".coverage")
+        for case in ElementTree.parse(directory / "times").iter("testcase"):
+            times[f"{case.get('classname')}.py::{case.get('name')}"] = float(case.get("time"))
+        seen.read()
+        out = {}
+        for file in MODULES:
+            for line, contexts in seen.contexts_by_lineno(str(directory / file)).items():
+                tests = {context.split("|")[0] for context in contexts} & times.keys()
+                out[file, line] = sorted(tests, key=lambda test: times[test])
+        return out
+
+
+def killed(change, directory, tests):
     """The test that fails with the change, "" if none does."""
     file, line, column, end_line, end_column, _, new = change
     lines = (directory / file).read_text().splitlines(keepends=True)
@@ -211,10 +248,11 @@ def killed(change, directory):
         lines[end_line - 1].encode()[end_column:].decode(),
     )
     (directory / file).write_text("".join([*lines[: line - 1], head + new + tail, *lines[end_line:]]))
+    near = list(dict.fromkeys(t for k in range(line, end_line + 1) for t in tests.get((file, k), [])))
     try:
-        if file in INTERPRETED and (by := fails(directory, "test_reference.py", NUMBA_DISABLE_JIT="1")):
+        if file in COMPILED and (by := fails(directory, "test_reference.py", NUMBA_DISABLE_JIT="1")):
             return by
-        return fails(directory, *MODULES[file]) or fails(directory, ".", workers=2)
+        return fails(directory, *(near or MODULES[file])) or fails(directory, ".", workers=2)
     except RuntimeError as error:  # not even the tests can be read
         return f"nothing runs: {str(error).strip().splitlines()[-1][:80]}"
 
