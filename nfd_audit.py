@@ -8,11 +8,10 @@ or a limit (Bound).
 import argparse
 import html
 import json
-import os
 import sys
 import tempfile
 import time
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from importlib import util
 from itertools import product
@@ -33,11 +32,13 @@ from nfd_io import (
     count,
     data_of,
     data_options,
+    exit_status,
     output_path,
     picture_path,
     prepared,
     replace_file,
     seed,
+    worker_options,
 )
 from nfd_min import ACTIVATIONS, LOSSES, Activation
 from sde import relu_moments
@@ -1349,8 +1350,7 @@ def parser():
     add("--baseline", metavar="FILE", help="an earlier --json: what moved by more than its interval allows?")
     add("--reference", type=output_path, metavar="FILE.npz", help="only write small runs of everything")
     add("--against", metavar="FILE.npz", help="only compare such a file's results with the equations")
-    cores = numba.config.NUMBA_NUM_THREADS
-    add("--workers", type=count, default=cores, metavar="N", help="processes (default: one for each core)")
+    worker_options(parser, numba.config.NUMBA_NUM_THREADS)
     return parser
 
 
@@ -1378,9 +1378,14 @@ def check(parser, options):
 
 def main(arguments=None):
     """The command `nfd-audit`. Returns 0 if every verdict is the expected one and nothing moved, 1 if not or
-    if a worker died, 3 if a file cannot be written, 130 after Ctrl-C; exits with 2 for bad arguments."""
+    if the workers are gone, 3 if it cannot write, 130 after Ctrl-C; exits with 2 for bad arguments."""
     command = parser()
     options = command.parse_args(arguments)
+    return exit_status("nfd-audit", lambda: carry_out(command, options))
+
+
+def carry_out(command, options):
+    """What the options ask for; the exit status."""
     try:
         if options.reference:
             print(f"{nfd_reference.write(options.reference)} runs are in {options.reference}.")
@@ -1390,12 +1395,6 @@ def main(arguments=None):
             print(comparison)
             return int(not comparison.ok)
         return measure(options, *check(command, options))
-    except BrokenPipeError:  # nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"nfd-audit: cannot write: {error}", file=sys.stderr)
-        return 3
     except ValueError as error:
         command.error(str(error))
 
@@ -1416,7 +1415,7 @@ def measure(options, what, read, old):
         print(HEADER, flush=True)
     again = f"what was measured is kept in {store}, and the same command goes on from there"
     try:
-        with ex.local_workers(options.workers) as executor:
+        with ex.workers_of(options.workers, options.dask) as executor:
             how = dict(executor=executor, store=store)
             if options.seeds:
                 fine = many_seeds(options.claims, what, options.seeds, **how)
@@ -1429,8 +1428,8 @@ def measure(options, what, read, old):
             Audit(decided, what.about() | dict(interrupted=True)).to_json(options.json)
         print(f"nfd-audit: interrupted; {again}", file=sys.stderr)
         return 130
-    except BrokenProcessPool:
-        print(f"nfd-audit: a worker process died; {again}", file=sys.stderr)
+    except BrokenExecutor:
+        print(f"nfd-audit: the workers are gone; {again}", file=sys.stderr)
         return 1
     store.unlink(missing_ok=True)
     if old is None:

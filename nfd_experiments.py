@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache, partial
@@ -66,7 +66,7 @@ def sweep(cases, *, executor=None, store=None, label="sweep", hear=None, known=N
     """The results of all cases, in their order, in JSON's types (`plain`).
 
     cases : list of Case; functions are told apart by their names
-    executor : any concurrent.futures.Executor (processes, Dask, mpi4py, ..); by default the cases run here,
+    executor : any concurrent.futures.Executor (`workers_of`, mpi4py's, ..); by default the cases run here,
         one by one. Results do not depend on it.
     store : path of a file that takes each result as soon as it is there. If the sweep is interrupted, by
         Ctrl-C or a worker that dies, the file has all that were completed, and the next call runs the others
@@ -163,6 +163,30 @@ def local_workers(workers):
             pool.shutdown(cancel_futures=True)
         signal.signal(signal.SIGTERM, terminated)
         signal.signal(signal.SIGINT, interrupted)
+
+
+@contextmanager
+def workers_of(workers, dask=None):
+    """`local_workers`, or an executor of the Dask cluster whose scheduler is at that address.
+
+    Its workers need this package, and files under the paths they have here. A worker that dies costs only
+    what it was at. ValueError if no scheduler answers; BrokenExecutor if the cluster gives up.
+    """
+    with local_workers(1 if dask else workers) as executor:
+        if not dask:
+            yield executor
+            return
+        from distributed import CancelledError, Client, KilledWorker
+
+        try:
+            client = Client(dask, timeout=10)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"dask={dask!r}: no scheduler answers there ({error})") from None
+        with client:
+            try:
+                yield client.get_executor()
+            except (CancelledError, KilledWorker) as error:
+                raise BrokenExecutor(str(error)) from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import os
 import sys
 import textwrap
 import time
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from importlib import util
 from itertools import product
 from math import lcm
@@ -34,7 +34,6 @@ from nfd_experiments import (
     floor_case,
     images,
     late_loss,
-    local_workers,
     mean_gap,
     network_case,
     plain,
@@ -46,8 +45,19 @@ from nfd_experiments import (
     two_layer_case,
     versions,
     width_case,
+    workers_of,
 )
-from nfd_io import count, data_of, data_options, prepared, replace_file, seed, sizes_list
+from nfd_io import (
+    count,
+    data_of,
+    data_options,
+    exit_status,
+    prepared,
+    replace_file,
+    seed,
+    sizes_list,
+    worker_options,
+)
 
 # ------------------------------------------------------------------------------------------------------------
 # Drawing
@@ -1202,8 +1212,7 @@ def parser():
     out = "where to write (default: figures)"
     add("--out", type=Path, default=Path("figures"), metavar="DIR", help=out)
     add("--format", choices=("png", "svg"), default="png", help="of the pictures (default: png)")
-    cores = numba.config.NUMBA_NUM_THREADS
-    add("--workers", type=count, default=cores, metavar="N", help="processes (default: one for each core)")
+    worker_options(parser, numba.config.NUMBA_NUM_THREADS)
     return parser
 
 
@@ -1239,17 +1248,22 @@ def plan_sizes(parser, options):
 
 
 def main(arguments=None):
-    """The command `nfd-figures`. Returns 0, 1 if a worker died, 130 after Ctrl-C, 2 for runs that are
-    impossible; exits with 2 for bad arguments."""
+    """The command `nfd-figures`. Returns 0, 1 if the workers are gone, 130 after Ctrl-C, 2 for runs that are
+    impossible, 3 if it cannot write; exits with 2 for bad arguments."""
     command = parser()
     options = command.parse_args(arguments)
     plans, data = plan_sizes(command, options)
-    start = time.perf_counter()
+    return exit_status("nfd-figures", lambda: draw_all(options, plans, data))
+
+
+def draw_all(options, plans, data):
+    """Draw the figures; the exit status."""
+    start, name = time.perf_counter(), options.figure
     if options.data:
         print(f"{prepared(data)[-1]}.", flush=True)
     again = f"what was computed is kept in {options.out}, and the same command goes on from there"
     try:
-        with local_workers(options.workers) as executor:
+        with workers_of(options.workers, options.dask) as executor:
             for name, sizes in plans.items():
                 begin = time.perf_counter()
                 how = dict(data=data, root=options.seed, executor=executor, form=options.format)
@@ -1262,8 +1276,8 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print(f"nfd-figures: interrupted at {name}; {again}", file=sys.stderr)
         return 130
-    except BrokenProcessPool:
-        print(f"nfd-figures: a worker process died at {name}; {again}", file=sys.stderr)
+    except BrokenExecutor:
+        print(f"nfd-figures: the workers are gone at {name}; {again}", file=sys.stderr)
         return 1
     print(f"Data: {options.data or 'UCI digits'}, seed {options.seed}, {time.perf_counter() - start:.0f} s.")
     return 0

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from dataclasses import fields
 from functools import lru_cache, wraps
-from importlib import resources
+from importlib import resources, util
 from math import ceil, isfinite, pi, prod, sqrt
 from numbers import Integral, Real
 from pathlib import Path
@@ -768,6 +768,33 @@ def count(text):
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(text)
+
+
+def worker_options(parser, cores):
+    """Add the options that say who computes."""
+    add = parser.add_mutually_exclusive_group().add_argument
+    processes = "processes (default: one for each core)"
+    add("--workers", type=count, default=cores, metavar="N", help=processes)
+    scheduler = "the workers of that scheduler, for instance tcp://host:8786"
+    add("--dask", type=_dask, metavar="ADDRESS", help=scheduler)
+
+
+def _dask(text):
+    if not util.find_spec("distributed"):
+        raise argparse.ArgumentTypeError("it needs Dask: pip install 'nfd-min[cluster]'")
+    return text
+
+
+def exit_status(command, work):
+    """work(), the exit status of a command; 1 if nobody reads on what it prints, 3 if it cannot write."""
+    try:
+        return work()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"{command}: cannot write: {error}", file=sys.stderr)
+        return 3
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -355,7 +355,7 @@ def test_a_killed_worker(tmp_path):
     names = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in workers}
     os.kill(next(pid for pid, name in names.items() if "spawn_main" in name), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "a worker process died" in err and len(err.splitlines()) == 1
+    assert process.returncode == 1 and "the workers are gone" in err and len(err.splitlines()) == 1
     wait_for_end(workers)
     assert lines_of(store) >= 3
 

@@ -62,13 +62,6 @@ def test_results_do_not_depend_on_the_executor():
         assert sweep(CASES, executor=pool) == here
 
 
-def test_on_a_dask_cluster():
-    distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        with distributed.Client(cluster) as client:
-            assert sweep(CASES, executor=client.get_executor()) == sweep(CASES)
-
-
 def fails_at_3(seed):
     if seed == 3:
         raise KeyboardInterrupt

@@ -1,0 +1,135 @@
+"""Sweeps on other machines: a Dask cluster, MPI. Where neither is installed nothing of this runs."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import BrokenExecutor
+from pathlib import Path
+
+import pytest
+
+import nfd_audit
+import nfd_figures
+from nfd_experiments import Case, sweep, train_case, workers_of
+
+HERE = Path(__file__).parent
+TRAIN = dict(data=None, width=12, steps=3, batch=8, eta=0.3)
+CASES = [Case(train_case, TRAIN | dict(depth=L), (0, s)) for s in range(2) for L in (2, 3)]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+        yield cluster
+
+
+def slow_case(seed, directory, **given):
+    """train_case, after a second; what begins first on the cluster leaves its process number."""
+    try:
+        with open(Path(directory) / "first", "x") as file:
+            file.write(str(os.getpid()))
+    except FileExistsError:
+        pass
+    time.sleep(1)
+    return train_case(seed=seed, **given)
+
+
+def test_the_same_bits_on_a_cluster(cluster):
+    with workers_of(1, cluster.scheduler_address) as executor:
+        assert sweep(CASES, executor=executor) == sweep(CASES)
+
+
+def test_a_worker_is_killed_in_the_middle(cluster, tmp_path):
+    """What it was at is done by the other one, with the same bits."""
+    cases = [Case(slow_case, case.given | dict(directory=str(tmp_path)), case.seed) for case in CASES]
+    cases += [case._replace(seed=(1, 7)) for case in cases]
+    killed = []
+
+    def hear(i, result):
+        if not killed:
+            killed.append(int((tmp_path / "first").read_text()))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with workers_of(1, cluster.scheduler_address) as executor:
+        there = sweep(cases, executor=executor, hear=hear)
+    assert killed and there == sweep(
+        [Case(train_case, case.given, case.seed) for case in CASES]
+        + [Case(train_case, case.given, (1, 7)) for case in CASES]
+    )
+
+
+def test_both_commands(cluster, tmp_path, capsys):
+    paths = tmp_path / "here.json", tmp_path / "there.json"
+    for path, where in zip(paths, (["--workers", "1"], ["--dask", cluster.scheduler_address])):
+        assert (
+            nfd_audit.main(["--claims", "nearest-coupling", "--seed", "3", "--json", str(path), *where]) == 0
+        )
+    here, there = (json.loads(path.read_text())["claims"] for path in paths)
+    assert here == there
+    for name, where in ("here", ["--workers", "1"]), ("there", ["--dask", cluster.scheduler_address]):
+        assert nfd_figures.main(["eigenvalues", "--tiny", "--out", str(tmp_path / name), *where]) == 0
+    here, there = (json.loads((tmp_path / d / "eigenvalues.json").read_text()) for d in ("here", "there"))
+    assert here | dict(seconds=there["seconds"]) == there
+    capsys.readouterr()
+
+
+def always_dies(seed):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_cluster_that_gives_up(cluster, tmp_path):
+    """A case that no worker survives ends the sweep; what was done is kept."""
+    with pytest.raises(BrokenExecutor):
+        with workers_of(1, cluster.scheduler_address) as executor:
+            sweep(CASES, executor=executor, store=tmp_path / "store")
+            sweep([*CASES, Case(always_dies, {}, 0)], executor=executor, store=tmp_path / "store")
+    assert len((tmp_path / "store").read_text().split()) > 4
+
+
+def test_no_scheduler(capsys, monkeypatch):
+    pytest.importorskip("distributed")
+    client = "distributed.Client"
+    monkeypatch.setattr(client, lambda address, timeout: exec("raise OSError('timed out')"))
+    with pytest.raises(SystemExit) as stop:
+        nfd_audit.main(["--claims", "gradients", "--dask", "tcp://127.0.0.1:9"])
+    assert stop.value.code == 2
+    assert "dask='tcp://127.0.0.1:9': no scheduler answers there (timed out)" in capsys.readouterr().err
+    assert nfd_figures.main(["eigenvalues", "--tiny", "--dask", "tcp://127.0.0.1:9"]) == 2
+    assert "nfd-figures: eigenvalues: dask=" in capsys.readouterr().err
+
+
+def test_without_dask(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stop:
+        nfd_audit.main(["--dask", "tcp://127.0.0.1:9"])
+    assert stop.value.code == 2
+    assert "argument --dask: it needs Dask: pip install 'nfd-min[cluster]'" in capsys.readouterr().err
+
+
+MPI = """
+from mpi4py.futures import MPIPoolExecutor
+from nfd_experiments import sweep
+from test_cluster import CASES
+
+if __name__ == "__main__":
+    with MPIPoolExecutor() as executor:
+        assert sweep(CASES, executor=executor) == sweep(CASES)
+    print("the same")
+"""
+
+
+def test_the_same_bits_on_two_ranks(tmp_path):
+    pytest.importorskip("mpi4py", exc_type=ImportError)
+    mpiexec = shutil.which("mpiexec") or shutil.which("mpiexec", path=os.path.dirname(sys.executable))
+    if mpiexec is None:
+        pytest.skip("there is no mpiexec")
+    (tmp_path / "ranks.py").write_text(MPI)
+    command = [mpiexec, "-n", "2", sys.executable, "-m", "mpi4py.futures", str(tmp_path / "ranks.py")]
+    where = os.environ | dict(PYTHONPATH=str(HERE))
+    done = subprocess.run(command, env=where, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == "the same", done.stderr
