@@ -265,6 +265,10 @@ LEVEL = 1 - 0.05 / (LOOKS + WIDER)
 WIDEST = 14  # learning rates that are tried for a best one
 
 
+def _claim(id):
+    return CLAIMS[id]
+
+
 class Claim(NamedTuple):
     id: str
     equation: str
@@ -272,6 +276,9 @@ class Claim(NamedTuple):
     experiments: tuple
     expected: str = "holds"
     note: str = ""  # printed under the claim's lines
+
+    def __reduce__(self):  # its functions have no names to be pickled by
+        return _claim, (self.id,)
 
     def plans(self, full):
         return [experiment.plan(full) for experiment in self.experiments]

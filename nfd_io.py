@@ -26,8 +26,8 @@ DTYPES = {"float64": np.float64, "float32": np.float32}
 
 def choose(name, value, allowed):
     """Return allowed[value], or raise a ValueError that lists the names allowed."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(allowed)}")
+    if not isinstance(value, str | bool) or value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(map(str, allowed))}")
     return allowed[value]
 
 
@@ -60,6 +60,15 @@ def check_type(name, value, kind):
         raise ValueError(f"{name} must be a {kind.__name__}, not {type(value).__name__}")
 
 
+def matrix_shape(value):
+    """(m, n). ValueError for anything else."""
+    try:
+        m, n = value
+    except (TypeError, ValueError):
+        raise ValueError(f"shape={value!r} must be two integers >= 1") from None
+    return positive_int("shape", m), positive_int("shape", n)
+
+
 class Rebuilt:
     """A dataclass that is copied and unpickled by its constructor, checks and read-only arrays included, or
     by the name it has in its module."""
@@ -84,16 +93,20 @@ def _sum(array):
         return array.sum()
 
 
-def numbers(name, value, low, high, count=1):
-    """A list of `count` numbers from low to high, from one or from as many; ValueError for anything else."""
+def numbers(name, value, low, high, count=None):
+    """A list of `count` numbers from low to high, from one or from as many; by default of one, from a number.
+    ValueError for anything else."""
     try:
-        given = np.broadcast_to(value, count)
-        each = [float(x) for x in given] if given.dtype.kind in "iuf" else [np.nan]
+        given = np.broadcast_to(value, count or 1)
+        fine = given.dtype.kind in "iuf" and (count or np.ndim(value) == 0)
+        each = [float(x) for x in given] if fine else [np.nan]
     except (TypeError, ValueError):
         each = [np.nan]
     if not all(low <= x <= high for x in each):
         one = f"a number in [{low:g}, {high:g}]" if low < high else f"{low:g}"
-        raise ValueError(f"{name}={value!r} must be {one}" + f", or one for each of {count}" * (count > 1))
+        raise ValueError(
+            f"{name}={value!r} must be {one}" + f", or one for each of {count}" * ((count or 1) > 1)
+        )
     return each
 
 

@@ -198,6 +198,8 @@ def first_step_kernel(x, phi="tanh", depth=None, *, branch_exponent=0.5, rho=0.0
         init_kernels(x[None], phi, depth, branch_exponent=branch_exponent, rho=r) for r in (1.0, rho)
     )
     Theta, Theta_rho = float(true.Theta[0, 0]), float(part.Theta[0, 0])
+    if Theta == 0:
+        raise ValueError(f"x has no features and Theta is 0: x is 0, and phi(0) for phi={phi!r}")
     return FirstStepKernel(Theta, Theta_rho, (part.Gamma / true.Gamma)[:, 0, 0], Theta_rho / Theta)  # [X8]
 
 

@@ -101,7 +101,6 @@ def chain(
     ValueError for anything unknown, an a that is NaN or makes L^a > 1e30, or a != 0 where there is no W1_l.
     """
     build, most = choose("block", block, BLOCKS), 30 / log10(max(positive_int("depth", depth), 10))
-    check_memory(500 * depth, f"a chain of depth {depth}")
     (skip, s), rate = residual(scaling, depth, branch_exponent), float(depth) ** (2 * branch_exponent - 1)
     (a,) = numbers("internal_lr_exponent", internal_lr_exponent, -np.inf, most)
     if a != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
@@ -120,6 +119,7 @@ def correlations(backward, depth, name="backward"):
     backward : "reused", rho = 1, backpropagation; "decoupled", rho = 0 [8]; a number in [-1, 1], or one for
         each block; "fresh", a new W'_l in every pass. ValueError for anything else.
     """
+    check_memory(500 * positive_int("depth", depth), f"a chain of depth {depth}")
     if isinstance(backward, str):
         names = {"reused": (1.0, False), "decoupled": (0.0, False), "fresh": (0.0, True)}
         return depth * [choose(name, backward, names)]
@@ -303,7 +303,7 @@ class LazyGaussian(LinearOperator):
     """
 
     def __init__(self, shape, rng=None, rho=1.0):
-        super().__init__(np.dtype(float), shape)
+        super().__init__(np.dtype(float), nfd_io.matrix_shape(shape))
         self.rng, (self.rho,) = generator(rng), numbers("rho", rho, -1, 1)
         self.Q_X, self.M, self.Q_P, self.N = [], [], [], []
 
@@ -540,7 +540,7 @@ def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float6
     rng, dtype = generator(rng), choose("dtype", dtype, DTYPES)
     width, depth, d = map(positive_int, ("width", "depth", "d"), (width, depth, d))
     shape = weight_shape(width, depth, sum(layer.matrix for layer in chain(block, IDENTITY, 1)))
-    shapes = [(width, d), shape, (width,)] + [shape] * decoupled
+    shapes = [(width, d), shape, (width,)] + [shape] * choose("decoupled", decoupled, {False: 0, True: 1})
     check_memory(dtype().itemsize * sum(map(prod, shapes)), f"draw_weights(width={width}, depth={depth})")
     return tuple(by(rng, shape, dtype) for shape in shapes)
 

@@ -10,9 +10,11 @@ import pytest
 
 import finite_net
 import nfd_compare
+import nfd_kernels
 import nfd_limits
 import nfd_min
 import sde
+from nfd_audit import CLAIMS, audit
 from nfd_experiments import fit_slope
 from nfd_min import Stream
 
@@ -117,6 +119,19 @@ def test_closed_forms_at_the_ends_of_the_range():
     assert np.isclose(slope.slope, 1)
 
 
+def test_the_derivative_of_tanh_at_saturation():
+    """1 / cosh^2, to rounding where 1 - tanh^2 has no digit left."""
+    h = np.array([0.0, 1e-3, 0.5, 3, 15, 20, 100, 300, 1000])
+    exact = (1 / np.cosh(h.astype(np.longdouble)) ** 2).astype(float)
+    with np.errstate(all="raise", under="ignore"):
+        for sign in (1, -1):
+            assert np.allclose(nfd_min.TANH.dphi(sign * h), exact, rtol=1e-14, atol=0)
+    g = np.ones(len(h))
+    _, times_dphi, _ = nfd_kernels.compiled_phi(nfd_min.TANH)
+    times_dphi(h, np.tanh(h), 1.0, g)  # from tanh alone, whose own rounding it cannot undo
+    assert np.allclose(g, exact, rtol=0, atol=2**-52) and np.allclose(g[:4], exact[:4], rtol=1e-13, atol=0)
+
+
 def test_copies_stay_what_they_are():
     """Read-only streams, the same activations."""
     stream = Stream(X, np.sign(X[:, 0]), 0.1, 2, "logistic")
@@ -125,8 +140,10 @@ def test_copies_stay_what_they_are():
         assert not other.X.flags.writeable and not other.y.flags.writeable
     for phi in nfd_min.ACTIVATIONS.values():
         assert pickle.loads(pickle.dumps(phi)) is phi and copy.deepcopy(phi) is phi
+    for claim in CLAIMS.values():
+        assert pickle.loads(pickle.dumps(claim)) is claim and copy.deepcopy(claim) is claim
     own = nfd_min.Activation("own", np.sin, np.cos)
     assert pickle.loads(pickle.dumps(own)).phi.of is np.sin
     for public in (nfd_min.sgd(STREAM, WEIGHTS), nfd_min.chain("pre", "tanh", 3), NOISE,
-                   nfd_min.LazyGaussian((3, 3), rng=0), sde.init_kernels(X)):  # fmt: skip
+                   nfd_min.LazyGaussian((3, 3), rng=0), sde.init_kernels(X), audit([])):  # fmt: skip
         pickle.dumps(public)
