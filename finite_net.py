@@ -19,7 +19,9 @@ from nfd_passes import Batch, Record, Run, Waiting, Weights, compiled_many, comp
 
 draw_weights = partial(nfd_min.draw_weights, by=normals)  # the same numbers, faster
 TEST_ROWS = 128  # test inputs that go through the network at a time
-SPAN = 2**28  # multiplications, about a second, between returns to Python: for Ctrl-C and the progress bar
+SPAN = (
+    2**27
+)  # multiplications, less than a second, between returns to Python: for Ctrl-C and the progress bar
 
 Network = namedtuple("Network", "n L T shape layers chain reused drawn fresh matrices")
 """Width, depth, length of the chain, shape of W, layers, also for compiled code; whether W~ is W, is drawn
@@ -84,13 +86,13 @@ def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep
     if any(isinstance(seed, (np.random.Generator, np.random.BitGenerator, type(None))) for seed in seeds):
         raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
     parts, work = min(len(seeds), numba.get_num_threads()), len(stream) // stream.batch * _work(net, stream)
-    if len(seeds) < 2 or not (net.reused or net.drawn) or work > 16 * SPAN or numba.config.DISABLE_JIT:
+    if len(seeds) < 2 or not (net.reused or net.drawn) or work > 8 * SPAN or numba.config.DISABLE_JIT:
         how = network | dict(dtype=dtype, keep=keep)
         return [train(stream, width, depth, phi, rng=seed, **how) for seed in progress(seeds, "training")]
     numbers = len(stream) * (net.T + 1) * net.n * bool(kept)  # of h, and of g
     _check_memory(stream, net, False, real().itemsize * parts, False, 0)
     check_memory(2 * real().itemsize * numbers * len(seeds), f"train_many of {len(seeds)} networks")
-    at_once = parts * max(1, min(16 * SPAN // work, 2**26 // (numbers * parts + 1)))
+    at_once = parts * max(1, min(8 * SPAN // work, 2**26 // (numbers * parts + 1)))
     runs = [*range(0, len(seeds), at_once), len(seeds)]
     out = []
     for begin, end in progress(list(pairwise(runs)), "training"):
@@ -210,6 +212,8 @@ def _train(stream, weights, fresh, net, how):
     out, train_one, reached = Trajectory(*np.full((2, S), np.nan)), compiled_one(dtype), np.zeros(2, int)
     h, g = np.full((2, S if keep else 0, T + 1, n), np.nan, dtype)
     run = Run(batch, weights, Waiting(p, g_b, c), Record(out.f, out.chi, h, g), net.chain)
+    work = _work(net, stream)
+    rows = TEST_ROWS * max(1, SPAN * B // (work * TEST_ROWS))  # test inputs, likewise
     seen, spans = {}, [(0, S)]  # samples before each evaluation; to be run before there is a return to Python
     if len(test):
         seen = sorted({*range(0, S, every * B), S})
@@ -219,14 +223,15 @@ def _train(stream, weights, fresh, net, how):
         tests = Batch(X_test, np.zeros(0), 0, 0.0, h_test, p_test, seen_test, shares_of(at_once, n, T))
     if fresh is not None:
         seen, spans = seen or {}, [(k, k + 1) for k in range(S)]
-    elif len(test) or SPAN < S // B * _work(net, stream):
-        spans = list(pairwise(sorted({*range(0, S, B * max(1, SPAN // _work(net, stream))), *seen, S})))
+    elif len(test) or SPAN < S // B * work:
+        spans = list(pairwise(sorted({*range(0, S, B * max(1, SPAN // work)), *seen, S})))
 
     def evaluate(samples):
         if samples in seen:
             nothing = run.record._replace(f=seen[samples], chi=np.zeros(0), h=h[:0], g=g[:0])
-            span = 0, len(test), int(reached[1]), False
-            train_one(span, run._replace(batch=tests, record=nothing), np.zeros(2, int))
+            for begin, end in pairwise([*range(0, len(test), rows), len(test)]):
+                span = begin, end, int(reached[1]), False
+                train_one(span, run._replace(batch=tests, record=nothing), np.zeros(2, int))
 
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:

@@ -119,3 +119,41 @@ import nfd_kernels
 nfd_kernels.PHI["tanh"][0](np.ones(1), np.ones(1))"""
     run(program, NUMBA_CACHE_DIR=str(tmp_path))
     assert list(tmp_path.rglob("*.nbc"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "work",
+    [
+        "finite_net.train(small, 512, 16, rng=0, test=np.ones((200000, 3)))",
+        "finite_net.train(large, 512, 16, rng=0, keep='outputs')",
+        "finite_net.train_many(small, 100, 16, range(200000), keep='outputs')",
+        "sde.solve(passes, 10000, 16, rng=0, keep='outputs')",
+    ],
+)
+def test_ctrl_c_is_heard_at_once(work):
+    """Work of a minute comes back to Python several times a second."""
+    program = f"""
+import os, signal, threading, time
+import finite_net, numpy as np, sde
+from nfd_min import Stream
+
+shapes = (8, 1), (500, 1), (64000, 64)
+small, passes, large = (Stream(np.ones((S, 3)), np.ones(S), 0.01, B) for S, B in shapes)
+finite_net.train(small, 8, 2, rng=0), finite_net.train_many(small, 8, 2, range(3)), sde.solve(small, 8, 2)
+
+
+def interrupt():
+    time.sleep(1)
+    sent.append(time.monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+sent = []
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    {work}
+except KeyboardInterrupt:
+    print(time.monotonic() - sent[0])
+"""
+    assert float(run(program)) < 2  # for a machine that does something else as well
