@@ -2,11 +2,12 @@
 
     python mutants.py formulas [--few] [--only TEXT]   those of wrong_formulas.toml, by their tests and claims
     python mutants.py sample 300 [--seed 0]            so many single changes of the code, drawn at random
+    python mutants.py again                            those of mutants.json that were not killed
 
 A wrong formula is caught if its test fails and its claim, if it names one, has not its expected verdict. A
 change is killed if any test fails; what survives is an entry of equivalent.toml, with the reason, or a hole
-in the tests. The figures of `sample` go to mutants.json; it needs pytest-cov, to try the tests first that
-come to the changed line. Exit status 1 if anything survives.
+in the tests. The figures go to mutants.json. `sample` needs pytest-cov, to try the tests first that come to
+the changed line. Exit status 1 if anything survives.
 """
 
 import argparse
@@ -21,17 +22,19 @@ import tempfile
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 from nfd_io import count, progress, seed
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "mutants.json"
 SLOW = 600  # seconds until a run counts as one that does not end
 
 
 def copy_of(source, target):
     """A copy of the project, with what Numba has compiled."""
-    leave = shutil.ignore_patterns(".*", "docs", "*.egg-info", "build", "*.partial", "test_bench.py")
+    leave = shutil.ignore_patterns(".*", "docs", "*.egg-info", "build", "*.partial")
     shutil.copytree(source, target, ignore=leave)
     return target
 
@@ -139,10 +142,29 @@ OTHER = {
 }  # fmt: skip
 
 
+class Change(NamedTuple):
+    """A part of a module, from (line, column) to (end_line, end_column), and what is put in its place."""
+
+    file: str
+    at: str  # the line, with [[ ]] around the part
+    to: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+    def apply(self, directory):
+        path = directory / self.file
+        lines = path.read_bytes().splitlines(keepends=True)
+        head, tail = lines[self.line - 1][: self.column], lines[self.end_line - 1][self.end_column :]
+        lines[self.line - 1 : self.end_line] = [head + self.to.encode() + tail]
+        path.write_bytes(b"".join(lines))
+
+
 def changes_of(file):
-    """All single changes of a module: (file, line, column, end line, end column, old, new)."""
+    """All single Changes of a module."""
     text = (HERE / file).read_text()
-    out = []
+    lines, out = text.encode().splitlines(), []
 
     def visit(node, inside):
         if isinstance(node, (ast.Raise, ast.JoinedStr, ast.arguments)) or (
@@ -150,8 +172,14 @@ def changes_of(file):
         ):
             return
         if inside and (new := other(node)) is not None:
-            old = ast.get_source_segment(text, node)
-            out.append((file, node.lineno, node.col_offset, node.end_lineno, node.end_col_offset, old, new))
+            line, end = (
+                lines[node.lineno - 1],
+                node.end_col_offset if node.end_lineno == node.lineno else None,
+            )
+            parts = line[: node.col_offset], line[node.col_offset : end], line[end:] if end else b""
+            at = "{}[[{}]]{}".format(*(part.decode() for part in parts)).strip()
+            where = node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
+            out.append(Change(file, at, new, *where))
         for child in ast.iter_child_nodes(node):
             if not (isinstance(node, ast.FunctionDef) and child in node.decorator_list):
                 visit(child, inside or isinstance(node, (ast.FunctionDef, ast.Lambda)))
@@ -182,31 +210,46 @@ def other(node):
 def sample(number, start):
     """Whether all but the equivalent ones of so many changes are killed; writes mutants.json."""
     everything = [change for file in MODULES for change in changes_of(file)]
-    drawn, tests = random.Random(start).sample(everything, number), tests_of_lines()
-    known = tomllib.loads((HERE / "equivalent.toml").read_text())
-    reasons = {(e["file"], e["line"], e["old"], e["new"]): e["reason"] for e in known.get("equivalent", [])}
+    return tried(random.Random(start).sample(everything, number), dict(of=len(everything), seed=start), {})
 
-    def reason_of(change):
-        file, line, *_, old, new = change
-        return reasons.get((file, (HERE / file).read_text().splitlines()[line - 1].strip(), old, new), "")
+
+def again():
+    """The same, of those in mutants.json; what was killed there is not tried again."""
+    before = json.loads(RESULTS.read_text())
+    here = {change[:3]: change for file in MODULES for change in changes_of(file)}
+    rows = {
+        (row["file"], row["at"], row["to"]): row["by"] * (row["verdict"] == "killed")
+        for row in before["mutants"]
+    }
+    print(f"{len(rows.keys() - here.keys())} of {len(rows)} are of code that is no longer there.")
+    about = {key: before[key] for key in ("of", "seed")}
+    return tried([here[row] for row in rows if row in here], about, rows)
+
+
+def tried(changes, about, known):
+    """Whether all are killed that are not equivalent; known : {change[:3]: the test that killed it, or ""}"""
+    listed = tomllib.loads((HERE / "equivalent.toml").read_text()).get("equivalent", [])
+    reasons = {(e["file"], e["at"], e["to"]): e["reason"] for e in listed}
+    todo = [change for change in changes if not known.get(change[:3]) and change[:3] not in reasons]
+    tests = tests_of_lines() if todo else {}
 
     def told(change, directory):
-        by = "" if reason_of(change) else killed(change, directory, tests)
-        named = by or ("equivalent" if reason_of(change) else "SURVIVES")
-        print(f"{change[0]}:{change[1]}: {change[-2]} -> {change[-1]}: {named}", flush=True)
+        by = killed(change, directory, tests)
+        print(f"{change.file}:{change.line}: {change.at} -> {change.to}: {by or 'SURVIVES'}", flush=True)
         return by
 
-    rows = []
-    for change, by in zip(drawn, in_copies(told, drawn, "mutants")):
-        (file, line, *_, old, new), reason = change, reason_of(change)
-        verdict = "killed" if by else "equivalent" if reason else "survived"
-        rows.append(dict(file=file, line=line, old=old, new=new, verdict=verdict, by=by or reason))
+    by, rows = known | dict(zip([change[:3] for change in todo], in_copies(told, todo, "mutants"))), []
+    for change in changes:
+        reason = reasons.get(change[:3], "")
+        verdict = "equivalent" if reason else "killed" if by[change[:3]] else "survived"
+        row = dict(zip(("file", "at", "to", "line"), change), verdict=verdict, by=reason or by[change[:3]])
+        rows.append(row)
     verdicts = [row["verdict"] for row in rows]
     counts = {v: verdicts.count(v) for v in ("killed", "equivalent", "survived")}
-    counts["score"] = counts["killed"] / max(1, number - counts["equivalent"])
-    about = dict(number=number, of=len(everything), seed=start) | counts
-    (HERE / "mutants.json").write_text(json.dumps(about | dict(mutants=rows), indent=1) + "\n")
-    print(", ".join(f"{k} {v:.3g}" for k, v in about.items()))
+    counts["score"] = counts["killed"] / max(1, len(rows) - counts["equivalent"])
+    about = dict(number=len(rows)) | about | counts
+    RESULTS.write_text(json.dumps(about | dict(mutants=rows), indent=1) + "\n")
+    print(", ".join(f"{key} {value:.3g}" for key, value in about.items()))
     return counts["survived"] == 0
 
 
@@ -216,15 +259,8 @@ def tests_of_lines():
 
     with tempfile.TemporaryDirectory() as scratch:
         directory, modules = copy_of(HERE, Path(scratch) / "copy"), [f"--cov={Path(m).stem}" for m in MODULES]
-        options = (
-            "-n",
-            str(os.cpu_count()),
-            *modules,
-            "--cov-context=test",
-            "--cov-report=",
-            "--junitxml=times",
-        )
-        status, out = run(directory, *PYTEST, *options, ".")
+        how = "-n", str(os.cpu_count()), "--cov-context=test", "--cov-report=", "--junitxml=times"
+        status, out = run(directory, *PYTEST, *how, *modules, ".")
         if status:
             raise RuntimeError(out[-2000:])
         times, seen = {}, CoverageData(directory / ".coverage")
@@ -241,14 +277,9 @@ def tests_of_lines():
 
 def killed(change, directory, tests):
     """The test that fails with the change, "" if none does."""
-    file, line, column, end_line, end_column, _, new = change
-    lines = (directory / file).read_text().splitlines(keepends=True)
-    head, tail = (
-        lines[line - 1].encode()[:column].decode(),
-        lines[end_line - 1].encode()[end_column:].decode(),
-    )
-    (directory / file).write_text("".join([*lines[: line - 1], head + new + tail, *lines[end_line:]]))
-    near = list(dict.fromkeys(t for k in range(line, end_line + 1) for t in tests.get((file, k), [])))
+    change.apply(directory)
+    file, lines = change.file, range(change.line, change.end_line + 1)
+    near = list(dict.fromkeys(t for k in lines for t in tests.get((file, k), [])))
     try:
         if file in COMPILED and (by := fails(directory, "test_reference.py", NUMBA_DISABLE_JIT="1")):
             return by
@@ -268,6 +299,7 @@ def main():
     add("number", type=count, help="how many")
     add("--seed", type=seed, default=0, metavar="N", help="of the draw (default: 0)")
     commands.choices["sample"].set_defaults(do=lambda o: sample(o.number, o.seed))
+    commands.add_parser("again", help="changes that were not killed").set_defaults(do=lambda o: again())
     options = parser.parse_args()
     return int(not options.do(options))
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import time
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -147,3 +148,65 @@ def test_copies_stay_what_they_are():
     for public in (nfd_min.sgd(STREAM, WEIGHTS), nfd_min.chain("pre", "tanh", 3), NOISE,
                    nfd_min.LazyGaussian((3, 3), rng=0), sde.init_kernels(X), audit([])):  # fmt: skip
         pickle.dumps(public)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The bytes that check_memory is asked about, {what for: bytes}."""
+    found = {}
+    for module in (nfd_min, nfd_limits, finite_net, sde):
+        monkeypatch.setattr(
+            module, "check_memory", lambda size, what: found.update({what.split("(")[0]: size})
+        )
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_memory_of_what_is_drawn(asked, dtype):
+    """The bytes of all arrays, or one N more."""
+    arrays = nfd_min.draw_weights(7, 3, 5, block="two-layer", decoupled=True, dtype=dtype)
+    assert asked["draw_weights"] == sum(a.nbytes for a in arrays)
+    noise = nfd_min.draw_noise(1, 7, 3, dtype=dtype)
+    assert asked["draw_noise"] == sum(a.nbytes for a in noise)
+
+
+def peak(work):
+    work()  # tables that are made once
+    tracemalloc.start()
+    work()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def test_memory_of_closed_forms(asked):
+    """Enough, and not four times as much."""
+    for what, work in {
+        "init_kernels of 3 inputs at depth 200": lambda: nfd_limits.init_kernels(X[:3], "erf", 200),
+        "one_step": lambda: nfd_limits.one_step(X[0], X[1], "relu", 200),
+        "linear_limit": lambda: nfd_limits.linear_limit(STREAM, "full", 60),
+    }.items():
+        most = peak(work)
+        assert most < asked[what] < 4 * most, what
+
+
+@pytest.mark.parametrize("keep, passes", [("all", 2 * 40), ("outputs", 0)])
+@pytest.mark.parametrize("batch, waiting", [(1, 3), (8, 8)])
+def test_memory_of_training(asked, keep, passes, batch, waiting):
+    """M n^2 + n d weights, 2 S (T+1) n features and gradients if kept, and those of the n / 16 or n / 4
+    samples whose updates wait, of a mini-batch and of the test inputs; W~ as well as W."""
+    n, L, d, S = 48, 5, 3, 40
+    stream = Stream(np.ones((S, d)), np.ones(S), 0.1, batch)
+    for matrices, backward in (L, "reused"), (2 * L, "decoupled"):
+        finite_net.train(stream, n, L, rng=0, keep=keep, backward=backward, test=np.ones((9, d)))
+        vectors = passes + 2 * waiting + batch + 2 * 9
+        numbers = matrices * n * n + n * d + vectors * (L + 1) * n
+        assert asked["train"] == 8 * numbers + 16 * L * S * S * (keep == "all")
+
+
+def test_memory_of_particles(asked):
+    """8 bytes for each of 4 S (T+1) N numbers, 5 with keep="all", one more with "nearest" and erf."""
+    for factor, keep, coupling in ((4, "outputs", "none"), (5, "all", "none"), (6, "all", "nearest")):
+        sde.solve(STREAM, 2000, 6, "erf", coupling=coupling, keep=keep, rng=0)
+        counted = 8 * factor * 4 * 7 * 2000
+        assert counted < 1.2 * asked["solve"] and asked["solve"] < 1.2 * counted

@@ -168,3 +168,63 @@ def test_share_of_the_way_to_the_coupled_limit(monkeypatch):
     monkeypatch.setattr(ex, "train_many", lambda *a, **b: [Made(f=[0, 2.0]), Made(f=[0, 3.0])])
     out = ex.coupled_width_case(data=None, networks=2, seed=0)
     assert out["(f_1 - NFD) / (limit - NFD)"] == {"n = 256": 0.75}
+
+
+def test_loss_and_kernel_of_a_scaling_case():
+    """The mean of chi^2 / 2, and of E phi(h_{L-1})^2 over the last mini-batch."""
+    C = np.zeros((2, 4, 4)) + np.diag([1.0, 2.0, 3.0, 5.0])
+    out = ex._loss_and_kernel(Made(chi=np.array([1.0, 2.0, 3.0, 4.0]), C=C), 2)
+    assert out == dict(loss=30 / 8, kernel=4.0)
+
+
+def test_moments():
+    """f, E h_L^2 and E g_0^2 of each pass."""
+    h, g = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    out = ex.moments(Made(f="f", h=h, g=g))
+    assert out["f"] == "f" and np.allclose(out["h2"], [np.mean(h[k, 3] ** 2) for k in range(3)])
+    assert np.allclose(out["g2"], [np.mean(g[k, 0] ** 2) for k in range(3)])
+
+
+def test_the_first_step_has_one_depth(monkeypatch):
+    depths = []
+    monkeypatch.setattr(
+        sde, "first_step_kernel", lambda x, phi, L: depths.append(L) or (1.0, 1.0, None, None)
+    )
+    run = lambda stream, particles, L, **how: depths.append(L) or Made(f=np.ones(2), chi=np.ones(2))
+    monkeypatch.setattr(ex, "solve", run)
+    ex.first_step_case(data=None, particles=8, seed=0)
+    assert depths == 3 * [16]
+
+
+@pytest.mark.parametrize("phi, odd", [("tanh", True), ("erf", True), ("relu", False)])
+def test_orthogonal_inputs_are_for_odd_activations(monkeypatch, phi, odd):
+    monkeypatch.setattr(ex, "phi_in_use", lambda: nfd_min.activation(phi))
+    given = dict(data=None, eta=0.1, particles=8, depths=(2, 4), seed=0)
+    if odd:
+        ex.orthogonal_case(**given)
+    else:
+        with pytest.raises(NotImplementedError, match="it is about odd activations"):
+            ex.orthogonal_case(**given)
+
+
+@pytest.mark.parametrize("missing", ["x", "gx"])
+def test_gradients_need_what_is_inside_of_blocks(monkeypatch, missing):
+    def made(*arguments, train=ex.train, **how):
+        run = train(*arguments, **how)
+        setattr(run, missing, None)
+        return run
+
+    monkeypatch.setattr(ex, "train", made)
+    with pytest.raises(NotImplementedError, match="it does not return x and gx"):
+        ex.gradient_case(data=None, seed=0)
+
+
+def test_what_the_innovations_are_projected_on(monkeypatch):
+    """zeta_1 along phi(h_0) and xi_1 along g_1, of the same network."""
+    runs, along, made = [], [], ex._small_network
+    monkeypatch.setattr(ex, "_along", lambda a, b, made=ex._along: along.append(a) or made(a, b))
+    monkeypatch.setattr(ex, "_small_network", lambda *a: [runs.append(out := made(*a)), out][1])
+    ex.gaussian_init_case(data=None, networks=20, seed=0)
+    p_0, g_1 = (np.array(a) for a in zip(*[(np.tanh(run.h[0, 0]), run.g[0, 1]) for _, run in runs]))
+    for expected in (p_0, g_1):
+        assert any(np.array_equal(a, expected) for a in along[-2:])
