@@ -133,6 +133,16 @@ def test_the_derivative_of_tanh_at_saturation():
     assert np.allclose(g, exact, rtol=0, atol=2**-52) and np.allclose(g[:4], exact[:4], rtol=1e-13, atol=0)
 
 
+def test_responses_of_saturated_neurons():
+    """erf' is 0 there, and erf'' / erf' no number."""
+    stream = Stream(100 * X, Y, 0.1)
+    run = nfd_min.sgd(stream, WEIGHTS, "erf")
+    assert (nfd_min.ERF.dphi(run.h) == 0).any()
+    with np.errstate(all="raise", under="ignore"):
+        out = nfd_limits.responses_of(run, stream, "erf")
+    assert np.isfinite(out.A).all() and np.isfinite(out.B).all()
+
+
 def test_copies_stay_what_they_are():
     """Read-only streams, the same activations."""
     stream = Stream(X, np.sign(X[:, 0]), 0.1, 2, "logistic")
@@ -194,14 +204,23 @@ def test_memory_of_closed_forms(asked):
 @pytest.mark.parametrize("batch, waiting", [(1, 3), (8, 8)])
 def test_memory_of_training(asked, keep, passes, batch, waiting):
     """M n^2 + n d weights, 2 S (T+1) n features and gradients if kept, and those of the n / 16 or n / 4
-    samples whose updates wait, of a mini-batch and of the test inputs; W~ as well as W."""
+    samples whose updates wait, of a mini-batch and of the test inputs; W, W~ and W'."""
     n, L, d, S = 48, 5, 3, 40
     stream = Stream(np.ones((S, d)), np.ones(S), 0.1, batch)
-    for matrices, backward in (L, "reused"), (2 * L, "decoupled"):
+    for matrices, backward in (L, "reused"), (2 * L, "decoupled"), (3 * L, 0.3):
         finite_net.train(stream, n, L, rng=0, keep=keep, backward=backward, test=np.ones((9, d)))
         vectors = passes + 2 * waiting + batch + 2 * 9
         numbers = matrices * n * n + n * d + vectors * (L + 1) * n
         assert asked["train"] == 8 * numbers + 16 * L * S * S * (keep == "all")
+
+
+def test_memory_of_given_weights(asked):
+    """They are copied where they are written to: where more samples come than updates wait."""
+    n, L = 48, 5
+    weights, X = nfd_min.draw_weights(n, L, 3, rng=0), np.ones((16, 3))
+    for S, copies in (8, 1), (16, 2):
+        finite_net.train(Stream(X[:S], np.ones(S), 0.1, 8), n, L, weights=weights, keep="outputs")
+        assert asked["train"] == 8 * (copies * L * n * n + n * 3 + (2 * 8 + 8) * (L + 1) * n)
 
 
 def test_memory_of_particles(asked):

@@ -228,3 +228,43 @@ def test_what_the_innovations_are_projected_on(monkeypatch):
     p_0, g_1 = (np.array(a) for a in zip(*[(np.tanh(run.h[0, 0]), run.g[0, 1]) for _, run in runs]))
     for expected in (p_0, g_1):
         assert any(np.array_equal(a, expected) for a in along[-2:])
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+@pytest.mark.parametrize(
+    "case, innovations, name",
+    [
+        (ex.gaussian_init_case, "innovations", "residual of [7]"),
+        (ex.gaussian_update_case, "update_innovation", "residual of [15]"),
+    ],
+)
+def test_residuals_are_of_every_layer(monkeypatch, case, innovations, name, layer):
+    """An innovation that is off in one layer shows."""
+
+    def wrong(*arguments, right=getattr(nfd_min, innovations), **how):
+        out = right(*arguments, **how)
+        (out[0] if isinstance(out, tuple) else out)[layer - 1] += 1.0
+        return out
+
+    assert case(data=None, networks=3, seed=0)[name]["largest"] < 1e-12
+    monkeypatch.setattr(nfd_min, innovations, wrong)
+    assert case(data=None, networks=3, seed=0)[name]["largest"] > 0.1
+
+
+@pytest.mark.parametrize(
+    "case, given, samples",
+    [
+        (ex.law_case, dict(runs=2, activations=("tanh",), batches=(1,)), (0, 0, 1, 1)),
+        (ex.correlation_case, dict(particles=8), (0, 0)),
+        (ex.first_step_case, dict(particles=8), (0, 0)),
+        (ex.coupled_width_case, dict(networks=2), (0, 0)),
+    ],
+)
+def test_which_samples(monkeypatch, case, given, samples):
+    asked = []
+    sequence = lambda data, order, *a, made=ex.sequence, **b: (
+        asked.append(tuple(order)) or made(data, order, *a, **b)
+    )
+    monkeypatch.setattr(ex, "sequence", sequence)
+    case(data=None, seed=0, **given)
+    assert set(asked) == {samples}
