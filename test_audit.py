@@ -13,6 +13,7 @@ import pytest
 
 import finite_net
 import nfd_audit
+import nfd_figures
 from nfd_audit import CLAIMS, Bound, Claim, Experiment, Rate, main
 from nfd_experiments import relu_case
 from nfd_io import replace_file
@@ -361,8 +362,15 @@ def test_a_killed_worker(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_workers_end_with_a_killed_parent(tmp_path):
-    process, _ = begun(tmp_path, 1)
+@pytest.mark.parametrize("figures", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_workers_end_with_a_killed_parent(figures, tmp_path):
+    if figures:
+        command = [sys.executable, nfd_figures.__file__, "alignment", "--seeds", "16", "--workers", "2"]
+        process = subprocess.Popen([*command, "--out", tmp_path], stderr=subprocess.PIPE)
+        while not list(tmp_path.glob("*.partial")):
+            time.sleep(0.01)
+    else:
+        process, _ = begun(tmp_path, 1)
     workers = children(process.pid)
     process.kill()
     process.communicate(timeout=60)
@@ -415,6 +423,26 @@ def test_a_file_that_cannot_be_written_is_exit_status_3(tmp_path, monkeypatch, c
     assert main(["--claims", "gradients", "--workers", "1", "--json", str(tmp_path / "a.json")]) == 3
     assert capsys.readouterr().err == "nfd-audit: cannot write: [Errno 28] No space left on device\n"
     assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit of the system")
+@pytest.mark.parametrize("module", [nfd_audit, nfd_figures])
+def test_a_full_disk(module, tmp_path):
+    """One line, exit status 3, nothing half-written."""
+    program = f"""
+import resource, sys
+import {module.__name__} as command
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))  # no file gets longer
+sys.exit(command.main(sys.argv[1:]))"""
+    of_audit = "--claims", "gradients", "--json", str(tmp_path / "a.json")
+    arguments = of_audit if module is nfd_audit else ("eigenvalues", "--tiny", "--out", str(tmp_path))
+    command = [sys.executable, "-c", program, *arguments, "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    name = module.__name__.replace("_", "-")
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith(f"{name}: cannot write: ") and done.stderr.count("\n") == 1
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".partial"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell pipe")
