@@ -127,7 +127,7 @@ def finite_array(name, value, shape, dtype=float, copy=True, total=_sum):
             if given.dtype.kind == "O" and not all(isinstance(x, Real) for x in given.ravel()):
                 raise TypeError("it holds what is no real number")
             with np.errstate(over="ignore"):
-                array = np.array(value, dtype=dtype, order="C", copy=copy or None)
+                array = (np.array if copy else np.asarray)(value, dtype=dtype, order="C")
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"{name} must be an array of real numbers of shape {_show(shape)}: {error}"
