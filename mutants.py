@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -173,7 +174,7 @@ class Change(NamedTuple):
 def changes_of(file):
     """All single Changes of a module."""
     text = (HERE / file).read_text()
-    lines, out = text.encode().splitlines(), []
+    lines, out, alike = text.encode().splitlines(), [], Counter()
 
     def visit(node, inside):
         if isinstance(node, (ast.Raise, ast.JoinedStr, ast.arguments)) or (
@@ -187,6 +188,8 @@ def changes_of(file):
             )
             parts = line[: node.col_offset], line[node.col_offset : end], line[end:] if end else b""
             at = "{}[[{}]]{}".format(*(part.decode() for part in parts)).strip()
+            alike[at, new] += 1
+            at += f" ({alike[at, new]})" * (alike[at, new] > 1)
             where = node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
             out.append(Change(file, at, new, *where))
         for child in ast.iter_child_nodes(node):
@@ -223,16 +226,14 @@ def sample(number, start):
 
 
 def again():
-    """The same, of those in mutants.json; what was killed there is not tried again."""
+    """The same, of those in mutants.json; what was killed there is not tried again, and others are drawn for
+    those whose code is no longer there."""
     before = json.loads(RESULTS.read_text())
     here = {change[:3]: change for file in MODULES for change in changes_of(file)}
-    rows = {
-        (row["file"], row["at"], row["to"]): row["by"] * (row["verdict"] == "killed")
-        for row in before["mutants"]
-    }
-    print(f"{len(rows.keys() - here.keys())} of {len(rows)} are of code that is no longer there.")
-    about = {key: before[key] for key in ("of", "seed")}
-    return tried([here[row] for row in rows if row in here], about, rows)
+    rows = {(r["file"], r["at"], r["to"]): r["by"] * (r["verdict"] == "killed") for r in before["mutants"]}
+    stay, others = [row for row in rows if row in here], sorted(here.keys() - rows.keys())
+    stay += random.Random(before["seed"]).sample(others, len(rows) - len(stay))
+    return tried([here[row] for row in stay], dict(of=len(here), seed=before["seed"]), rows)
 
 
 def tried(changes, about, known):

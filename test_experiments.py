@@ -159,6 +159,7 @@ def test_best_eta():
     for best in (0.3, 0.5, 0.7):
         eta, inside = best_eta(etas, 2 + (np.log(etas) - np.log(best)) ** 2)
         assert np.isclose(eta, best) and inside
+        assert np.isclose(best_eta(etas, 2 + 3 * (np.log(etas) - np.log(best)) ** 2)[0], best)
     assert best_eta(etas, [3, 2, 1, 0.5, 0.3, 0.1]) == (etas[-1], False) and best_eta(
         etas, [1, 2, 3, 4, 5, np.nan]
     ) == (etas[0], False)

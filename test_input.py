@@ -133,6 +133,13 @@ def test_the_derivative_of_tanh_at_saturation():
     assert np.allclose(g, exact, rtol=0, atol=2**-52) and np.allclose(g[:4], exact[:4], rtol=1e-13, atol=0)
 
 
+def test_how_far_the_series_of_one_step_goes():
+    """E|h^1_L|^2 needs E w'', by a series for E h^2 up to 33, as OneStep says."""
+    x = X[:2] / np.linalg.norm(X[:2], axis=1)[:, None] * np.sqrt(5)
+    inside, beyond = (nfd_limits.one_step(*(c**0.5 * x), "tanh", 2).h2 for c in (29.0, 36.0))
+    assert np.isfinite(inside).all() and np.isnan(beyond[1]) and np.isfinite(beyond[0])
+
+
 def test_responses_of_saturated_neurons():
     """erf' is 0 there, and erf'' / erf' no number."""
     stream = Stream(100 * X, Y, 0.1)

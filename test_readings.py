@@ -173,8 +173,8 @@ def test_share_of_the_way_to_the_coupled_limit(monkeypatch):
 def test_loss_and_kernel_of_a_scaling_case():
     """The mean of chi^2 / 2, and of E phi(h_{L-1})^2 over the last mini-batch."""
     C = np.zeros((2, 4, 4)) + np.diag([1.0, 2.0, 3.0, 5.0])
-    out = ex._loss_and_kernel(Made(chi=np.array([1.0, 2.0, 3.0, 4.0]), C=C), 2)
-    assert out == dict(loss=30 / 8, kernel=4.0)
+    out = ex._loss_and_kernel(Made(chi=np.array([1.0, 2.0, 3.0, 4.0]), C=C), 1)
+    assert out == dict(loss=30 / 8, kernel=5.0)
 
 
 def test_moments():
