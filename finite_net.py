@@ -19,9 +19,9 @@ from nfd_passes import Batch, Record, Run, Waiting, Weights, compiled_many, comp
 
 draw_weights = partial(nfd_min.draw_weights, by=normals)  # the same numbers, faster
 TEST_ROWS = 128  # test inputs that go through the network at a time
-SPAN = (
-    2**27
-)  # multiplications, less than a second, between returns to Python: for Ctrl-C and the progress bar
+SPAN = 2**27
+"""Multiplications, less than a second, between returns to Python, for Ctrl-C and the progress bar; more if a
+mini-batch, or TEST_ROWS test inputs, take more."""
 
 Network = namedtuple("Network", "n L T shape layers chain reused drawn fresh matrices")
 """Width, depth, length of the chain, shape of W, layers, also for compiled code; whether W~ is W, is drawn

@@ -277,8 +277,9 @@ class Claim(NamedTuple):
     expected: str = "holds"
     note: str = ""  # printed under the claim's lines
 
-    def __reduce__(self):  # its functions have no names to be pickled by
-        return _claim, (self.id,)
+    def __reduce_ex__(self, protocol):  # its functions have no names to be pickled by
+        known = CLAIMS.get(self.id) is self
+        return (_claim, (self.id,)) if known else tuple.__reduce_ex__(self, protocol)
 
     def plans(self, full):
         return [experiment.plan(full) for experiment in self.experiments]

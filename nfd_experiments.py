@@ -124,12 +124,17 @@ def store_path(directory, name, data, *options, modules=()):
 
     modules : names of others whose code the results depend on
     """
-    here, (X, y, _) = Path(__file__).parent, prepared(data)
+    X, y, _ = prepared(data)
+    about = b"".join([X.tobytes(), y.tobytes(), code(modules).encode(), repr(options).encode()])
+    return Path(directory) / f"{name}-{hashlib.sha256(about).hexdigest()[:12]}.partial"
+
+
+def code(modules=()):
+    """A digest of this package and of those modules."""
+    here = Path(__file__).parent
     files = [*here.glob("nfd_*.py"), here / "finite_net.py", here / "sde.py"]
     files += [Path(file) for m in modules if (file := getattr(sys.modules.get(m), "__file__", None))]
-    code = [p.read_bytes() for p in sorted(files)]
-    digest = hashlib.sha256(b"".join([X.tobytes(), y.tobytes(), *code, repr(options).encode()])).hexdigest()
-    return Path(directory) / f"{name}-{digest[:12]}.partial"
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 @contextmanager
@@ -170,10 +175,11 @@ def workers_of(workers, dask=None):
     """`local_workers`, or an executor of the Dask cluster whose scheduler is at that address.
 
     Its workers need this package, and files under the paths they have here. A worker that dies costs only
-    what it was at. ValueError if no scheduler answers; BrokenExecutor if the cluster gives up.
+    what it was at. ValueError if no scheduler answers, or workers are not of use; BrokenExecutor if the
+    cluster gives up.
     """
-    with local_workers(1 if dask else workers) as executor:
-        if not dask:
+    with local_workers(workers if dask is None else 1) as executor:
+        if dask is None:
             yield executor
             return
         from distributed import CancelledError, Client, KilledWorker
@@ -183,6 +189,12 @@ def workers_of(workers, dask=None):
         except (OSError, ValueError) as error:
             raise ValueError(f"dask={dask!r}: no scheduler answers there ({error})") from None
         with client:
+            try:
+                client.wait_for_workers(1, timeout=30)
+            except OSError:
+                raise ValueError(f"dask={dask!r}: the scheduler has no workers") from None
+            if set(client.run(code).values()) != {code()}:
+                raise ValueError(f"dask={dask!r}: its workers have another version of this package")
             try:
                 yield client.get_executor()
             except (CancelledError, KilledWorker) as error:
@@ -264,7 +276,7 @@ def _jackknife(sizes, rows, value, confidence=0.95):
 
 def mean_gap(a, b):
     """Mean absolute difference of two loss curves after the first step (before it the two networks are the
-    same), or NaN if one of them is ever above 10 or not finite."""
+    same), or NaN if one of them is ever 10, above or not finite."""
     a, b = np.array(a, float), np.array(b, float)
     return np.mean(np.abs(a - b)[1:]) if (a < 10).all() and (b < 10).all() else np.nan
 

@@ -24,10 +24,18 @@ DTYPES = {"float64": np.float64, "float32": np.float32}
 # Arguments of functions
 
 
+def shown(value):
+    """repr(value), if it is no number of thousands of digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of too many digits"
+
+
 def choose(name, value, allowed):
     """Return allowed[value], or raise a ValueError that lists the names allowed."""
-    if not isinstance(value, str | bool) or value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown; allowed: {', '.join(map(str, allowed))}")
+    if not isinstance(value, str | bool | np.bool_) or value not in allowed:
+        raise ValueError(f"{name}={shown(value)} is unknown; allowed: {', '.join(map(str, allowed))}")
     return allowed[value]
 
 
@@ -48,7 +56,7 @@ def remembered(function):
 def positive_int(name, value):
     """Return value as an int, or raise ValueError unless it is an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r} must be an integer >= 1")
+        raise ValueError(f"{name}={shown(value)} must be an integer >= 1")
     if value > 2**53:
         raise ValueError(f"{name} is too large: an integer of {int(value).bit_length()} bits")
     return int(value)
@@ -85,7 +93,7 @@ def generator(rng):
     try:
         return np.random.default_rng(rng)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"rng={rng!r} must be a seed or a numpy.random.Generator: {error}") from None
+        raise ValueError(f"rng={shown(rng)} must be a seed or a numpy.random.Generator: {error}") from None
 
 
 def _sum(array):
@@ -104,9 +112,8 @@ def numbers(name, value, low, high, count=None):
         each = [np.nan]
     if not all(low <= x <= high for x in each):
         one = f"a number in [{low:g}, {high:g}]" if low < high else f"{low:g}"
-        raise ValueError(
-            f"{name}={value!r} must be {one}" + f", or one for each of {count}" * ((count or 1) > 1)
-        )
+        many = f", or one for each of {count}" * ((count or 1) > 1)
+        raise ValueError(f"{name}={shown(value)} must be {one}{many}")
     return each
 
 
@@ -162,7 +169,7 @@ def check_samples(X, y, eta, batch, targets=()):
         raise ValueError(f"y holds {wrong:g}; the targets of this loss are {', '.join(map(str, targets))}")
     eta = float(eta) if isinstance(eta, np.floating) else eta  # a float32 is no match for 1e308
     if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < 1e308:
-        raise ValueError(f"eta={eta!r} must be a finite number >= 0")
+        raise ValueError(f"eta={shown(eta)} must be a finite number >= 0")
     batch = positive_int("batch", batch)
     if len(X) % batch:
         raise ValueError(f"batch={batch} does not divide the number of samples S={len(X)}")
@@ -444,7 +451,7 @@ def prepared(data=None):
     X = X / (np.abs(X).max() or 1)  # so that no square overflows
     X = X - X.mean(axis=0)
     norm = np.linalg.norm(X, axis=1, keepdims=True)
-    if not norm.all():
+    if (norm <= 8 * np.finfo(float).eps * sqrt(X.shape[1])).any():  # but for rounding
         at = int(np.argmin(norm))
         raise ValueError(f"sample {at} equals the mean of the data, so it has no direction to scale")
     N, d = X.shape
@@ -793,6 +800,8 @@ def worker_options(parser, cores):
 
 
 def _dask(text):
+    if not text:
+        raise argparse.ArgumentTypeError("it needs the address of a scheduler, not ''")
     if not util.find_spec("distributed"):
         raise argparse.ArgumentTypeError("it needs Dask: pip install 'nfd-min[cluster]'")
     return text

@@ -172,20 +172,25 @@ def _call_share(typing, function, i, arguments):
     return types.void(types.int64, types.int64, types.int64), generate
 
 
+_forked = ctypes.c_int64(0)  # 1 in a process that was forked off one that had started threads
+llvmlite.binding.add_symbol("nfd_min_forked", ctypes.addressof(_forked))
+
+
 @intrinsic
-def _threads(typing):
-    """numba.get_num_threads(), in code that goes to the cache."""
+def _is_forked(typing):
+    """The value of _forked."""
 
     def generate(context, builder, _, values):
-        of = ir.FunctionType(ir.IntType(64), [])
-        return builder.call(cgutils.get_or_insert_function(builder.module, of, "get_num_threads"), [])
+        known = builder.module.globals
+        integer, name = ir.IntType(64), "nfd_min_forked"
+        return builder.load(known.get(name) or ir.GlobalVariable(builder.module, integer, name))
 
     return types.int64(), generate
 
 
 @partial(apart, parallel=True, allocates=True)
 def _spread(count, alone, function, arguments):
-    if alone or count == 1 or _threads() == 1:
+    if alone or count == 1 or _is_forked() == 1:
         for i in range(count):
             _call_share(function, i, arguments)
     else:
@@ -229,9 +234,11 @@ else:
 
 
 def _after_fork():
-    """OpenMP's threads do not survive a fork, and it ends a child that asks for them."""
-    if not numba.config.DISABLE_JIT and _spread.names:
-        numba.set_num_threads(1)
+    """No thread survives a fork, nor what it would have done: OpenMP ends a child that asks for its threads,
+    and a lock stays as it was."""
+    global _making
+    _making = threading.RLock()
+    _forked.value = 1
 
 
 if hasattr(os, "register_at_fork"):

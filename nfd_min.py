@@ -308,7 +308,7 @@ class LazyGaussian(LinearOperator):
         self.Q_X, self.M, self.Q_P, self.N = [], [], [], []
 
     def _reveal(self, x, xi, Q_X, M, Q_P, N):
-        answer, rest = np.zeros(len(xi)), np.asarray(x, float)
+        answer, rest = np.zeros(len(xi)), np.asarray(x).astype(float, casting="same_kind")
         for q, Wq in 2 * list(zip(Q_X, M)):  # twice, or the rest of a nearly spanned x is not orthogonal
             a = q @ rest
             answer, rest = answer + a * Wq, rest - a * q

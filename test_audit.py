@@ -368,6 +368,7 @@ def test_workers_end_with_a_killed_parent(figures, tmp_path):
         command = [sys.executable, nfd_figures.__file__, "alignment", "--seeds", "16", "--workers", "2"]
         process = subprocess.Popen([*command, "--out", tmp_path], stderr=subprocess.PIPE)
         while not list(tmp_path.glob("*.partial")):
+            assert process.poll() is None
             time.sleep(0.01)
     else:
         process, _ = begun(tmp_path, 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import nfd_audit
+import nfd_experiments
 import nfd_figures
 from nfd_experiments import Case, sweep, train_case, workers_of
 
@@ -24,7 +25,7 @@ CASES = [Case(train_case, TRAIN | dict(depth=L), (0, s)) for s in range(2) for L
 @pytest.fixture(scope="module")
 def cluster():
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=":0") as cluster:
         yield cluster
 
 
@@ -78,6 +79,13 @@ def test_both_commands(cluster, tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_other_code_there(cluster, monkeypatch):
+    monkeypatch.setattr(nfd_experiments, "code", lambda: "other")
+    with pytest.raises(ValueError, match="its workers have another version of this package"):
+        with workers_of(1, cluster.scheduler_address):
+            pass
+
+
 def always_dies(seed):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -91,7 +99,7 @@ def test_a_cluster_that_gives_up(cluster, tmp_path):
     assert len((tmp_path / "store").read_text().split()) > 4
 
 
-def test_no_scheduler(capsys, monkeypatch):
+def test_no_scheduler(capsys, monkeypatch, tmp_path):
     pytest.importorskip("distributed")
     client = "distributed.Client"
     monkeypatch.setattr(client, lambda address, timeout: exec("raise OSError('timed out')"))
@@ -99,7 +107,8 @@ def test_no_scheduler(capsys, monkeypatch):
         nfd_audit.main(["--claims", "gradients", "--dask", "tcp://127.0.0.1:9"])
     assert stop.value.code == 2
     assert "dask='tcp://127.0.0.1:9': no scheduler answers there (timed out)" in capsys.readouterr().err
-    assert nfd_figures.main(["eigenvalues", "--tiny", "--dask", "tcp://127.0.0.1:9"]) == 2
+    nowhere = ["--dask", "tcp://127.0.0.1:9", "--out", str(tmp_path)]
+    assert nfd_figures.main(["eigenvalues", "--tiny", *nowhere]) == 2
     assert "nfd-figures: eigenvalues: dask=" in capsys.readouterr().err
 
 

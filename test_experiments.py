@@ -150,7 +150,7 @@ def test_a_line_of_a_store_that_was_changed_is_measured_again(tmp_path):
 def test_mean_gap():
     a, b = np.array([1.0, 2, 3]), np.array([1.0, 1, 0])
     assert mean_gap(a, b) == mean_gap(b, a) == 2 and mean_gap(b, b) == 0  # without the first step
-    for bad in (20.0, np.nan):  # a run that diverged has no gap, whichever of the two it is
+    for bad in (10, 20.0, np.nan):  # a run that diverged has no gap, whichever of the two it is
         assert np.isnan(mean_gap(np.array([1, 2, bad]), b)) and np.isnan(mean_gap(b, np.array([1, 2, bad])))
 
 

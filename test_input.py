@@ -55,6 +55,8 @@ masked = lambda a: np.ma.masked_array(a, mask=a > 0)
         (lambda: nfd_min.nfd(STREAM, NOISE._replace(u=NOISE.u[:2])), "noise: u has shape"),
         (lambda: nfd_min.nfd(3, NOISE), "stream must be a Stream"),
         (lambda: nfd_min.coarsen(3, 2), "noise must be a Noise, not int"),
+        (lambda: nfd_min.LazyGaussian((3, 3), rho=10**5000), "rho=a number of too many digits must be"),
+        (lambda: Stream(X, Y, 10**5000), "eta=a number of too many digits must be"),
         (lambda: nfd_min.LazyGaussian((3, 3), rho=2), r"rho=2 must be a number in \[-1, 1\]"),
         # sizes
         (lambda: finite_net.train(STREAM, HUGE, 3), "width is too large: an integer of 1329 bits"),
@@ -160,6 +162,8 @@ def test_copies_stay_what_they_are():
         assert pickle.loads(pickle.dumps(phi)) is phi and copy.deepcopy(phi) is phi
     for claim in CLAIMS.values():
         assert pickle.loads(pickle.dumps(claim)) is claim and copy.deepcopy(claim) is claim
+        other = claim._replace(note="another")
+        assert copy.copy(other) == other == copy.deepcopy(other)
     own = nfd_min.Activation("own", np.sin, np.cos)
     assert pickle.loads(pickle.dumps(own)).phi.of is np.sin
     for public in (nfd_min.sgd(STREAM, WEIGHTS), nfd_min.chain("pre", "tanh", 3), NOISE,
