@@ -201,14 +201,14 @@ def peak(work):
 
 
 def test_memory_of_closed_forms(asked):
-    """Enough, and not four times as much."""
-    for what, work in {
-        "init_kernels of 3 inputs at depth 200": lambda: nfd_limits.init_kernels(X[:3], "erf", 200),
-        "one_step": lambda: nfd_limits.one_step(X[0], X[1], "relu", 200),
-        "linear_limit": lambda: nfd_limits.linear_limit(STREAM, "full", 60),
-    }.items():
+    """Enough, and not so many times as much."""
+    for what, times, work in (
+        ("init_kernels of 3 inputs at depth 200", 4, lambda: nfd_limits.init_kernels(X[:3], "erf", 200)),
+        ("one_step", 2, lambda: nfd_limits.one_step(X[0], X[1], "relu", 200)),
+        ("linear_limit", 2.5, lambda: nfd_limits.linear_limit(STREAM, "full", 60)),
+    ):
         most = peak(work)
-        assert most < asked[what] < 4 * most, what
+        assert most < asked[what] < times * most, what
 
 
 @pytest.mark.parametrize("keep, passes", [("all", 2 * 40), ("outputs", 0)])

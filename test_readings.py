@@ -268,3 +268,28 @@ def test_which_samples(monkeypatch, case, given, samples):
     monkeypatch.setattr(ex, "sequence", sequence)
     case(data=None, seed=0, **given)
     assert set(asked) == {samples}
+
+
+def test_a_step_with_half_the_weights(monkeypatch):
+    """f^1 - f^0 over -eta chi_0 Theta_rho, and where Theta_rho is between Theta_NFD and Theta."""
+    kernel = lambda x, phi=None, depth=None, rho=0.0: Made(Theta=8.0, Theta_rho=2.0 + 4 * rho, cos_update=0.6)
+    monkeypatch.setattr(sde, "first_step_kernel", kernel)
+    made = Made(f=np.array([0.5, 0.5 - 1e-3 * 0.25 * 12.0]), chi=np.array([0.25, 0.0]))
+    monkeypatch.setattr(sde, "solve", lambda *a, **b: made)
+    out = ex.correlation_case(data=None, particles=8, seed=0)
+    assert np.isclose(out["half / Theta_rho"]["ratio"], 3)
+    assert np.isclose(out["share of Theta - Theta_NFD"]["rho = 1/2"], 1 / 3)
+    assert out["cos(update, gradient), tanh"]["NFD"] == 0.6
+
+
+def test_what_a_response_is_compared_with(monkeypatch):
+    """The mean square of sum_l A_l g_l / L over eta chi_0, with that of the closed form."""
+    A, g = np.zeros((16, 2, 2)), np.ones((2, 17, 5))
+    A[:, 1, 0] = np.arange(16)
+    run = Made(A=A, g=g, chi=np.array([0.25, 0.0]))
+    monkeypatch.setattr(sde, "solve", lambda *a, **b: run)
+    case = dict(data=None, particles=8, depths=(4, 8), branch_exponent=0.5, seed=0)
+    out = ex.source_case(**case)
+    stream = ex.sequence(None, [0, 0], 0.3, rng=np.random.default_rng(0))
+    expected = ex.one_step(*stream.X, "identity", 16, 0.5).accumulated
+    assert np.isclose(out["particles / exact"]["ratio"], (120 / (0.3 * 0.25 * 16)) ** 2 / expected)

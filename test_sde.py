@@ -415,6 +415,17 @@ def test_layers_that_are_not_kept(phi, block):
     assert np.array_equal(everything.f, outputs.f, equal_nan=True)
 
 
+def test_divergence_at_the_last_place():
+    """Of g_0 alone, after which nothing of the pass is computed that would show it."""
+    noise, found = nfd_min.draw_noise(2, 50, 1, rng=0), []
+    for eta in np.geomspace(1e40, 1e158, 60):
+        stream = Stream(1e-3 * np.eye(2), [1.0, 1.0], eta)  # small, so that h is finite
+        plain, run = nfd_min.nfd(stream, noise, "identity"), sde.solve(stream, 50, 1, "identity", noise=noise)
+        assert run.diverged_at == plain.diverged_at
+        found.append(run.diverged_at)
+    assert {None, (1, 0), (1, 1)} == set(found) and np.isfinite(run.h).all()
+
+
 def test_divergence():
     stream = stream_of(6, eta=1e6)
     with warnings.catch_warnings():
