@@ -199,9 +199,13 @@ def test_the_first_step_has_one_depth(monkeypatch):
 @pytest.mark.parametrize("phi, odd", [("tanh", True), ("erf", True), ("relu", False)])
 def test_orthogonal_inputs_are_for_odd_activations(monkeypatch, phi, odd):
     monkeypatch.setattr(ex, "phi_in_use", lambda: nfd_min.activation(phi))
-    given = dict(data=None, eta=0.1, particles=8, depths=(2, 4), seed=0)
+    given, streams = dict(data=None, eta=0.1, particles=8, depths=(2, 4), seed=0), []
+    made = ex.stream_of
+    monkeypatch.setattr(ex, "stream_of", lambda data, X, *a: streams.append(np.array(X)) or made(data, X, *a))
     if odd:
         ex.orthogonal_case(**given)
+        x, z = streams[-1]
+        assert np.isclose(x @ x, z @ z) and abs(x @ z) < 1e-9 * (x @ x)
     else:
         with pytest.raises(NotImplementedError, match="it is about odd activations"):
             ex.orthogonal_case(**given)
