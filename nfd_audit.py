@@ -1210,12 +1210,13 @@ def show(result, decided):
     print(*lines(result), sep="\n", flush=True)
 
 
-def many_seeds(claims, what, number, **how):
+def many_seeds(claims, what, number, store, **how):
     """Audit so many seeds, print the surprises of each, and a table: of each quantity the verdicts, mean and
-    spread. Returns whether there was no surprise."""
-    audits, fine = [], 0
+    spread. Returns whether there was no surprise. Each seed has a store of its own, until the end."""
+    audits, fine, stores = [], 0, []
     for s in range(what.seed, what.seed + number):
-        results = audit_all(claims, what._replace(seed=s), lambda result: None, **how)
+        stores.append(store.with_name(f"{store.stem}-{s}.partial"))
+        results = audit_all(claims, what._replace(seed=s), lambda result: None, store=stores[-1], **how)
         audits.append(results)
         fine += not surprises(results)
         if surprises(results):
@@ -1234,6 +1235,8 @@ def many_seeds(claims, what, number, **how):
             reps = f"{np.mean([r['repetitions'] for r in rates]):.0f}"
             print(row("" if i else results[0]["id"], rates[0]["label"], mean, spread, reps, counts))
     print(f"\n{fine} of {number} audits as expected, seeds {what.seed} to {what.seed + number - 1}.")
+    for path in stores:
+        path.unlink(missing_ok=True)
     return fine == number
 
 
@@ -1421,7 +1424,8 @@ def measure(options, what, read, old):
         print(f"{read}.\n")
     if not options.seeds:
         print(HEADER, flush=True)
-    again = f"what was measured is kept in {store}, and the same command goes on from there"
+    kept = f"{store.with_suffix('')}-*.partial" if options.seeds else store
+    again = f"what was measured is kept in {kept}, and the same command goes on from there"
     try:
         with ex.workers_of(options.workers, options.dask) as executor:
             how = dict(executor=executor, store=store)

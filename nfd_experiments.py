@@ -76,7 +76,7 @@ def sweep(cases, *, executor=None, store=None, label="sweep", hear=None, known=N
     """
     keys = [json.dumps(plain([run.__qualname__, given, seed]), sort_keys=True) for run, given, seed in cases]
     results = {} if known is None else known
-    results |= _read_store(store)
+    results |= {} if results else _read_store(store)
     todo = [i for i, key in enumerate(keys) if key not in results]
     hear = hear or (lambda i, result: None)
 

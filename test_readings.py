@@ -288,7 +288,8 @@ def test_a_step_with_half_the_weights(monkeypatch):
 
 def test_what_a_response_is_compared_with(monkeypatch):
     """The mean square of sum_l A_l g_l / L over eta chi_0, with that of the closed form."""
-    A, g = np.zeros((16, 2, 2)), np.ones((2, 17, 5))
+    A, g = np.zeros((16, 2, 2)), np.stack([np.ones((17, 5)), np.full((17, 5), 7.0)])
+    g[0, 0] = 100.0  # g_0 is of no layer
     A[:, 1, 0] = np.arange(16)
     run = Made(A=A, g=g, chi=np.array([0.25, 0.0]))
     monkeypatch.setattr(sde, "solve", lambda *a, **b: run)
