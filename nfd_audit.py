@@ -147,12 +147,13 @@ class BestEta(Rate):
         return self.both(points, confidence)[0]
 
     def wider(self, points, given, first):
-        """One more eta, where the best one of any depth is at an edge; or twice the depths, as for a Rate."""
+        """One more eta, where the best one of any depth is at an edge, or would be without one repetition; or
+        twice the depths, as for a Rate."""
         fit, etas, losses = self.judge(points, LEVEL), given["eta"], np.mean(self.losses(points), axis=0)
-        best = [ex.best_eta(etas, each) for each in losses]
-        edges = {eta for eta, inside in best if not inside}
-        step = etas[1] / etas[0]
-        below, above = (etas[0] / step,) * (etas[0] in edges), (etas[-1] * step,) * (etas[-1] in edges)
+        best = np.argmin(np.where(np.isfinite(losses), losses, np.inf), axis=1)
+        step, near = etas[1] / etas[0], int(np.isnan(fit["slope"]))
+        below = (etas[0] / step,) * bool(best.min() <= near)
+        above = (etas[-1] * step,) * bool(best.max() >= len(etas) - 1 - near)
         if (below or above) and len(etas) < WIDEST:
             return given | dict(eta=below + etas + above)
         narrow = fit["verdict"] == "inconclusive" and fit["high"] - fit["low"] < 2 * self.tolerance

@@ -14,7 +14,7 @@ import pytest
 import finite_net
 import nfd_audit
 import nfd_figures
-from nfd_audit import CLAIMS, Bound, Claim, Experiment, Rate, main
+from nfd_audit import CLAIMS, BestEta, Bound, Claim, Experiment, Rate, main
 from nfd_experiments import relu_case
 from nfd_io import replace_file
 from sde import relu_moments
@@ -538,6 +538,18 @@ def test_more_learning_rates_where_the_best_is_at_an_edge():
     never = lambda rng, eta: {L: {e: -e for e in eta} for L in (8, 16)}
     result, cases = looks(never, nfd_audit.BestEta("x", 0, read=by_number), (given, given))
     assert result["verdict"] == "inconclusive" and len(cases[-1]["eta"]) == nfd_audit.WIDEST
+
+
+def test_more_learning_rates_where_one_repetition_decides_about_the_edge():
+    """The best eta of the mean is inside, but not without the second repetition: no slope, and one more eta."""
+    etas = (0.1, 0.2, 0.4, 0.8)
+    for flip in (1, -1):
+        curves = [2.0, 2.1, 3.0, 4.0][::flip], [3.0, 2.0, 2.5, 4.0][::flip]
+        points = [{L: dict(zip(etas, curve)) for L in (4, 8)} for curve in curves]
+        part, given = BestEta("best eta", 0), dict(eta=etas, depth=(4, 8))
+        assert np.isnan(part.judge(points)["slope"])
+        wider = part.wider(points, given, given)["eta"]
+        assert wider == ((0.05, *etas) if flip == 1 else (*etas, 1.6))
 
 
 def test_many_seeds(capsys, monkeypatch):
