@@ -541,7 +541,7 @@ def test_more_learning_rates_where_the_best_is_at_an_edge():
 
 
 def test_more_learning_rates_where_one_repetition_decides_about_the_edge():
-    """The best eta of the mean is inside, but not without the second repetition: no slope, and one more eta."""
+    """The best eta of the mean is inside, but not without the second repetition: no slope, one more eta."""
     etas = (0.1, 0.2, 0.4, 0.8)
     for flip in (1, -1):
         curves = [2.0, 2.1, 3.0, 4.0][::flip], [3.0, 2.0, 2.5, 4.0][::flip]
