@@ -426,6 +426,7 @@ def test_a_file_that_cannot_be_written_is_exit_status_3(tmp_path, monkeypatch, c
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit of the system")
 @pytest.mark.parametrize("module", [nfd_audit, nfd_figures])
 def test_a_full_disk(module, tmp_path):

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import nfd_audit
-import nfd_experiments
 import nfd_figures
 from nfd_experiments import Case, sweep, train_case, workers_of
 
@@ -80,7 +79,7 @@ def test_both_commands(cluster, tmp_path, capsys):
 
 
 def test_other_code_there(cluster, monkeypatch):
-    monkeypatch.setattr(nfd_experiments, "code", lambda: "other")
+    monkeypatch.setattr("distributed.Client.run", lambda client, function: {"a worker": "other"})
     with pytest.raises(ValueError, match="its workers have another version of this package"):
         with workers_of(1, cluster.scheduler_address):
             pass

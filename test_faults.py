@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 def run(program, **variables):
@@ -57,7 +58,6 @@ print(numba.threading_layer())
 LAYERS = dict(workqueue="workqueue", omp="omppool", tbb="tbbpool")  # and where Numba has them
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_four_threads_of_the_user(layer):
     """Also where Numba's threads serve one caller at a time, and end the process otherwise."""
@@ -123,7 +123,6 @@ nfd_kernels.PHI["tanh"][0](np.ones(1), np.ones(1))"""
     assert list(tmp_path.rglob("*.nbc"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "work",
     [
@@ -189,7 +188,6 @@ print(all(np.array_equal(here, f) for f in there))
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_a_fork_while_other_threads_compute(layer):

@@ -24,7 +24,7 @@ import sde  # noqa: E402
 from nfd_experiments import fit_slope  # noqa: E402
 from nfd_min import Stream  # noqa: E402
 
-EXAMPLES = int(os.environ.get("EXAMPLES", 300))
+EXAMPLES = int(os.environ.get("EXAMPLES", 100))
 quiet = dict(
     deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 2000
 )
