@@ -51,7 +51,18 @@ def run(directory, *command, **variables):
     return done.returncode, done.stdout + done.stderr
 
 
-PYTEST = "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "-o", "testpaths="
+PYTEST = (
+    "-m",
+    "pytest",
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "--no-header",
+    "-o",
+    "testpaths=",
+    "-m",
+    "slow or not slow",
+)
 
 
 def fails(directory, *tests, workers=0, **variables):

@@ -321,7 +321,7 @@ def wait_for_end(pids):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-@pytest.mark.parametrize("how", ["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_interrupted_it_goes_on(how, one_worker, tmp_path):
     process, store = begun(tmp_path, 5, start_new_session=True)
     workers = children(process.pid)

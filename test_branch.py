@@ -371,7 +371,11 @@ def test_h2_of_one_step_against_simulation(phi, how):
     "phi, how",
     [
         ("tanh", dict(backward="reused")),
-        ("identity", dict(backward=[0.5, -0.7, 1, 0.3], branch_exponent=0.75)),
+        pytest.param(
+            "identity",
+            dict(backward=[0.5, -0.7, 1, 0.3], branch_exponent=0.75),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_responses_of_a_run(phi, how):

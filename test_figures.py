@@ -19,6 +19,7 @@ from sde import relu_moments
 TRAIN = dict(data=None, width=12, steps=3, batch=8, eta=0.3)
 
 
+@pytest.mark.slow
 def test_ctrl_c(tmp_path):
     """Exit status 130, a message, the points kept; then the same command completes, with the same numbers."""
     command = [

@@ -145,7 +145,7 @@ def test_divergence_of_particles_is_the_same(case, eta, scale):
 
 def moved(run, a):
     """The Trajectory with the last axis of its vectors changed by a."""
-    out = nfd_min.Trajectory(run.f, run.chi, C=run.C, Gamma=run.Gamma)
+    out = nfd_min.Trajectory(run.f, run.chi, C=run.C, Gamma=run.Gamma, diverged_at=run.diverged_at)
     for name in ("h", "g", "x", "gx"):
         setattr(out, name, a(getattr(run, name)))
     return out
@@ -172,7 +172,9 @@ def test_odd_activations(case, seed):
     weights = s[:, None] * U, s[:, None] * W * s, v * s, *[s[:, None] * w * s for w in other]
     same(trained(stream, weights, **how), moved(run, lambda a: a * s))
     minus = trained(changed(stream, X=-stream.X, y=-stream.y), (U, W, v, *other), **how)
-    assert np.allclose(minus.f, -run.f, 1e-9, 1e-12) and np.allclose(minus.chi, -run.chi, 1e-9, 1e-12)
+    assert np.allclose(minus.f, -run.f, 1e-9, 1e-12, equal_nan=True) and np.allclose(
+        minus.chi, -run.chi, 1e-9, 1e-12, equal_nan=True
+    )
 
 
 @some
@@ -205,9 +207,11 @@ def test_a_stream_in_two_parts(case, k):
     to_W, rho = (rates * to_W).reshape(W.shape), dict(reused=1, decoupled=0).get(how["backward"], 0.3)
     weights = U - to_U, W - to_W, v - to_v, *[w - (1 - rho) / np.sqrt(1 - rho**2) * to_W for w in other]
     first, rest = (changed(stream, X=stream.X[a], y=stream.y[a]) for a in (slice(k), slice(k, None)))
-    assert np.allclose(trained(first, (U, W, v, *other), **how).f, run.f[:k], 1e-9, 1e-12)
+    assert np.allclose(trained(first, (U, W, v, *other), **how).f, run.f[:k], 1e-9, 1e-12, equal_nan=True)
     again = trained(rest, weights, **how)
-    assert np.allclose(again.f, run.f[k:], 1e-8, 1e-10) and np.allclose(again.h, run.h[k:], 1e-8, 1e-10)
+    assert np.allclose(again.f, run.f[k:], 1e-8, 1e-10, equal_nan=True) and np.allclose(
+        again.h, run.h[k:], 1e-8, 1e-10, equal_nan=True
+    )
 
 
 @some
@@ -218,7 +222,9 @@ def test_later_passes_change_nothing(case):
     k = (len(stream) + 1) // 2
     first = changed(stream, X=stream.X[:k], y=stream.y[:k])
     part = noise._replace(u=noise.u[:k], xi=noise.xi[:k], zeta=noise.zeta[:k])
-    assert np.allclose(solved(first, part, **how).f, solved(stream, noise, **how).f[:k], 1e-9, 1e-12)
+    assert np.allclose(
+        solved(first, part, **how).f, solved(stream, noise, **how).f[:k], 1e-9, 1e-12, equal_nan=True
+    )
 
 
 @some
@@ -291,7 +297,7 @@ CALLS = {
     fit_slope: dict(sizes=[2, 4, 8], errors=np.ones((3, 3))),
 }
 
-TOGETHER = dict(X="y", x0="x1", sizes="errors", backward="weights", block="weights|noise")
+TOGETHER = dict(X="y", x0="x1", sizes="errors", backward="weights", block="weights|noise", steps="depth")
 """What is named instead, of two arguments that do not fit together."""
 
 far = st.integers(10**12, 10**400) | st.integers(-(10**400), 40)

@@ -45,7 +45,7 @@ def test_claim_without_a_rate(claim):
     assert result["verdict"] == result["expected"] == "holds", result["rates"]
 
 
-SLOW = "gia-width", "coupled-limit", "alignment", "transfer"  # pytest -m slow
+SLOW = "gia-width", "coupled-limit", "alignment", "transfer", "width-rate"  # pytest -m slow
 
 
 @pytest.mark.parametrize(
