@@ -297,7 +297,8 @@ CALLS = {
     fit_slope: dict(sizes=[2, 4, 8], errors=np.ones((3, 3))),
 }
 
-TOGETHER = dict(X="y", x0="x1", sizes="errors", backward="weights", block="weights|noise", steps="depth")
+TOGETHER = dict(X="y", x0="x1", sizes="errors", backward="weights", block="weights|noise", width="weights")
+TOGETHER |= dict(depth="weights", stream="weights|noise", particles="noise", steps="depth|noise")
 """What is named instead, of two arguments that do not fit together."""
 
 far = st.integers(10**12, 10**400) | st.integers(-(10**400), 40)
