@@ -51,18 +51,7 @@ def run(directory, *command, **variables):
     return done.returncode, done.stdout + done.stderr
 
 
-PYTEST = (
-    "-m",
-    "pytest",
-    "-q",
-    "-p",
-    "no:cacheprovider",
-    "--no-header",
-    "-o",
-    "testpaths=",
-    "-m",
-    "slow or not slow",
-)
+PYTEST = *"-m pytest -q -p no:cacheprovider --no-header -o testpaths= -m".split(), "slow or not slow"
 
 
 def fails(directory, *tests, workers=0, **variables):

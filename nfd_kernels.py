@@ -172,7 +172,7 @@ def _call_share(typing, function, i, arguments):
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-_forked = ctypes.c_int64(0)  # 1 in a process that was forked off one that had started threads
+_forked = ctypes.c_int64(0)  # 1 in a forked process
 llvmlite.binding.add_symbol("nfd_min_forked", ctypes.addressof(_forked))
 
 

@@ -199,7 +199,7 @@ def first_step_kernel(x, phi="tanh", depth=None, *, branch_exponent=0.5, rho=0.0
     )
     Theta, Theta_rho = float(true.Theta[0, 0]), float(part.Theta[0, 0])
     if Theta == 0:
-        raise ValueError(f"x has no features and Theta is 0: x is 0, and phi(0) for phi={phi!r}")
+        raise ValueError("x has no features: it is 0, and so is phi(0), so that Theta is 0")
     return FirstStepKernel(Theta, Theta_rho, (part.Gamma / true.Gamma)[:, 0, 0], Theta_rho / Theta)  # [X8]
 
 

@@ -70,6 +70,7 @@ masked = lambda a: np.ma.masked_array(a, mask=a > 0)
         (lambda: Stream.digits(10**12, 0.1), "samples=1000000000000.* needs"),
         (lambda: sde.init_kernels(X, depth=10**7), "init_kernels of 4 inputs .* minutes"),
         (lambda: sde.first_step_kernel(X[0], depth=10**7), "would take about .* minutes"),
+        (lambda: sde.first_step_kernel(np.zeros(3), "erf"), "x has no features"),
         (lambda: sde.relu_moments(1, 10**9), "relu_moments.* minutes"),
         (lambda: sde.linear_limit(STREAM, depth=10**7), "linear_limit.* needs"),
         (lambda: nfd_limits.one_step(X[0], X[1], depth=10**7), "one_step.* needs"),
