@@ -194,8 +194,8 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
             if nfd_io.stop_at_divergence(out, h[batch], g[batch], b, len(layers) // L):
                 break
             for k in range(S)[batch]:
-                dU, dW, dv = gradients(stream.X[k], h[k], g[k], layers)
-                step = stream.rate * n * chi[k]  # theta <- theta - eta n dloss/dtheta [2]
+                dU, dW, dv = (n * df for df in gradients(stream.X[k], h[k], g[k], layers))
+                step = stream.rate * chi[k]  # theta <- theta - eta n dloss/dtheta, dloss = chi df [2]
                 U, v, W = U - step * dU, v - step * dv, W - step * rates * dW
                 moved = moved - step * rates * dW
         (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
