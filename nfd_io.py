@@ -173,14 +173,19 @@ def check_samples(X, y, eta, batch, targets=()):
     batch = positive_int("batch", batch)
     if len(X) % batch:
         raise ValueError(f"batch={batch} does not divide the number of samples S={len(X)}")
-    with np.errstate(over="ignore", under="ignore"):
-        squares, largest = np.sum(X**2, axis=1), np.abs(X).max(axis=1)
-    if not np.isfinite(squares).all():
-        raise ValueError("X is too large: the square of an input is not a finite number")
-    if ((squares < 1e-290) & (largest > 0)).any():
-        raise ValueError("X is too small: the square of an input is 0, or has few digits")
+    check_squares("X", X)
     X.flags.writeable = y.flags.writeable = False
     return dict(X=X, y=y, eta=float(eta), batch=batch)
+
+
+def check_squares(name, x):
+    """ValueError unless the square of each input x (.., d) is 0 or between 1e-290 and 1e305."""
+    with np.errstate(over="ignore", under="ignore"):
+        squares, largest = np.sum(x**2, axis=-1), np.abs(x).max(axis=-1)
+    if not (squares < 1e305).all():
+        raise ValueError(f"{name} is too large: the square of an input is not below 1e305")
+    if ((squares < 1e-290) & (largest > 0)).any():
+        raise ValueError(f"{name} is too small: the square of an input is 0, or has few digits")
 
 
 class Elementwise:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy  # its modules are loaded when they are first used
 
-from nfd_io import check_memory, check_time, check_type, choose, finite_array, positive_int
+from nfd_io import check_memory, check_squares, check_time, check_type, choose, finite_array, positive_int
 from nfd_min import (
     ACTIVATIONS,
     Stream,
@@ -193,7 +193,7 @@ def first_step_kernel(x, phi="tanh", depth=None, *, branch_exponent=0.5, rho=0.0
         E[g_t^2]: the decoupled weights' noise has mean 0, and Theta_NFD = 2 E h_1^2 for branch_exponent 1/2.
     By quadrature. ValueError for bad input.
     """
-    x = finite_array("x", x, ("d",))
+    check_squares("x", x := finite_array("x", x, ("d",)))
     true, part = (
         init_kernels(x[None], phi, depth, branch_exponent=branch_exponent, rho=r) for r in (1.0, rho)
     )
@@ -239,6 +239,8 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
     """
     x0 = finite_array("x0", x0, ("d",))
     X, phi = np.array([x0, finite_array("x1", x1, (len(x0),))]), activation(phi)
+    for name, x in zip(("x0", "x1"), X):
+        check_squares(name, x)
     if depth is None:
         ((rho, _),) = correlations(rho, 1, "rho")
         residual("depth-mup", 1, branch_exponent)
