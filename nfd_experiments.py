@@ -254,7 +254,7 @@ def fit_slope(sizes, errors, *, confidence=0.95):
     errors = finite_array("errors", errors, ("R", len(sizes)))
     R, K = len(errors), len(np.unique(sizes))
     if R < 2 or K < 2:
-        raise ValueError(f"a slope needs 2 replicates and 2 different sizes or more, not {R} and {K}")
+        raise ValueError(f"errors has {R} replicates of {K} different sizes; a slope needs 2 of both or more")
     if (sizes <= 0).any() or (errors <= 0).any() or not 0 < confidence < 1:
         raise ValueError("sizes and errors must be positive and 0 < confidence < 1")
     return _jackknife(sizes, errors, lambda rows: rows.mean(axis=0), confidence)[0]
@@ -271,7 +271,8 @@ def _jackknife(sizes, rows, value, confidence=0.95):
     pseudo = np.array([R * whole - (R - 1) * np.log(value(np.delete(rows, r, axis=0))) for r in range(R)])
     slope, slopes = whole @ x / (x @ x), pseudo @ x / (x @ x)
     half = stdtrit(R - 1, (1 + confidence) / 2) * slopes.std(ddof=1) / sqrt(R)
-    return Slope(slope, slope - half, slope + half, whole.mean() - slope * np.log(sizes).mean()), pseudo
+    fit = slope, slope - half, slope + half, whole.mean() - slope * np.log(sizes).mean()
+    return Slope(*map(float, fit)), pseudo
 
 
 def mean_gap(a, b):
