@@ -639,6 +639,7 @@ def in_a_new_process(function, *arguments, **environment):
 
 def child_threads(work, threads):
     """Prints the median milliseconds of a run on that many threads."""
+    nfd_kernels.cores()
     numba.set_num_threads(threads)
     run = THREADS[work]()
     print(json.dumps(1e3 * alternate({"it": run}, 7)[0]["it"]))

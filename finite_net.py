@@ -3,21 +3,20 @@ passes are in `nfd_passes`.
 """
 
 from collections import namedtuple
-from functools import partial
 from itertools import pairwise
 from math import sqrt
 
-import numba
 import numpy as np
 
 import nfd_io
+import nfd_kernels
 import nfd_min
 from nfd_io import DTYPES, KEEP, check_memory, check_type, choose, positive_int, progress, remembered
 from nfd_kernels import address_of_loss, addresses_of, compiled_chain, copy_of, finite_array, normals, pieces
 from nfd_min import Stream, Trajectory
-from nfd_passes import Batch, Record, Run, Waiting, Weights, compiled_many, compiled_one, shares_of
+from nfd_passes import Batch, Record, Run, Waiting, Weights, after, compiled_many, compiled_one, shares_of
 
-draw_weights = partial(nfd_min.draw_weights, by=normals)  # the same numbers, faster
+__all__ = ["draw_weights", "sgd", "train", "train_many"]
 TEST_ROWS = 128  # test inputs that go through the network at a time
 SPAN = 2**27
 """Multiplications, less than a second, between returns to Python, for Ctrl-C and the progress bar; more if a
@@ -39,8 +38,8 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     weights : U (n, d), W (nfd_min.weight_shape), v (n,), each entry N(0,1) in the theory, and where W~ is not
         W or -W optionally W' of W's shape, for "fresh" (S, ..); they are not changed. What is not given is
         drawn from `rng`, a seed or numpy.random.Generator.
-    keep : "all"; "kernels" for f, chi, C, Gamma (needs the memory of "all" during the run); "outputs" for f,
-        chi (memory O(L n^2) for any number of samples)
+    keep : "all"; "weights" for those after the last update too; "kernels" for f, chi, C, Gamma (needs the
+        memory of "all" during the run); "outputs" for f, chi (memory O(L n^2) for any number of samples)
     test, test_every : inputs (T, d) that are not trained on. Their outputs `test_f` are evaluated before the
         first step, then every `test_every` steps (mini-batches), and after the last step.
 
@@ -53,15 +52,20 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     """
     net, real, keep, phi = _checked(stream, width, depth, phi, dtype, keep, network)
     every = positive_int("test_every", test_every)
-    test = (
-        np.zeros((0, stream.d), real) if test is None else finite_array("test", test, ("T", stream.d), real)
-    )
+    test = [] if test is None else finite_array("test", test, ("T", stream.d), real)
     if net.fresh and stream.batch > 1:
         raise ValueError(f'backward="fresh" needs a stream with batch=1, not {stream.batch}')
-    copied = _check_memory(stream, net, weights is not None, real().itemsize, bool(keep), len(test))
+    copied = _check_memory(stream, net, weights is not None, real().itemsize, keep, len(test))
     weights, fresh = _weights(weights, rng, real, stream, net, copied)
     out, h, g = _train(stream, weights, fresh if net.fresh else None, net, (keep, test, every))
-    return _with_features(out, h, g, net, keep, phi)
+    return _fill(out, h, g, net, keep, phi)
+
+
+def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None):
+    """As nfd_min.draw_weights, the same numbers, faster."""
+    return nfd_min.draw_weights(
+        width, depth, d, block=block, decoupled=decoupled, dtype=dtype, rng=rng, by=normals
+    )
 
 
 def sgd(stream, weights, phi="tanh", **how):
@@ -85,12 +89,13 @@ def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep
         raise ValueError(f"seeds must be seeds of numpy.random.default_rng: {error}") from None
     if any(isinstance(seed, (np.random.Generator, np.random.BitGenerator, type(None))) for seed in seeds):
         raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
-    parts, work = min(len(seeds), numba.get_num_threads()), len(stream) // stream.batch * _work(net, stream)
-    if len(seeds) < 2 or not (net.reused or net.drawn) or work > 8 * SPAN or numba.config.DISABLE_JIT:
+    parts, work = min(len(seeds), nfd_kernels.cores()), len(stream) // stream.batch * _work(net, stream)
+    alone = len(seeds) < 2 or not (net.reused or net.drawn) or "weights" in kept
+    if alone or work > 8 * SPAN or nfd_kernels.numba.config.DISABLE_JIT:
         how = network | dict(dtype=dtype, keep=keep)
         return [train(stream, width, depth, phi, rng=seed, **how) for seed in progress(seeds, "training")]
     numbers = len(stream) * (net.T + 1) * net.n * bool(kept)  # of h, and of g
-    _check_memory(stream, net, False, real().itemsize * parts, False, 0)
+    _check_memory(stream, net, False, real().itemsize * parts, (), 0)
     check_memory(2 * real().itemsize * numbers * len(seeds), f"train_many of {len(seeds)} networks")
     at_once = parts * max(1, min(8 * SPAN // work, 2**26 // (numbers * parts + 1)))
     runs = [*range(0, len(seeds), at_once), len(seeds)]
@@ -108,10 +113,11 @@ def _checked(stream, width, depth, phi, dtype, keep, network):
     check_type("stream", stream, Stream)
     n, L, real = positive_int("width", width), positive_int("depth", depth), choose("dtype", dtype, DTYPES)
     build, phi = choose("block", network.setdefault("block", "pre"), nfd_min.BLOCKS), nfd_min.activation(phi)
-    return _network(build, n, real, phi=phi, depth=L, **network), real, choose("keep", keep, KEEP), phi
+    keep = choose("keep", keep, KEEP)
+    return _network(build, n, real, phi=phi, depth=L, **network), real, keep, phi
 
 
-def _with_features(out, h, g, net, keep, phi):
+def _fill(out, h, g, net, keep, phi):
     """The Trajectory with what is kept of all places h, g."""
     if "C" in keep:
         nfd_min.fill_kernels(out, nfd_io.split(h, net.L)[0], nfd_io.split(g, net.L)[0], phi)
@@ -127,8 +133,7 @@ def _waiting_updates(n, S, B):
 
 @remembered
 def _network(build, n, real, *, depth, **network):
-    """The Network of width n with the chain nfd_min.chain(depth=depth, **network); build : what the table of
-    blocks had when it was made."""
+    """The Network of width n with the chain of nfd_min.chain; build : what the table of blocks had then."""
     layers = nfd_min.chain(depth=depth, **network)
     scaled = [layer._replace(s=layer.s / sqrt(n)) if layer.matrix else layer for layer in layers]
     shape = nfd_min.weight_shape(n, depth, sum(layer.matrix for layer in layers) // depth)
@@ -142,35 +147,30 @@ def _check_memory(stream, net, given, itemsize, kept, tests):
     """ValueError if there is too little; else whether given matrices are copied: if written to, or read
     often."""
     S, B, n, waiting = len(stream), stream.batch, net.n, _waiting_updates(net.n, len(stream), stream.batch)
-    copied = given and (waiting < S or S >= 16 * B and n < 512)
-    passes = 2 * S * kept + 2 * waiting + B + 2 * min(tests, TEST_ROWS)
+    copied = given and (waiting < S or S >= 16 * B and n < 512 or "weights" in kept)
+    passes = 2 * S * bool(kept) + 2 * waiting + B + 2 * min(tests, TEST_ROWS)
     matrices = net.matrices * (1 + copied + (0 if net.reused or net.drawn else S if net.fresh else 0.5))
     numbers = matrices * n * n + n * stream.d + passes * (net.T + 1) * n
-    check_memory(itemsize * numbers + 16 * net.L * S * S * kept, f"train(width={n}, depth={net.L}, S={S})")
+    needed = itemsize * numbers + 16 * net.L * S * S * bool(kept)
+    check_memory(needed, f"train(width={n}, depth={net.L}, S={S})")
     return copied
 
 
 def _weights(given, rng, real, stream, net, copied):
     """The Weights that were given, checked, or drawn, and all W~ (S, M, n, n) where they are fresh."""
     n, S = net.n, len(stream)
-    shapes = {
-        "U": (n, stream.d),
-        "W": net.shape,
-        "v": (n,),
-        "W'": (S, *net.shape) if net.fresh else net.shape,
-    }
+    shapes = {"U": (n, stream.d), "W": net.shape, "v": (n,), "W'": (S,) * net.fresh + net.shape}
     used = 3 + any(abs(layer.rho) < 1 for layer in net.layers)
     if given is None:
         names, copied, given = list(shapes)[:used], False, ()
     elif isinstance(given, (tuple, list)) and len(given) in (3, 4):
         names, given = list(shapes)[len(given) : used], given[:used]
-        named = zip(shapes.items(), given)
-        given = [finite_array(f"weights: {name}", w, of, real, copy=None) for (name, of), w in named]
+        shaped = zip(shapes, given, shapes.values())
+        given = [finite_array(f"weights: {name}", w, of, real, copy=None) for name, w, of in shaped]
         given[0], given[2] = copy_of(given[0]), copy_of(given[2])
     else:
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'")
-    if names:
-        rng = nfd_io.generator(rng)
+    rng = nfd_io.generator(rng) if names else None
     U, W, v, *other = [*given, *[normals(rng, shapes[name], real) for name in names]]
     W, other = W.reshape(-1, n, n), other[0] if other else None
     W_back = W[:0] if net.reused else other.reshape(-1, n, n) if net.drawn else None
@@ -247,6 +247,7 @@ def _train(stream, weights, fresh, net, how):
                     h[b : b + B], g[b : b + B] = last
                 return out, h, g
         evaluate(S)
+    out.weights = after(weights, run.waiting, int(reached[1]), net) if "weights" in keep else None
     return out, h, g
 
 
@@ -262,10 +263,7 @@ def _train_group(stream, net, generators, real, keep, phi, parts):
     flat, reached = tuple(a.reshape(parts, -1) for a in weights), np.zeros((R, 2), int)
     compiled_many(real)(parts, addresses_of(generators), flat, runs, reached)
     each = zip(f, chi, h, g, reached[:, 0])
-    return [
-        _with_features(Trajectory(a, b), x, y, net, keep, phi) if end == S else None
-        for a, b, x, y, end in each
-    ]
+    return [_fill(Trajectory(a, b), x, y, net, keep, phi) if end == S else None for a, b, x, y, end in each]
 
 
 def _work(net, stream):

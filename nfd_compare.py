@@ -25,6 +25,9 @@ import nfd_min
 from nfd_io import choose, split
 from nfd_min import ACTIVATIONS, IDENTITY, LOSSES, Stream, Trajectory
 
+__all__ = ["Comparison", "Row", "Rules", "Run", "MISTAKES", "SETTINGS", "assert_equations",
+           "call", "compare"]  # fmt: skip
+
 # ------------------------------------------------------------------------------------------------------------
 # Calling an implementation
 

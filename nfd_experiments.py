@@ -23,7 +23,6 @@ from math import lcm, sqrt
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-import numba
 import numpy as np
 import scipy
 from scipy.special import stdtrit
@@ -33,9 +32,19 @@ import nfd_kernels
 import nfd_min
 import sde
 from nfd_compare import call
-from nfd_io import LOADED, data_of, finite_array, join, key_of, prepared, progress
+from nfd_io import LOADED, data_of, environment, finite_array, join, key_of, prepared, progress
+from nfd_kernels import cores, numba
 from nfd_limits import one_step
 from nfd_min import ACTIVATIONS, LOSSES, Activation, Stream, coarsen
+
+__all__ = ["Case", "Slope", "best_eta", "best_eta_slope", "code", "fit_slope", "implementation",
+           "late_loss", "local_workers", "mean_gap", "pool", "store_path", "stream_of", "sweep",
+           "versions", "workers_of", "coherence_case", "coordinate_case", "correlation_case",
+           "coupled_width_case", "coupling_case", "depth_case", "eigenvalue_case",
+           "first_step_case", "floor_case", "gaussian_init_case", "gaussian_update_case",
+           "gia_case", "gradient_case", "init_depth_case", "init_width_case", "law_case",
+           "network_case", "orthogonal_case", "relu_case", "scaling_case", "source_case",
+           "train_case", "two_layer_case", "width_case"]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------
 # Sweeps
@@ -149,11 +158,11 @@ def local_workers(workers):
     terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if workers > 1:
-            threads = max(1, numba.get_num_threads() // workers)
+            threads = max(1, cores() // workers)
             given = threads, LOADED  # so that no file is read twice
             pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, given)
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the workers inherit
-            with _environment(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))):
+            with environment(dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))):
                 for _ in range(workers):  # each of these starts one
                     pool.submit(int)
             signal.signal(signal.SIGINT, interrupted)
@@ -201,19 +210,8 @@ def workers_of(workers, dask=None):
                 raise BrokenExecutor(str(error)) from None
 
 
-@contextmanager
-def _environment(variables):
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    yield
-    for name, value in before.items():
-        if value is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = value
-
-
 def _begin(threads, loaded):
+    cores()
     numba.set_num_threads(threads)
     LOADED.update(loaded)
     sys.modules["tqdm"] = None  # no progress bars of their own
@@ -454,7 +452,7 @@ def train(stream, width, depth, phi=None, *, rng=None, weights=None, **how):
         shape = dict(block=how.get("block", "pre"), decoupled=how.get("backward") == "decoupled")
         weights = finite_net.draw_weights(width, depth, stream.d, **shape, rng=rng)
     out = call(_network.get(), stream, weights, phi=nfd_min.activation(phi).name, **setting)
-    nfd_min.fill_kernels(out, out.h, out.g, nfd_min.activation(phi))
+    nfd_min.fill_kernels(out, out.h, out.g, phi)
     return out
 
 

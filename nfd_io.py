@@ -6,8 +6,10 @@ import csv
 import os
 import sys
 import tempfile
+import warnings
 import zipfile
-from dataclasses import fields
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from functools import lru_cache, wraps
 from importlib import resources, util
 from math import ceil, isfinite, pi, prod, sqrt
@@ -17,7 +19,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-KEEP = {"all": ("h", "g", "C", "Gamma"), "kernels": ("C", "Gamma"), "outputs": ()}
+__all__ = ["KEEP", "KEEP_OF_PARTICLES", "DTYPES", "BLOCK", "LN2", "LOG", "SINE", "COSINE",
+           "LOADED", "shown", "choose", "remembered", "positive_int", "check_type",
+           "matrix_shape", "Rebuilt", "generator", "numbers", "finite_array", "check_samples",
+           "check_squares", "check_activation", "check_weights", "check_noise", "check_time",
+           "check_memory", "progress", "environment", "draw", "words_of", "normals", "Data",
+           "load_samples", "data_of", "prepared", "load_data", "key_of", "replace_file",
+           "output_path", "picture_path", "data_options", "seed", "sizes_list", "count",
+           "worker_options", "exit_status", "Samples", "Result", "split", "join", "grams",
+           "stop_at_divergence"]  # fmt: skip
+
+KEEP_OF_PARTICLES = {"all": ("h", "g", "C", "Gamma"), "kernels": ("C", "Gamma"), "outputs": ()}
+KEEP = KEEP_OF_PARTICLES | {"weights": (*KEEP_OF_PARTICLES["all"], "weights")}
+NO_NUMBERS = bool, np.timedelta64  # though Python and NumPy count them as such
 DTYPES = {"float64": np.float64, "float32": np.float32}
 
 # ------------------------------------------------------------------------------------------------------------
@@ -55,7 +69,7 @@ def remembered(function):
 
 def positive_int(name, value):
     """Return value as an int, or raise ValueError unless it is an integer >= 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if isinstance(value, NO_NUMBERS) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={shown(value)} must be an integer >= 1")
     if value > 2**53:
         raise ValueError(f"{name} is too large: an integer of {int(value).bit_length()} bits")
@@ -131,7 +145,8 @@ def finite_array(name, value, shape, dtype=float, copy=True, total=_sum):
             given = np.asarray(value)
             if given.dtype.kind not in "biufO" or np.ma.isMaskedArray(value):
                 raise TypeError(f"it is {'masked' if np.ma.isMaskedArray(value) else _kind(given)}")
-            if given.dtype.kind == "O" and not all(isinstance(x, Real) for x in given.ravel()):
+            real = (isinstance(x, Real) and not isinstance(x, np.timedelta64) for x in given.ravel())
+            if given.dtype.kind == "O" and not all(real):
                 raise TypeError("it holds what is no real number")
             with np.errstate(over="ignore"):
                 array = (np.array if copy else np.asarray)(value, dtype=dtype, order="C")
@@ -168,7 +183,7 @@ def check_samples(X, y, eta, batch, targets=()):
         wrong = y[~np.isin(y, targets)][0]
         raise ValueError(f"y holds {wrong:g}; the targets of this loss are {', '.join(map(str, targets))}")
     eta = float(eta) if isinstance(eta, np.floating) else eta  # a float32 is no match for 1e308
-    if isinstance(eta, bool) or not isinstance(eta, Real) or not 0 <= eta < 1e308:
+    if isinstance(eta, NO_NUMBERS) or not isinstance(eta, Real) or not 0 <= eta < 1e308:
         raise ValueError(f"eta={shown(eta)} must be a finite number >= 0")
     batch = positive_int("batch", batch)
     if len(X) % batch:
@@ -286,14 +301,33 @@ def check_memory(needed, what):
 
 
 def progress(iterable, what):
-    """Iterate with a progress bar if tqdm is installed, stderr is a terminal and the work lasts over 2 s."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    """Iterate with a progress bar if tqdm is installed, somebody looks (at a terminal or a notebook) and the
+    work lasts over 2 s."""
+    notebook = "ipykernel" in sys.modules
+    if not notebook and (sys.stderr is None or not sys.stderr.isatty()):
         return iterable
     try:
-        from tqdm import tqdm
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that ipywidgets is missing
+            from tqdm.auto import tqdm
     except ImportError:
         return iterable
-    return tqdm(iterable, desc=what, disable=None, delay=2, leave=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tqdm(iterable, desc=what, disable=False if notebook else None, delay=2, leave=False)
+
+
+@contextmanager
+def environment(variables):
+    """These variables of the environment, for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    yield
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -329,6 +363,14 @@ COSINE = {
     np.float32: (4.166664568298827e-2, -1.388731625493765e-3, 2.443315711809948e-5),
 }  # fmt: skip
 """cos t = 1 - (z / 2 - z^2 (c_0 + z (c_1 + ..)))"""
+
+
+def draw(shapes, what, dtype, rng, by):
+    """Arrays of those shapes, of independent N(0,1) entries, by `normals` or its fast twin. ValueError if
+    `what` they are for needs more memory than there is."""
+    rng, dtype = generator(rng), choose("dtype", dtype, DTYPES)
+    check_memory(dtype().itemsize * sum(map(prod, shapes)), what)
+    return [by(rng, shape, dtype) for shape in shapes]
 
 
 def words_of(numbers, dtype):
@@ -825,7 +867,107 @@ def exit_status(command, work):
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Results
+# Streams and results in the hand
+
+
+def _row(name, values):
+    """A line of print: the name and numbers, in the middle dots."""
+    how = dict(threshold=8, edgeitems=4, formatter=dict(float_kind="{:.4g}".format), max_line_width=10**6)
+    return f"  {name:4} {np.array2string(values, **how)}"
+
+
+class Samples(Rebuilt):
+    """A nfd_min.Stream as a sequence of samples."""
+
+    __iter__ = None
+
+    def __getitem__(self, samples):
+        """The Stream of those samples: stream[2:5], stream[[0, 0, 1]]."""
+        if not isinstance(samples, (slice, list, np.ndarray)):
+            raise TypeError(f"stream[{shown(samples)}]: a Stream takes slices and lists, as stream[2:3]")
+        return replace(self, X=self.X[samples], y=self.y[samples])
+
+    @classmethod
+    def digits(cls, samples, eta, *, batch=1, data=None, rng=None, **how):
+        """Handwritten digits (8 x 8, d = 64), or the samples of a file, in random order, epoch after epoch;
+        less their mean and then scaled to |x|^2 = d.
+
+        samples : number S of samples drawn;  rng : of their order;  data : path of a `.npz` or `.csv` file
+        how : label, classes, target, loss, as in Data, which says what is refused as a ValueError
+        """
+        data = data_of(data, **how)
+        return cls(*load_samples(samples, data, rng), eta, batch, data.loss)
+
+    def __add__(self, other):
+        """The samples of one Stream, then those of another one like it."""
+        check_type("what is added", other, type(self))
+        for name in ("d", "eta", "batch", "loss"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                raise ValueError(f"streams of different {name} cannot be added: {ours} and {theirs}")
+        return replace(self, X=np.concatenate([self.X, other.X]), y=np.concatenate([self.y, other.y]))
+
+    def __repr__(self):
+        how = f"d = {self.d}, eta = {self.eta:g}, batch = {self.batch}, {self.loss} loss"
+        x2 = np.einsum("kd,kd->k", self.X, self.X) / self.d
+        return f"Stream of {len(self)} samples, {how}\n{_row('|x|^2/d', x2)}\n{_row('y', self.y)}"
+
+
+AXES = dict(f="k", chi="k", h="kli", g="kli", C="ljk", Gamma="ljk", A="lkj", B="lkj", x="kmi", gx="kmi")
+
+
+class Result:
+    """What a nfd_min.Trajectory is outside of the theory: printed, kept in a file, labelled."""
+
+    def __repr__(self):
+        sizes = [] if self.h is None else [f"n = {self.h.shape[2]}"]
+        sizes += [] if self.C is None else [f"L = {len(self.C)}"]
+        kept = [field.name for field in fields(self)[2:-1] if getattr(self, field.name) is not None]
+        what = ", ".join([f"Trajectory of {len(self.f)} passes", *sizes]) + "; "
+        what += ", ".join(kept) or "outputs only"
+        if self.diverged_at:
+            what += "; diverged in pass {}, layer {}".format(*self.diverged_at)
+        return f"{what}\n{_row('f', self.f)}\n{_row('chi', self.chi)}"
+
+    def save(self, file):
+        """Write all of it to a file, which nfd_min.load reads: an .npz archive, whole or not at all."""
+        arrays = {name: value for name, value in vars(self).items() if value is not None}
+        for i, weight in enumerate(arrays.pop("weights", ())):
+            arrays[f"weights_{i}"] = weight
+        replace_file(Path(file), lambda file: np.savez(file, **arrays))
+
+    @classmethod
+    def load(cls, file):
+        """What `save` wrote. ValueError if the file is no such archive."""
+        try:
+            with np.load(file) as archive:
+                arrays = dict(archive)
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"file={str(file)!r} cannot be read: {error}") from None
+        weights = [arrays.pop(name) for name in sorted(arrays) if name.startswith("weights_")]
+        if not {"f", "chi"} <= set(arrays) <= {field.name for field in fields(cls)}:
+            what = ", ".join(arrays) or "nothing"
+            raise ValueError(f"file={str(file)!r} is no {cls.__name__}: it has {what}")
+        if "diverged_at" in arrays:
+            arrays["diverged_at"] = tuple(arrays["diverged_at"].tolist())
+        return cls(**arrays, weights=tuple(weights) or None)
+
+    def to_xarray(self):
+        """The same arrays in an xarray.Dataset, where each axis has a name: passes j, k, layers l, neurons i,
+        and places m inside blocks. What is not known of a layer is NaN: one l is one layer in all of them."""
+        try:
+            import xarray
+        except ImportError:
+            raise ImportError("to_xarray needs xarray: pip install xarray") from None
+        arrays = {}
+        for name, axes in AXES.items():
+            if (a := getattr(self, name)) is not None and a.size:
+                first = int(name in ("A", "B"))
+                numbers = {axis: np.arange(size) + first * (axis == "l") for axis, size in zip(axes, a.shape)}
+                arrays[name] = xarray.DataArray(a, numbers, list(axes))
+        if self.test_f is not None:
+            arrays["test_f"] = xarray.DataArray(self.test_f, dims=["evaluation", "input"])
+        return xarray.Dataset(arrays, attrs={"diverged_at": list(self.diverged_at or ())})
 
 
 def split(a, depth):
@@ -840,6 +982,16 @@ def join(h, x):
     (S, _, n), L = h.shape, h.shape[1] - 1
     blocks = np.concatenate([x.reshape(S, L, x.shape[1] // L, n), h[:, 1:, None]], axis=2)
     return np.concatenate([h[:, :1], blocks.reshape(S, -1, n)], axis=1)
+
+
+def grams(a, of=lambda a: a):
+    """<of(a^j_l), of(a^k_l)> / n, shape (L, S, S), float64, of a (S, L, n), some layers at a time."""
+    S, L, n = a.shape
+    out, step = np.empty((L, S, S)), max(1, 2**14 // (S * n))
+    for l in range(0, L, step):
+        now = of(a[:, l : l + step])
+        out[l : l + step] = np.einsum("jln,kln->ljk", now, now, dtype=float) / n
+    return out
 
 
 def stop_at_divergence(out, h, g, b, per_block=1):

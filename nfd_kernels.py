@@ -15,21 +15,29 @@ from math import erf, exp, pi, prod, sqrt
 from pathlib import Path
 from types import FunctionType
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "10000"
-)  # a waiting thread sleeps after microseconds, not milliseconds
-
-import llvmlite.binding
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.types.function_type import CompileResultWAP
-from numba.extending import intrinsic, overload
+
+try:
+    import llvmlite.binding
+    import numba
+    from llvmlite import ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.core.types.function_type import CompileResultWAP
+    from numba.extending import intrinsic, overload
+except ImportError as error:
+    raise ImportError(f"this is compiled by Numba: pip install numba ({error})") from None
 
 import nfd_io
 from nfd_io import BLOCK, COSINE, LN2, LOG, SINE
+
+__all__ = ["CHUNK", "ROWS", "add", "add_times", "address_of_loss", "addresses_of", "allocating",
+           "apart", "apply", "chain_dtype", "chi_of", "combined", "compiled", "compiled_chain",
+           "compiled_phi", "copy_of", "cores", "diverged", "dot", "dots", "empty", "entry",
+           "factor_row", "fill_blocks", "fill_normals", "finite_array", "kernel", "matrix_times",
+           "normals", "pieces", "plus", "ready", "ready_for_matrices", "ready_for_sides",
+           "rest_of_row", "right_solve", "scaled", "some", "spread", "threads", "times",
+           "times_dphi", "total", "transpose_times"]  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------
 # Compiling
@@ -134,7 +142,7 @@ def ready(*calls):
     if numba.config.DISABLE_JIT:
         return
     with _making:  # several threads may come here
-        numba.get_num_threads()
+        cores()
         for function, *example in [(_spread, 0, True, 0, 0), *calls]:
             arguments, of = tuple(map(numba.typeof, example)), function.py_func
             if arguments not in function.names:
@@ -245,10 +253,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def cores():
+    """How many threads may compute; they are started."""
+    _start()
+    return numba.get_num_threads()
+
+
+@cache
+def _start():
+    """A thread that waits is to sleep after microseconds, not milliseconds: GNU's OpenMP looks for that once,
+    when it is loaded."""
+    with nfd_io.environment({} if "GOMP_SPINCOUNT" in os.environ else {"GOMP_SPINCOUNT": "10000"}):
+        numba.get_num_threads()
+
+
 @contextmanager
 def threads(most):
     """No more threads than that: one that has nothing to do costs more than it saves."""
-    before = numba.get_num_threads()
+    before = cores()
     numba.set_num_threads(min(before, most))
     try:
         yield
@@ -466,7 +488,7 @@ def fill_normals(rng, out):
         if len(flat) < 2**15 or not isinstance(generator, np.random.PCG64 | np.random.PCG64DXSM):
             fill(addresses_of([generator]), flat)
             return
-        parts, before, each = numba.get_num_threads(), generator.state, nfd_io.words_of(BLOCK, out.dtype)
+        parts, before, each = cores(), generator.state, nfd_io.words_of(BLOCK, out.dtype)
         copies = [generator, *[type(generator)(0) for _ in range(1, parts)]]
         for i, copy in enumerate(copies[1:], 1):
             copy.state = before

@@ -19,6 +19,10 @@ from nfd_min import (
     residual,
 )
 
+__all__ = ["InitKernels", "init_kernels", "gaussian_moments", "FirstStepKernel",
+           "first_step_kernel", "OneStep", "one_step", "Responses", "responses_of", "ReluMoments",
+           "relu_moments", "LinearLimit", "linear_limit"]  # fmt: skip
+
 # ------------------------------------------------------------------------------------------------------------
 # The limit at initialisation, without sampling
 
@@ -101,7 +105,7 @@ def gaussian_moments(Q, phi):
     coordinates is tried, for a phi with a kink at 0, whose two orders have to agree to 1e-8, and then 4 or 16
     times as many points. ValueError if nothing will do, or sigma > 40.
     """
-    var = np.diag(Q).clip(min=0)
+    var, phi = np.diag(Q).clip(min=0), activation(phi)
     s = np.sqrt(var)
     if phi.name == "identity":
         return Q, np.ones_like(Q)

@@ -19,8 +19,8 @@ A block may have layers of its own between h_{l-1} and h_l (x_l, in `BLOCKS`). T
 chain.
 """
 
-from dataclasses import InitVar, dataclass
-from math import log10, prod, sqrt
+from dataclasses import InitVar, dataclass, replace
+from math import log10, sqrt
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -28,9 +28,14 @@ import scipy  # scipy.special is loaded when it is first used
 from scipy.sparse.linalg import LinearOperator
 
 import nfd_io
-from nfd_io import DTYPES, check_memory, choose, finite_array, generator, normals, numbers, positive_int
+from nfd_io import check_memory, choose, finite_array, generator, normals, numbers, positive_int
 
 __version__ = "0.1.0"
+__all__ = ["Activation", "TANH", "RELU", "ERF", "IDENTITY", "ACTIVATIONS", "activation", "Layer", "BLOCKS",
+           "chain", "correlations", "residual", "forward", "backward", "gradients", "sgd", "step", "evaluate",
+           "backward_weights", "innovations", "update_innovation", "decoupled_backward", "SPANNED",
+           "LazyGaussian", "Noise", "nfd", "draw_noise", "coarsen", "COUPLINGS", "particle_chain", "Loss",
+           "LOSSES", "Stream", "weight_shape", "draw_weights", "Trajectory", "load"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -172,15 +177,15 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
     weights : U (n, d), W (weight_shape), v (n,), and W' of W's shape where W~ is not +-W; for
         backward="fresh" one for each pass, (S, ..)
     block, network : as in `chain`; by default backward="decoupled" with W', else "reused" [8], [X1]
-    Returns a Trajectory with everything.
+    Returns a Trajectory with everything; `weights` None if W~ was -W or is fresh: no W' goes on from there.
     """
     nfd_io.check_type("stream", stream, Stream)
     U, W, v, *other = nfd_io.check_weights(weights, stream.d, chain(block, phi, 1))
-    L, n, S = len(W), len(v), len(stream)
+    L, n, S, shape = len(W), len(v), len(stream), W.shape
     layers = chain(block, phi, L, **{"backward": "decoupled" if other else "reused"} | network)
-    W, moved = W.reshape(-1, n, n), 0.0
+    W, moved = W.reshape(-1, n, n), np.zeros((1, n, n))
     W_back = backward_weights(W, other[0].reshape(-1, *W.shape) if other else None, layers)
-    rates = np.array([layer.rate for layer in layers if layer.matrix])[:, None, None]
+    rates, rho = np.array([(a.rate, a.rho) for a in layers if a.matrix]).T[:, :, None, None]
     (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, len(layers) + 1, n), np.nan)
     out = Trajectory(f, chi)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
@@ -199,8 +204,22 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
                 U, v, W = U - step * dU, v - step * dv, W - step * rates * dW
                 moved = moved - step * rates * dW
         (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
-        fill_kernels(out, out.h, out.g, activation(phi))
+        fill_kernels(out, out.h, out.g, phi)
+        if not layers[0].fresh and -1 not in rho:
+            more = [w + (np.sqrt((1 - rho) / (1 + rho)) * moved).reshape(shape) for w in other]  # [X1]
+            out.weights = U, W.reshape(shape), v, *more
     return out
+
+
+def step(stream, weights, phi="tanh", **network):
+    """The weights after one update by all samples, as one mini-batch, and the Trajectory before it. [2]"""
+    run = sgd(replace(stream, batch=len(stream)), weights, phi, **network)
+    return run.weights, run
+
+
+def evaluate(X, weights, phi="tanh", by=sgd, **network):
+    """The Trajectory of inputs X (S, d) by weights that stay as they are: f, h, g, C, Gamma. [1], [3]"""
+    return by(Stream(X, np.zeros(np.shape(X)[:1]), 0.0), weights, phi, **network)
 
 
 def backward_weights(W, other, layers):
@@ -408,16 +427,15 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
             if nfd_io.stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
                 break
         (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
-        fill_kernels(out, out.h, out.g, activation(phi))
+        fill_kernels(out, out.h, out.g, phi)
     return out
 
 
 def draw_noise(samples, particles, steps, *, dtype="float64", rng=None, by=normals):
     """A fresh Noise for S = samples passes of N = particles in L = steps, by `normals` or its fast twin."""
-    rng, dtype = generator(rng), choose("dtype", dtype, DTYPES)
     S, N, L = map(positive_int, ("samples", "particles", "steps"), (samples, particles, steps))
-    check_memory(dtype().itemsize * (2 * L + 2) * S * N, f"draw_noise(samples={S}, particles={N}, steps={L})")
-    return Noise(*(by(rng, shape, dtype) for shape in [(S, N), (N,), (S, L, N), (S, L, N)]))
+    shapes, what = [(S, N), (N,), (S, L, N), (S, L, N)], f"draw_noise(samples={S}, particles={N}, steps={L})"
+    return Noise(*nfd_io.draw(shapes, what, dtype, rng, by))
 
 
 def coarsen(noise, m):
@@ -469,8 +487,8 @@ LOSSES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Stream(nfd_io.Rebuilt):
+@dataclass(frozen=True, eq=False, repr=False)
+class Stream(nfd_io.Samples):
     """The samples in the order training sees them, and how it uses them.
 
     X : array, shape (S, d), finite
@@ -499,11 +517,7 @@ class Stream(nfd_io.Rebuilt):
         return LOSSES[self.loss].chi(f, self.y[k])
 
     d = property(lambda self: self.X.shape[1])
-
-    @property
-    def rate(self):
-        """eta / batch: the weight of one sample's update."""
-        return self.eta / self.batch
+    rate = property(lambda self: self.eta / self.batch, doc="eta / batch: the weight of one sample's update.")
 
     @property
     def gram(self):
@@ -517,17 +531,6 @@ class Stream(nfd_io.Rebuilt):
         """How many samples' updates sample k sees: those of the mini-batches before its own."""
         return self.batch * (k // self.batch)
 
-    @classmethod
-    def digits(cls, samples, eta, *, batch=1, data=None, rng=None, **how):
-        """Handwritten digits (8 x 8, d = 64), or the samples of a file, in random order, epoch after epoch;
-        less their mean and then scaled to |x|^2 = d.
-
-        samples : number S of samples drawn;  rng : of their order;  data : path of a `.npz` or `.csv` file
-        how : label, classes, target, loss, as in nfd_io.Data, which says what is refused as a ValueError
-        """
-        data = nfd_io.data_of(data, **how)
-        return cls(*nfd_io.load_samples(samples, data, rng), eta, batch, data.loss)
-
 
 def weight_shape(width, depth, matrices=1):
     """(L, n, n), or (L, M, n, n) for blocks with M matrices, in the order of the chain: W1_l, W2_l."""
@@ -537,16 +540,14 @@ def weight_shape(width, depth, matrices=1):
 def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None, by=normals):
     """U (n, d), W (weight_shape), v (n,) with independent N(0,1) entries, by `normals` or its fast twin; with
     decoupled=True also W~ of W's shape, drawn last, so that one seed gives the same U, W, v either way."""
-    rng, dtype = generator(rng), choose("dtype", dtype, DTYPES)
     width, depth, d = map(positive_int, ("width", "depth", "d"), (width, depth, d))
     shape = weight_shape(width, depth, sum(layer.matrix for layer in chain(block, IDENTITY, 1)))
     shapes = [(width, d), shape, (width,)] + [shape] * choose("decoupled", decoupled, {False: 0, True: 1})
-    check_memory(dtype().itemsize * sum(map(prod, shapes)), f"draw_weights(width={width}, depth={depth})")
-    return tuple(by(rng, shape, dtype) for shape in shapes)
+    return tuple(nfd_io.draw(shapes, f"draw_weights(width={width}, depth={depth})", dtype, rng, by))
 
 
-@dataclass(eq=False)
-class Trajectory:
+@dataclass(eq=False, repr=False)
+class Trajectory(nfd_io.Result):
     """What training did. Arrays not kept are None; entries a diverged run never reached are NaN.
 
     f, chi : arrays, shape (S,): output and loss derivative of each pass
@@ -558,6 +559,7 @@ class Trajectory:
         Of passes that share their g (or phi(h)), as those of one mini-batch do at layer L, the first has the
         responses of all: only sum_j A^{kj} g^j is determined.
     test_f : array, shape (E, T): outputs on T inputs not trained on, E times in the run (finite_net.train)
+    weights : U, W, v, and W' where there is one, after the last update (sgd; finite_net, keep="weights")
     diverged_at : None, or (sample, block) where the mean square of h or g (or x, gx) first was not finite
     """
 
@@ -572,6 +574,7 @@ class Trajectory:
     x: np.ndarray | None = None
     gx: np.ndarray | None = None
     test_f: np.ndarray | None = None
+    weights: tuple | None = None
     diverged_at: tuple | None = None
 
     def min_eig(self, passes=None):
@@ -588,12 +591,9 @@ class Trajectory:
         return tuple(np.linalg.eigvalsh(a[:, :passes, :passes])[:, 0] for a in (self.C, self.Gamma))
 
 
+load = Trajectory.load
+
+
 def fill_kernels(out, h, g, phi):
     """Set out.C and out.Gamma, shape (L, S, S), float64, from h and g, both (S, L+1, n)."""
-    S, layers, n = h.shape
-    out.C, out.Gamma = (np.empty((layers - 1, S, S)) for _ in range(2))
-    step = max(1, 2**14 // (S * n))
-    for l in range(0, layers - 1, step):
-        now = slice(l, min(l + step, layers - 1))
-        for kernel, a in (out.C, phi.phi(h[:, now])), (out.Gamma, g[:, now]):
-            kernel[now] = np.einsum("jln,kln->ljk", a, a, dtype=float) / n
+    out.C, out.Gamma = nfd_io.grams(h[:, :-1], activation(phi).phi), nfd_io.grams(g[:, :-1])  # [23]

@@ -6,7 +6,7 @@ phi(h^j), in the form of [12], and are added to the matrix many at a time, so th
 
 from collections import namedtuple
 from functools import cache, partial
-from math import ceil
+from math import ceil, sqrt
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from nfd_kernels import (
     times_dphi,
     transpose_times,
 )
+
+__all__ = ["WIDE", "Weights", "Waiting", "Batch", "Record", "Run", "compiled_one",
+           "compiled_many", "after", "shares_of"]  # fmt: skip
 
 WIDE = 512  # from this width on the rows of a matrix may be shared by the threads
 
@@ -278,6 +281,25 @@ def compiled_many(dtype):
     ints, flat, runs = np.zeros((1, 2), int), 4 * (np.zeros((1, 1), dtype),), _example(dtype, 1)
     ready((fill_blocks, 0, 0, ints[0], flat[0][0]), (_train_share, 0, 0, ints[0], flat, runs, ints))
     return compiled(_train_many, 0, ints[0], flat, runs, ints)
+
+
+def after(weights, waiting, pending, net):
+    """U, W, v, and W' if W~ is not W, when the updates that wait are added; None if W~ was -W or is fresh.
+    [2], [X1]"""
+    if net.fresh or any(layer.rho == -1 for layer in net.layers):
+        return None
+    (U, W, v, W_back), (p, g, c) = weights, waiting
+    for m, (t, layer) in enumerate((t, layer) for t, layer in enumerate(net.layers) if layer.matrix):
+        steps = -layer.rate * layer.s / sqrt(net.n) * c[:pending, None] * g[t + 1, :pending]
+        for rows in (slice(i, i + ROWS) for i in range(0, net.n, ROWS)):
+            update = steps[:, rows].T @ p[t, :pending]  # [2]
+            W[m, rows] += update
+            if len(W_back):
+                W_back[m, rows] += update
+            if len(W_back) and 0 < abs(layer.rho) < 1:
+                W_back[m, rows] = (W_back[m, rows] - layer.rho * W[m, rows]) / sqrt(1 - layer.rho**2)  # [X1]
+    W, *other = (a.reshape(net.shape) for a in (W, W_back) if len(a))
+    return U, W, v, *other
 
 
 def shares_of(batch, n, T):

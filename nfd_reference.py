@@ -24,6 +24,8 @@ from nfd_compare import MISTAKES, SETTINGS, Comparison, Row, Rules, Run
 from nfd_io import replace_file
 from nfd_min import Noise, Stream, Trajectory
 
+__all__ = ["SCHEMA", "SHIPPED", "against", "read", "write"]
+
 SCHEMA = 1
 RESULTS = "f", "chi", "h", "g", "x", "gx", "C", "Gamma"
 SHIPPED = Path(__file__).parent / "nfd_min_data" / "reference.npz"

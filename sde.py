@@ -37,7 +37,7 @@ import numpy as np
 
 import nfd_io
 import nfd_min
-from nfd_io import DTYPES, KEEP, check_memory, check_type, choose, positive_int, progress, remembered
+from nfd_io import DTYPES, check_memory, check_type, choose, positive_int, progress, remembered
 from nfd_kernels import (
     CHUNK,
     add,
@@ -76,8 +76,11 @@ from nfd_min import BLOCKS, SPANNED, LazyGaussian, Noise, Stream, Trajectory, ac
 __all__ = ["InitKernels", "LinearLimit", "Noise", "coarsen", "draw_noise", "first_step_kernel",
            "init_kernels", "linear_limit", "relu_moments", "solve"]  # fmt: skip
 
-draw_noise = partial(nfd_min.draw_noise, by=normals)
-"""nfd_min.draw_noise, the same numbers, faster."""
+
+def draw_noise(samples, particles, steps, *, dtype="float64", rng=None):
+    """As nfd_min.draw_noise, the same numbers, faster."""
+    return nfd_min.draw_noise(samples, particles, steps, dtype=dtype, rng=rng, by=normals)
+
 
 SPAN = 2**27  # particles, layers and passes, about a second, between returns to Python
 
@@ -264,10 +267,8 @@ def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
                 if len(P) > 0 and step > 1:
                     drift[j] -= a[j] * gram[q, k, j] * P[r, j] * layer.s**2 / T  # [17], [103], [104]
             if known > 0:
-                known_mean, fresh_mean = total(known_sums, N), total(fresh_sums, N)
-                w = _owed(
-                    D[number - 1], up, known_mean, fresh_mean, factor[r], theirs.factor[t], k, layer.rho
-                )
+                of_known, fresh = total(known_sums, N), total(fresh_sums, N)
+                w = _owed(D[number - 1], up, of_known, fresh, factor[r], theirs.factor[t], k, layer.rho)
                 for i in range(known):
                     owed[i] = w[i]
         arguments = (t, k, up), start, ours, theirs, answer, features, sums, chain
@@ -363,12 +364,11 @@ def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float
     check_type("stream", stream, Stream)
     N, L, S = positive_int("particles", particles), positive_int("steps", steps), len(stream)
     build, phi = choose("block", network.setdefault("block", "pre"), BLOCKS), activation(phi)
-    keep, real = choose("keep", keep, KEEP), choose("dtype", dtype, DTYPES)
+    keep, real = choose("keep", keep, nfd_io.KEEP_OF_PARTICLES), choose("dtype", dtype, DTYPES)
     net = _network(build, real, phi=phi, depth=L, coupling=coupling, **network)
     numbers = (4 + net.nearest * net.dphi_of_h + ("h" in keep)) * S * (net.T + 1) * N
-    check_memory(
-        real().itemsize * numbers + 56 * (net.T + 1) * S * S, f"solve(particles={N}, steps={L}, S={S})"
-    )
+    needed = real().itemsize * numbers + 56 * (net.T + 1) * S * S
+    check_memory(needed, f"solve(particles={N}, steps={L}, S={S})")
     of_noise = (S, N), (N,), (S, net.T, N), (S, net.T, N)
     if noise is None:
         noise = nfd_io.generator(rng)
