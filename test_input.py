@@ -11,8 +11,8 @@ import pytest
 
 import finite_net
 import nfd_compare
-import nfd_kernels
 import nfd_io
+import nfd_kernels
 import nfd_limits
 import nfd_min
 import sde
