@@ -8,11 +8,14 @@ independent and carry their own seed, so where they run, and in which order, doe
 import argparse
 import json
 import os
+import re
 import sys
 import textwrap
 import time
 from concurrent.futures import BrokenExecutor
+from functools import partial
 from importlib import util
+from io import BytesIO
 from itertools import product
 from math import lcm
 from pathlib import Path
@@ -63,19 +66,39 @@ from nfd_io import (
 # Drawing
 
 BLUE, ORANGE, RED, BLACK = "#0072B2", "#E69F00", "#D55E00", "#000000"
-"""Of Okabe and Ito's colours, which the colour-blind can tell apart; markers and line styles differ too."""
+GREEN, PURPLE = "#009E73", "#CC79A7"
+"""Of Okabe and Ito's colours, which the colour-blind can tell apart; markers and line styles differ too. Red
+is NFD and what the paper predicts, blue the coupled limit, orange the nearest layer, black networks."""
 MARKERS = "osD^vP*X"
 DIVERGED = dict(color=BLACK, marker="x", linestyle="none")
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+}
+GREEK = dict(alpha=r"\alpha", eta=r"\eta")
 
 
-def canvas(rows, columns, title, caption, width=3.4):
+def tex(text):
+    """Plain text, as in the JSON file, with its mathematics set as such."""
+    given = r"\b(alpha|eta|a|L|n) = ([\d./]*\d)"
+    text = re.sub(given, lambda m: f"${GREEK.get(m[1], m[1])}={m[2]}$", text)
+    return re.sub(r"1/[nL]\b|L\^a\b", r"$\g<0>$", text).replace("muP", r"$\mu$P")
+
+
+def canvas(rows, columns, title, caption, width=2.7, height=2.2):
     """A matplotlib Figure with its axes (rows, columns), the title above and the caption below them."""
     from matplotlib.figure import Figure
 
-    lines = textwrap.wrap(" ".join(caption.split()), int(15.5 * width * columns))
-    size = width * columns + 1.3, 2.9 * rows + 0.17 * len(lines) + 0.4
+    lines = textwrap.wrap(tex(" ".join(caption.split())), int(15.5 * (width * columns + 0.9)))
+    size = width * columns + 1.2, height * rows + 0.17 * len(lines) + 0.4
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(tex(title), fontsize=11, x=0.01, ha="left")
     figure.supxlabel("\n".join(lines), fontsize=8.5, x=0.01, ha="left")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -105,7 +128,7 @@ def legend(figure, entries):
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], **style) for style in entries.values()]
-    figure.legend(lines, list(entries), loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(lines, [tex(label) for label in entries], loc="outside right upper")
 
 
 def log_y(*axes):
@@ -115,12 +138,29 @@ def log_y(*axes):
             ax.set_yscale("log")
 
 
+def few_ticks(axes):
+    """A number at each decade, or at 1, 2, 5 where there are too few; on a linear scale five at most."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    y, scale, (low, high) = axes.yaxis, axes.get_yscale(), axes.get_ylim()
+    y.set_minor_formatter(NullFormatter())
+    if scale == "linear" or scale == "log" and high < 6 * low:
+        y.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
+    elif scale == "log":
+        y.set_major_locator(LogLocator(subs=(1, 2, 5)) if high < 60 * low else LogLocator(numticks=6))
+    if scale == "log" and high < 60 * low:
+        y.set_major_formatter("{x:g}")
+
+
 def log_sizes(axes, sizes, label, y="log"):
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.xaxis.minorticks_off()
     log_y(axes) if y == "log" else axes.set_yscale(y)
     axes.set_xlabel(label)
+
+
+WIDTH, DEPTH = "width $n$", "depth $L$"
 
 
 def array(results, *path):
@@ -141,14 +181,15 @@ def across(points, run, size, values, *path, **given):
     return np.moveaxis(np.array([array(each, *path) for each in results]), 0, 1)
 
 
-def interval(fit):
-    return f"{fit.slope:.2f} [{fit.low:.2f}, {fit.high:.2f}]"
-
-
 def fitted(sizes, errors):
-    """fit_slope of the sizes without NaN, or None where fewer than two sizes or replicates are left."""
+    """fit_slope of the sizes without NaN, or None where fewer than two sizes or three replicates are left."""
     good = np.isfinite(errors).all(axis=0) & (errors > 0).all(axis=0)
-    return fit_slope(np.array(sizes)[good], errors[:, good]) if good.sum() > 1 and len(errors) > 1 else None
+    return fit_slope(np.array(sizes)[good], errors[:, good]) if good.sum() > 1 and len(errors) > 2 else None
+
+
+def power(size, fit):
+    """The slope of a fit as a power of the size, or nothing where there is none."""
+    return f"${size}^{{{fit.slope:.2f}}}$" if fit else ""
 
 
 def trend(fit):
@@ -164,10 +205,10 @@ def curve(axes, sizes, values, fit=None, **style):
     """Means and two standard errors of values (R, K) against size; the fitted power law as a line."""
     mean, error = np.mean(values, axis=0), np.std(values, axis=0) / np.sqrt(max(1, len(values) - 1))
     line = "none" if fit else style.pop("linestyle", "-")
-    axes.errorbar(sizes, mean, 2 * error, linestyle=line, markersize=4, linewidth=1, **style)
+    axes.errorbar(sizes, mean, 2 * error, linestyle=line, **style)
     if fit:
         law = np.exp(fit.intercept) * np.array(sizes, float) ** fit.slope
-        axes.plot(sizes, law, color=style["color"], linewidth=1)
+        axes.plot(sizes, law, color=style["color"])
 
 
 def mean_losses(runs):
@@ -180,14 +221,14 @@ def mean_losses(runs):
 
 def loss_panels(axes, losses, lines, sizes, every):
     """mean_losses by (depth, key of lines) in two panels: the train loss of each step, the test loss of every
-    few. A curve ends, marked x, before the first loss that is not finite or above 10."""
+    few. A curve ends, marked x, before the first loss that is not finite or above 2 (f = 0 has 0.5)."""
     steps, style = sizes["steps"], colors(dict.fromkeys(L for L, _ in losses["train"]))
     for ax, kind, x in zip(axes, ("train", "test"), (range(steps), [*range(0, steps, every), steps])):
         for (L, key), mean in losses[kind].items():
-            stop = len(mean) if (mean < 10).all() else int(np.argmax(~(mean < 10)))
+            stop = len(mean) if (mean < 2).all() else int(np.argmax(~(mean < 2)))
             ax.plot(x[:stop], mean[:stop], linestyle=lines[key], linewidth=1, **style[L])
             if stop < len(mean):
-                end = (x[stop - 1], mean[stop - 1]) if stop else (x[0], 10)
+                end = (x[stop - 1], mean[stop - 1]) if stop else (x[0], 2)
                 ax.plot(*end, "x", markersize=7, **style[L])
         log_y(ax)
         ax.set_xlabel("step")
@@ -229,7 +270,9 @@ CONVERGENCE_SERIES = {  # label: pass, limit, style
     "after 2 updates, to the coupled limit": (-1, "full", dict(color=BLUE, marker="s")),
     "after 2 updates, to NFD (decoupled)": (-1, "none", dict(color=RED, marker="^")),
 }
-CONVERGENCE_TITLES = dict(h="features h", g="gradients g", C="kernel C", Gamma="kernel Gamma", f="output f")
+CONVERGENCE_TITLES = dict(
+    h="features $h$", g="gradients $g$", C="kernel $C$", Gamma=r"kernel $\Gamma$", f="output $f$"
+)
 
 
 def convergence_numbers(points, sizes):
@@ -242,34 +285,27 @@ def convergence_numbers(points, sizes):
         key: fitted(sizes["widths" if key[0] == "n" else "depths"], errors[key])
         for key in product("nL", CONVERGENCE_TITLES, CONVERGENCE_SERIES)
     }
-    sentences = []
-    for label in CONVERGENCE_SERIES:
-        slopes = [(name, against, fits[against, name, label]) for against, name in product("nL", "fh")]
-        slopes = [f"{name} against {against} {interval(fit)}" for name, against, fit in slopes if fit]
-        sentences.append(f"{label}: {', '.join(slopes)}.")
-    caption = f"""Squared distance of networks from the limits, against width (top: explicit matrices, depth
-        8; of E h_L^2 and E g_0^2, and for the kernels the mean over layers) and against depth (bottom:
-        infinite width, on the same Brownian paths, maximum over layers). Lines: fitted power laws, slopes
-        with 95% intervals. {" ".join(sentences)}"""
+    caption = """Squared distance of networks from the limits, against width (top: explicit matrices of depth
+        8) and against depth (bottom: infinite width, on the same Brownian paths). Lines are fitted power
+        laws, whose exponents are above each panel in the order of the legend."""
     store = {f"{name}, {label}, against {against}": fit for (against, name, label), fit in fits.items()}
     return {"convergence": dict(caption=caption, store=store, errors=errors, fits=fits)}
 
 
 def convergence_draw(numbers, sizes):
     title = "Figure 1: convergence in width and in depth, before and after training"
-    figure, axes = canvas(2, 5, title, numbers["caption"])
-    for row, against, size, x in zip(axes, "nL", (sizes["widths"], sizes["depths"]), ("width n", "depth L")):
+    figure, axes = canvas(2, 5, title, numbers["caption"], width=2.2)
+    for row, against, size, x in zip(axes, "nL", (sizes["widths"], sizes["depths"]), (WIDTH, DEPTH)):
         for ax, (name, title) in zip(row, CONVERGENCE_TITLES.items()):
             slopes = []
             for label, (_, _, style) in CONVERGENCE_SERIES.items():
                 fit = numbers["fits"][against, name, label]
                 curve(ax, size, numbers["errors"][against, name, label], fit, **style)
-                slopes.append(f"{fit.slope:.2f}" if fit else "-")
+                slopes.append(power(against, fit))
             log_sizes(ax, size, x)
-            ax.set_title(f"{title}\nslopes {', '.join(slopes)}", fontsize=9)
+            ax.set_title(f"{title}\n{'  '.join(slopes)}")
         row[0].set_ylabel("squared error")
-    styles = {textwrap.fill(label, 22): style for label, (_, _, style) in CONVERGENCE_SERIES.items()}
-    legend(figure, labelled("{}", styles, markersize=4))
+    legend(figure, {textwrap.fill(label, 20): style for label, (_, _, style) in CONVERGENCE_SERIES.items()})
     return figure
 
 
@@ -294,18 +330,10 @@ def alignment_cases(sizes, data, root):
 
 
 BACKWARD_LINES = dict(reused="-", decoupled="--")
-GAPS = dict(train=dict(color=BLUE, marker="o"), test=dict(color=RED, marker="s", linestyle="--"))
-
-
-def gap_sentence(title, depths, gaps, fit, diverged):
-    """What the train gaps (seeds, depths) and their fit say; diverged is {backward: depths}."""
-    means = np.mean(gaps, axis=0)
-    complete = np.flatnonzero(np.isfinite(means))
-    ends = [f"{means[i]:.3f} at L = {depths[i]}" for i in complete[[0, -1]]] if len(complete) else ["unknown"]
-    parts = [f"{title}: train gap {', '.join(ends)}"]
-    parts += [f"slope against L {interval(fit)}: it {trend(fit)}"] if fit else []
-    parts += [f"{how} diverged at L = {', '.join(map(str, Ls))}" for how, Ls in diverged.items() if Ls]
-    return ", ".join(parts) + "."
+GAPS = dict(
+    train=dict(color=BLACK, marker="o"),
+    test=dict(color=BLACK, marker="s", linestyle=":", markerfacecolor="white"),
+)
 
 
 def alignment_numbers(points, sizes):
@@ -314,8 +342,8 @@ def alignment_numbers(points, sizes):
 
 def alignment_at(points, sizes, n):
     """Mean losses, and gaps {(scaling, kind): shape (seeds, depths)}, of networks of width n."""
-    depths, losses, gaps, fits, sentences = sizes["depths"], {}, {}, {}, []
-    for scaling, title in SCALINGS.items():
+    depths, losses, gaps, diverged = sizes["depths"], {}, {}, {}
+    for scaling in SCALINGS:
         runs = {
             (L, how): pick(points, train_case, width=n, scaling=scaling, depth=L, backward=how)
             for L, how in product(depths, BACKWARD_LINES)
@@ -324,42 +352,42 @@ def alignment_at(points, sizes, n):
         for kind in GAPS:
             pairs = [zip(*(array(runs[L, how], kind) for how in BACKWARD_LINES)) for L in depths]
             gaps[scaling, kind] = np.transpose([[mean_gap(*pair) for pair in each] for each in pairs])
-        diverged = {
-            how: [L for L in depths if any(run["diverged_at"] for run in runs[L, how])]
-            for how in BACKWARD_LINES
-        }
-        fits[scaling] = fitted(depths, gaps[scaling, "train"])
-        sentences.append(gap_sentence(title, depths, gaps[scaling, "train"], fits[scaling], diverged))
-    caption = f"""Standard training (W reused in the backward pass, solid) and decoupled training
-        (independent copy, dashed) from the same weights, mini-batch SGD, batch {sizes["batch"]}, eta =
-        {ALIGNMENT["eta"]}, width {n}, tanh, mean of {sizes["seeds"]} seeds. A curve ends, marked x, where a
-        loss is not finite or exceeds 10. Gap: mean absolute difference of the losses after the first step,
-        where no run diverged; bars: standard deviation over seeds. "Does not change": the 95% interval of
-        the slope lies within 0.1 of 0. {" ".join(sentences)}"""
+        for how in BACKWARD_LINES:
+            diverged[scaling, how] = [L for L in depths if any(run["diverged_at"] for run in runs[L, how])]
+    fits = {scaling: fitted(depths, gaps[scaling, "train"]) for scaling in SCALINGS}
+    caption = f"""Top: mean |difference| of the losses of standard and decoupled training from the same
+        weights (SGD, batch {sizes["batch"]}, eta = {ALIGNMENT["eta"]}, tanh, {sizes["seeds"]} seeds, 2
+        standard errors), where none diverged; below: the mean losses. A curve ends, marked x, where a loss is
+        not finite or exceeds 2."""
     store = {f"train gap, {scaling}": fit for scaling, fit in fits.items()}
+    store |= {f"train gap, {scaling}, it": trend(fit) for scaling, fit in fits.items() if fit}
     store |= {f"{kind} gaps, {scaling}, [seed][depth]": gap for (scaling, kind), gap in gaps.items()}
+    store |= {f"diverged, {scaling}, {how}": Ls for (scaling, how), Ls in diverged.items()}
     return dict(caption=caption, store=store, losses=losses, gaps=gaps, width=n)
 
 
 def alignment_draw(numbers, sizes):
-    depths, title = sizes["depths"], "Figures 2 and 5: standard against decoupled training, width {}"
+    depths, title = (
+        sizes["depths"],
+        "Figures 2 and 5: the gap between standard and decoupled training, width {}",
+    )
     figure, axes = canvas(3, 3, title.format(numbers["width"]), numbers["caption"])
-    for (train, test, gap), (scaling, title) in zip(axes.T, SCALINGS.items()):
-        losses = numbers["losses"][scaling]
-        loss_panels((train, test), losses, BACKWARD_LINES, sizes, ALIGNMENT["test_every"])
-        train.set_title(title, fontsize=10)
+    for (gap, train, test), (scaling, title) in zip(axes.T, SCALINGS.items()):
         for kind, style in GAPS.items():
-            gaps = numbers["gaps"][scaling, kind]
-            gap.errorbar(depths, gaps.mean(axis=0), gaps.std(axis=0), markersize=4, linewidth=1, **style)
-        log_sizes(gap, depths, "depth L")
-    for row, label in zip(axes, ("train loss", "test loss", "mean |loss difference|")):
+            curve(gap, depths, numbers["gaps"][scaling, kind], **style)
+        log_sizes(gap, depths, DEPTH)
+        lost = np.array(depths)[np.isnan(numbers["gaps"][scaling, "train"]).any(axis=0)]
+        gap.plot(lost, np.full(len(lost), 0.95), transform=gap.get_xaxis_transform(), **DIVERGED)
+        gap.set_title(tex(title))
+        loss_panels((train, test), numbers["losses"][scaling], BACKWARD_LINES, sizes, ALIGNMENT["test_every"])
+    for row, label in zip(axes, ("gap: mean |loss difference|", "train loss", "test loss")):
         row[0].set_ylabel(label)
         drawn = [ax for ax in row if ax.get_yscale() == "log"]
         for ax in drawn:
             ax.set_ylim(min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn))
-    names = {"W reused": dict(color=BLACK), "decoupled": dict(color=BLACK, linestyle="--")}
-    names |= {"diverged": DIVERGED} | labelled("{} gap", GAPS)
-    legend(figure, labelled("L = {}", colors(depths)) | names)
+    names = {f"{kind} gap": style for kind, style in GAPS.items()} | {"diverged": DIVERGED}
+    names |= labelled("L = {}", colors(depths)) | {"standard": dict(color=BLACK)}
+    legend(figure, names | {"decoupled": dict(color=BLACK, linestyle="--")})
     return figure
 
 
@@ -384,7 +412,7 @@ def eigenvalue_cases(sizes, data, root):
 
 EIGENVALUE_LIMITS = {
     "NFD": ("none", dict(color=RED, linestyle="--")),
-    "coupled limit": ("full", dict(color=BLACK, linestyle="-")),
+    "coupled limit": ("full", dict(color=BLUE, linestyle="-")),
 }
 
 
@@ -402,20 +430,17 @@ def eigenvalue_numbers(points, sizes):
         smallest[name] = {n: networks[f"width {n}"][:, -1].min() for n in widths}
         where[name] = np.argmin(limits["coupled limit"][0, -1]) / sizes["depth"]
         values[name] = networks | limits
-    least = [f"width {n}: C {smallest['C'][n]:.3g}, Gamma {smallest['Gamma'][n]:.3g}" for n in widths]
-    caption = f"""Assumption 5.4: smallest eigenvalues of the kernels C_t and Gamma_t of networks of depth
-        {sizes["depth"]} (exact in law, lines: mean of {sizes["seeds"]} seeds, bands: their range), and of
-        NFD and the coupled limit ({sizes["particles"]} particles). Top: over the depth t = l/L, all {passes}
-        passes. Bottom: smallest over the depth, after so many passes; inputs differ, eta = 0.3. Smallest of
-        all after {passes} passes: {"; ".join(least)}. In the coupled limit C's is smallest at t =
-        {where["C"]:.2f}, Gamma's at t = {where["Gamma"]:.2f} (at t = 1 Gamma is the Gram matrix of the
-        readouts)."""
+    caption = f"""Smallest eigenvalues of the kernels of networks of depth {sizes["depth"]} (exact in law;
+        mean and range of {sizes["seeds"]} seeds), of NFD and of the coupled limit, over the depth after
+        {passes} passes (top) and after each number of passes (bottom). Assumption 5.4 says that they stay
+        away from 0."""
     store = {f"smallest eigenvalue of {name}": value for name, value in smallest.items()}
+    store |= {f"depth t where {name} is smallest, coupled limit": t for name, t in where.items()}
     return {"eigenvalues": dict(caption=caption, store=store, values=values)}
 
 
 def eigenvalue_draw(numbers, sizes):
-    figure, axes = canvas(2, 2, "Figure 3: nondegeneracy of the kernels", numbers["caption"], width=4.2)
+    figure, axes = canvas(2, 2, "Figure 3: nondegeneracy of the kernels", numbers["caption"], 3.6, 2.5)
     passes = np.arange(2, sizes["passes"] + 1)
     styles = labelled("width {}", colors(sizes["widths"]))
     styles |= {label: style for label, (_, style) in EIGENVALUE_LIMITS.items()}
@@ -424,15 +449,16 @@ def eigenvalue_draw(numbers, sizes):
             over_t, over_k = values[label][:, -1], values[label].min(axis=2)
             t = np.arange(over_t.shape[1]) / sizes["depth"]
             for ax, x, y in ((top, t, over_t), (bottom, passes, over_k)):
-                ax.plot(x, y.mean(axis=0), linewidth=1.2, **style)
+                ax.plot(x, y.mean(axis=0), **style)
                 if label not in EIGENVALUE_LIMITS:
                     band = dict(color=style["color"], alpha=0.2, linewidth=0)
                     ax.fill_between(x, y.min(axis=0), y.max(axis=0), **band)
         log_y(top, bottom)
-        top.set(title=f"min eig {name}_t", xlabel="depth t = l / L")
+        kernel = dict(C="C_t", Gamma=r"\Gamma_t")[name]
+        top.set(title=rf"$\lambda_{{\min}}({kernel})$", xlabel=r"depth $t=\ell/L$")
         bottom.set(xlabel="number of passes", xticks=passes)
     axes[0, 0].set_ylabel("smallest eigenvalue")
-    axes[1, 0].set_ylabel("smallest over t")
+    axes[1, 0].set_ylabel("smallest over $t$")
     legend(figure, styles)
     return figure
 
@@ -455,7 +481,7 @@ def post_cases(sizes, data, root):
 
 
 POST_LINES = dict(pre="-", post="--")
-POST_MARKS = dict(pre=dict(color=BLUE, marker="o"), post=dict(color=RED, marker="s"))
+POST_MARKS = dict(pre=dict(color=BLUE, marker="o"), post=dict(color=ORANGE, marker="s"))
 
 
 def post_numbers(points, sizes):
@@ -476,37 +502,31 @@ def post_numbers(points, sizes):
         (L, block): pick(points, train_case, depth=L, block=block)
         for block, L in product(POST_LINES, sizes["train_depths"])
     }
-    losses, ends = mean_losses(runs), {block: [] for block in POST_LINES}
-    for (L, block), loss in losses["test"].items():
-        end = f"{loss[-1]:.3f}" if np.isfinite(loss[-1]) else "diverged"
-        ends[block].append(f"{end} (L = {L})")
-    ends = [f"{block}-activation {', '.join(each)}" for block, each in ends.items()]
-    caption = f"""ReLU networks, depth-muP, width {sizes["width"]}, |x|^2 = d. Left: mean square and mean of
-        the features h_L at initialisation (points: mean of {sizes["seeds"]} seeds, 2 standard errors; lines:
-        exact at infinite width). Post-activation grows like exp(2 sqrt(L / 2 pi)): E h_L^2 =
-        {squares[-1]:.3g} at L = {depths[-1]}, measured / exact between {ratio.min():.2f} and
-        {ratio.max():.2f}; pre-activation at most {measured["pre", "square"].mean(axis=0).max():.2f} (exact
-        limit sqrt(e) = 1.65). Dotted: the lower bound of Prop 3.1 from layer 1 on. Right: SGD, batch
-        {sizes["batch"]}, eta = {POST["eta"]}, a curve ends, marked x, where the loss is not finite or
-        exceeds 10. Test loss at the end: {"; ".join(ends)}."""
+    losses = mean_losses(runs)
+    caption = f"""Left: ReLU networks of width {sizes["width"]} at initialisation (points: mean of
+        {sizes["seeds"]} seeds, 2 standard errors; lines: exact at infinite width; dotted: the lower bound of
+        Prop 3.1 from layer 1 on). Right: their losses in SGD, batch {sizes["batch"]}, eta = {POST["eta"]}; a
+        curve ends, marked x, where a loss is not finite or exceeds 2."""
     store = {"E h_L^2, measured / exact, post": dict(zip(depths, ratio)), "exact": exact}
+    store |= {f"E h_L^2, measured, {b}": measured[b, "square"].mean(axis=0) for b in POST_LINES}
+    store |= {f"last test loss, {b}, L = {L}": loss[-1] for (L, b), loss in losses["test"].items()}
     return {"post-activation": dict(caption=caption, store=store, measured=measured, losses=losses)}
 
 
 def post_draw(numbers, sizes):
     depths, exact = sizes["depths"], numbers["store"]["exact"]
-    figure, axes = canvas(1, 4, "Figure 4: pre- against post-activation", numbers["caption"])
+    figure, axes = canvas(1, 4, "Figure 4: pre- against post-activation", numbers["caption"], 2.3, 2.4)
     for ax, name, scale in zip(axes[0], ("square", "mean"), ("log", "symlog")):
         for block, style in POST_MARKS.items():
             curve(ax, depths, numbers["measured"][block, name], linestyle="none", **style)
-            ax.plot(depths, [exact[block][L][name] for L in depths], color=style["color"], linewidth=1)
+            ax.plot(depths, [exact[block][L][name] for L in depths], color=style["color"])
         if name == "mean":
             ax.plot(depths, [exact["post"][L]["bound"] for L in depths], color=BLACK, linestyle=":")
-        log_sizes(ax, depths, "depth L", scale)
+        log_sizes(ax, depths, DEPTH, scale)
     loss_panels(axes[0, 2:], numbers["losses"], POST_LINES, sizes, POST["test_every"])
-    for ax, title in zip(axes[0], ("E h_L^2", "E h_L", "train loss", "test loss")):
-        ax.set_title(title, fontsize=10)
-    entries = labelled("{}-activation", POST_MARKS, markersize=4)
+    for ax, title in zip(axes[0], (r"$E\,h_L^2$", r"$E\,h_L$", "train loss", "test loss")):
+        ax.set_title(title)
+    entries = labelled("{}-activation", POST_MARKS)
     entries |= {"Prop 3.1's bound": dict(color=BLACK, linestyle=":")}
     entries |= labelled("loss, L = {}", colors(sizes["train_depths"]))
     entries |= {f"loss, {block}": dict(color=BLACK, linestyle=line) for block, line in POST_LINES.items()}
@@ -542,7 +562,8 @@ def transfer_panels(points, sizes, variants):
         means = {L: each.mean(axis=0) for L, each in zip(sizes["depths"], losses)}
         means = {L: np.where(mean < 2, mean, np.nan) for L, mean in means.items()}  # 0.5 is the loss of f = 0
         best = {L: best_eta(etas, mean) for L, mean in means.items()}
-        fit, _ = best_eta_slope(sizes["depths"], etas, np.stack(losses, axis=1))
+        several = sizes["seeds"] > 2
+        fit = best_eta_slope(sizes["depths"], etas, np.stack(losses, axis=1))[0] if several else None
         panels[title] = dict(means=means, best=best, fit=fit)
     return panels
 
@@ -553,7 +574,7 @@ def draw_transfer(axes, panels, sizes):
     for ax, (title, panel) in zip(axes, panels.items()):
         for i, (L, mean) in enumerate(panel["means"].items()):
             color, (eta, inside) = style[L]["color"], panel["best"][L]
-            ax.plot(etas, mean, markersize=3, linewidth=1, **style[L])
+            ax.plot(etas, mean, **style[L])
             if np.isfinite(mean).any():
                 fill = dict(color=color if inside else "white", markeredgecolor=BLACK)
                 ax.plot(eta, np.nanmin(mean), marker="v", markersize=9, zorder=3, **fill)
@@ -561,28 +582,21 @@ def draw_transfer(axes, panels, sizes):
             height = np.full(len(lost), 0.97 - 0.05 * i)
             ax.plot(lost, height, "x", color=color, markersize=4, transform=ax.get_xaxis_transform())
         log_y(ax)
-        ax.set(xscale="log", xlabel="eta", xlim=(etas[0] / 1.3, etas[-1] * 1.3))
+        ax.set(xscale="log", xlabel=r"$\eta$", title=tex(title), xlim=(etas[0] / 1.3, etas[-1] * 1.3))
         ax.set_xticks(etas, [f"{eta:g}" for eta in etas])
         ax.xaxis.minorticks_off()
-        ax.set_title(title, fontsize=9)
 
 
-TRANSFER_MARKS = {"best eta": dict(color=BLACK, marker="v", linestyle="none"), "above 2": DIVERGED}
+TRANSFER_MARKS = {r"best $\eta$": dict(color=BLACK, marker="v", linestyle="none"), "above 2": DIVERGED}
 
 
-def transfer_text(start, blocks, sizes, panels):
-    """The caption of such panels."""
-    best = [f"{title}: {best_eta_text(panel['best'], panel['fit'])}." for title, panel in panels.items()]
-    return f"""{start} training loss of the second half of {sizes["steps"]} steps of SGD (batch
-        {sizes["batch"]}, width {sizes["width"]}, tanh, {blocks}mean of {sizes["seeds"]} seeds; means above 2
-        are marked x above) against eta. Triangles: the best eta of the mean, by a parabola in log eta
-        through the lowest three points; white at an edge. Slopes: where all are inside, jackknife over the
-        seeds. Best eta: {" ".join(best)}"""
-
-
-def best_eta_text(best, fit):
-    each = [f"{'' if inside else 'edge '}{eta:.2f} (L = {L})" for L, (eta, inside) in best.items()]
-    return ", ".join(each + ([f"slope against L {interval(fit)}: it {trend(fit)}"] if fit else []))
+def best_etas(panels):
+    """What is stored of such panels."""
+    store = {f"best eta, {title}": panel["fit"] for title, panel in panels.items()}
+    store |= {
+        f"best eta, {title}, it": trend(panel["fit"]) for title, panel in panels.items() if panel["fit"]
+    }
+    return store | {f"best eta, {title}, [eta, inside]": panel["best"] for title, panel in panels.items()}
 
 
 def branch_cases(sizes, data, root):
@@ -618,46 +632,40 @@ def branch_numbers(points, sizes):
         "cos(update, gradient)": [k.cos_update for k in kernels],
     }
     theta |= {"cos(g_0, g~_0)": [float(k.cos_g[0]) for k in kernels]}
-    slopes = ", ".join(f"{interval(fit)} at {a:g}" for a, fit in fits.items() if fit)
-    caption = f"""What the forward-backward coupling of one step on a sample does to h_L, network against NFD
-        on the same noise, infinite width, tanh, branch scale L^-alpha and block rates L^(2 alpha - 1). Left:
-        slope in depth of its mean square, accumulated over layers, and 95% intervals; the theory says 2 - 4
-        alpha. The paper's -2, claimed at alpha = 1/2, is met at alpha = 1. Slopes: {slopes}. Middle: the mean
-        squares, mean of {sizes["seeds"]} samples and 2 standard errors. Right: W~ of correlation rho with W,
-        |x|^2 = d, alpha = 1/2, infinite depth: by how much a step moves f (Theta_rho, over Theta), and the
-        cosines of its gradients and of its update with those of the network."""
+    caption = f"""What the forward-backward coupling of one step does to the last features: mean square of
+        network minus NFD on the same noise, infinite width, {sizes["seeds"]} samples, 95% intervals. Right:
+        one step with backward weights that correlate with the forward ones, against the network's."""
     store = {"accumulated coupling": each, "slopes": fits, "rho": rhos, "kernels": theta}
     return {"branch": dict(caption=caption, store=store, each=each, fits=fits, rhos=rhos, theta=theta)}
 
 
 def branch_draw(numbers, sizes):
     depths, exponents = sizes["depths"], sizes["exponents"]
-    title = "Where depth suppresses the coupling: branch scale L^-alpha"
-    figure, axes = canvas(1, 3, title, numbers["caption"])
+    title = r"Where depth suppresses the coupling: branch scale $L^{-\alpha}$"
+    figure, axes = canvas(1, 3, title, numbers["caption"], height=2.6)
     left, middle, right = axes[0]
-    left.plot([0.5, 1], [0, -2], color=BLACK, linewidth=1)
-    left.axhline(-2, color=RED, linestyle=":")
+    left.plot([0.5, 1], [0, -2], color=BLACK)
+    left.axhline(-2, color=RED, linestyle="--")
     for a, fit in numbers["fits"].items():
         if fit:
-            left.errorbar(
-                a, fit.slope, [[fit.slope - fit.low], [fit.high - fit.slope]], color=BLUE, marker="o"
-            )
-    left.set_xlabel("branch exponent alpha")
+            bars = [[fit.slope - fit.low], [fit.high - fit.slope]]
+            left.errorbar(a, fit.slope, bars, color=BLUE, marker="o")
+    left.set(title="slope of the coupling in $L$", xlabel=r"branch exponent $\alpha$")
     styles = shades(exponents)
     for a, style in styles.items():
         curve(middle, depths, numbers["each"][a], numbers["fits"][a], **style)
-    log_sizes(middle, depths, "depth L")
-    for name, color in {"cos(update, gradient)": BLUE, "cos(g_0, g~_0)": RED}.items():
-        right.plot(numbers["rhos"], numbers["theta"][name], color=color)
-    right.set_xlabel("correlation rho of W~ and W")
-    for ax, title in zip(axes[0], ("slope of the coupling in L", "accumulated coupling", "one step with W~")):
-        ax.set_title(title, fontsize=10)
-    entries = {"theory, 2 - 4 alpha": dict(color=BLACK), "measured": dict(color=BLUE, marker="o")}
-    entries |= {"the paper's -2": dict(color=RED, linestyle=":")} | labelled(
-        "alpha = {:g}", styles, markersize=4
-    )
-    names = dict(zip(("Theta_rho / Theta, cos(update, gradient)", "cos(g_0, g~_0)"), (BLUE, RED)))
-    legend(figure, entries | {name: dict(color=color) for name, color in names.items()})
+    middle.set_title(r"coupling $E(h_L-h_L^\mathrm{NFD})^2$")
+    log_sizes(middle, depths, DEPTH)
+    kernels = {
+        r"$\Theta_\rho/\Theta$": ("cos(update, gradient)", dict(color=GREEN)),
+        r"$\cos(g_0,\tilde g_0)$": ("cos(g_0, g~_0)", dict(color=PURPLE, linestyle="--")),
+    }
+    for name, style in kernels.values():
+        right.plot(numbers["rhos"], numbers["theta"][name], **style)
+    right.set(title=r"one step with $\widetilde W$", xlabel=r"correlation $\rho$ of $\widetilde W$ and $W$")
+    entries = {r"theory, $2-4\alpha$": dict(color=BLACK), "measured": dict(color=BLUE, marker="o")}
+    entries |= {"the paper: $-2$": dict(color=RED, linestyle="--")} | labelled("alpha = {:g}", styles)
+    legend(figure, entries | {label: style for label, (_, style) in kernels.items()})
     return figure
 
 
@@ -672,7 +680,7 @@ COORDINATES = {  # the networks: a column each
     "pre, vanilla": dict(scaling="vanilla"),
 }
 COORDINATE_ROWS = dict(
-    h="$h_L$", change="change of $h_L$", own="$L$ x own update\nof a block", f="change of $f$"
+    h="$h_L$", change="change of $h_L$", own="$L$ × own update\nof a block", f="change of $f$"
 )
 
 
@@ -720,16 +728,10 @@ def coordinates_numbers(points, sizes):
             for name, row in product(COORDINATES, COORDINATE_ROWS)
         }
         fits = {key: fitted(swept, values[..., -1]) for key, values in each.items()}
-        moving = [
-            f"{name}: {row} {interval(fit)}"
-            for (name, row), fit in fits.items()
-            if fit and (fit.low > 0.1 or fit.high < -0.1)
-        ]
         caption = f"""Mean squares of the coordinates of networks against {against}, {other} {value}, after 1
-            to 4 steps on one sample (mean of {sizes["seeds"]} seeds, 2 standard errors), tanh, eta = 0.2;
-            depth-muP but for the last two. Own update: what the updates of a block's own weights add to h_l.
-            Where the parametrisation is right nothing depends on the {against}; above each panel the slope
-            after step 4. Slopes whose interval is beyond 0.1: {"; ".join(moving) or "none"}."""
+            to 4 steps on one sample (mean of {sizes["seeds"]} seeds, 2 standard errors), tanh, eta = 0.2,
+            depth-muP but for the last two. Where the parametrisation is right nothing depends on the
+            {against}; the power above each panel is fitted after step 4."""
         store = {"slopes": {f"{name}, {row}": fit for (name, row), fit in fits.items()}}
         pictures[f"coordinates-{against}"] = dict(
             caption=caption, store=store, each=each, fits=fits, against=against
@@ -740,15 +742,14 @@ def coordinates_numbers(points, sizes):
 def coordinates_draw(numbers, sizes):
     against, swept = numbers["against"], sizes[numbers["against"] + "s"]
     title = f"Coordinates against {against}: flat where the parametrisation is right"
-    figure, axes = canvas(len(COORDINATE_ROWS), len(COORDINATES), title, numbers["caption"], width=2.1)
+    figure, axes = canvas(len(COORDINATE_ROWS), len(COORDINATES), title, numbers["caption"], width=1.8)
     steps, symbol = shades(range(1, 5)), dict(width="n", depth="L")[against]
     for (row, ax_row), (column, name) in product(enumerate(axes), enumerate(COORDINATES)):
         ax, key = ax_row[column], (name, list(COORDINATE_ROWS)[row])
         for k, style in steps.items():
             curve(ax, swept, numbers["each"][key][..., k], **style)
-        log_sizes(ax, swept[::2], f"{against} {symbol}" if row == len(axes) - 1 else "")
-        fit = numbers["fits"][key]
-        ax.set_title(f"{name}\n" * (row == 0) + (f"slope {fit.slope:.2f}" if fit else "diverged"), fontsize=9)
+        log_sizes(ax, swept[::2], f"{against} ${symbol}$" if row == len(axes) - 1 else "")
+        ax.set_title(f"{tex(name)}\n" * (row == 0) + power(symbol, numbers["fits"][key]))
         if column == 0:
             ax.set_ylabel(COORDINATE_ROWS[key[1]])
     for of_row in axes:  # one range for all, which what diverges may leave
@@ -757,7 +758,7 @@ def coordinates_draw(numbers, sizes):
             ax.set_ylim(max(limits.min(), low / 100), min(limits.max(), 100 * high))
             ax.yaxis.minorticks_off()
             ax.tick_params(labelleft=ax is of_row[0], labelbottom=ax in axes[-1])
-    legend(figure, labelled("step {}", steps, markersize=4))
+    legend(figure, labelled("step {}", steps))
     return figure
 
 
@@ -772,8 +773,11 @@ def two_layer_cases(sizes, data, root):
     ]
 
 
-TWO_LAYER = {0.0: dict(color=BLUE, marker="o"), 0.5: dict(color=RED, marker="s")}
-SHARES = {"own update": "W1's own update of x, mean square", "part of f^1": "W1's part of f^1, per eta chi"}
+TWO_LAYER = {0.0: dict(color=GREEN, marker="o"), 0.5: dict(color=PURPLE, marker="s")}
+SHARES = {
+    "own update": "$W_1$'s own update of $x$, mean square",
+    "part of f^1": r"$W_1$'s part of $f^1$, per $\eta\chi$",
+}
 
 
 def two_layer_numbers(points, sizes):
@@ -790,35 +794,31 @@ def two_layer_numbers(points, sizes):
         for backward, a in product(BACKWARD_LINES, TWO_LAYER)
     }
     panels = transfer_panels(points, sizes, variants)
-    decoupled = max(shares["part of f^1", a, "none"].mean(axis=0).max() for a in TWO_LAYER)
-    slopes = [f"{key}: {interval(fit)}" for key, fit in store.items() if fit]
-    caption = f"""Two-layer blocks whose first matrix W1 learns at the rate L^a eta; a = 0 is depth-muP, a =
-        1/2 the proposed correction. Left, infinite width, one step on a digit (eta = 0.1): mean square of
-        what W1's own update adds to the inner features x (top) and what all W1 updates add to the output,
-        per eta chi (bottom; hollow: decoupled, at most {decoupled:.2g}). Slopes with 95% intervals:
-        {"; ".join(slopes)}. {transfer_text("Right: mean", "", sizes, panels)}"""
-    store |= {f"best eta, {title}": panel["fit"] for title, panel in panels.items()}
+    caption = f"""Two-layer blocks whose first matrix learns at L^a times the rate of the second: what its
+        updates do in one step at infinite width (left), and the training loss of the second half of
+        {sizes["steps"]} steps of SGD (right; batch {sizes["batch"]}, width {sizes["width"]}, {sizes["seeds"]}
+        seeds). Triangles: the best learning rate of each depth."""
+    store |= {f"{name}, a = {a}, {c}": each.mean(axis=0) for (name, a, c), each in shares.items()}
+    store |= best_etas(panels)
     return {"two-layer": dict(caption=caption, store=store, shares=shares, fits=fits, panels=panels)}
 
 
 def two_layer_draw(numbers, sizes):
     title = "Two-layer blocks: the collapse of the first layer, its correction, and the price"
-    figure, axes = canvas(2, 3, title, numbers["caption"], width=3.7)
+    figure, axes = canvas(2, 3, title, numbers["caption"], height=2.5)
     depths, hollow = sizes["share_depths"], dict(markerfacecolor="none", linestyle=":")
     for ax, (name, title) in zip(axes[:, 0], SHARES.items()):
         for a, style in TWO_LAYER.items():
             curve(ax, depths, numbers["shares"][name, a, "full"], numbers["fits"][name, a], **style)
             if name == "part of f^1":
                 curve(ax, depths, numbers["shares"][name, a, "none"], **hollow, **style)
-        log_sizes(ax, depths, "depth L")
-        ax.set_title(title, fontsize=9)
+        log_sizes(ax, depths, DEPTH)
+        ax.set_title(title)
     draw_transfer(axes[:, 1:].ravel(), numbers["panels"], sizes)
     for ax in axes[:, 1]:
         ax.set_ylabel("training loss")
-    entries = labelled("a = {:g}", TWO_LAYER, markersize=4)
-    entries |= {"decoupled (left)": dict(color=BLACK, marker="o", **hollow)}
-    entries |= labelled("L = {} (right)", shades(sizes["depths"]), markersize=3)
-    legend(figure, entries | TRANSFER_MARKS)
+    entries = labelled("a = {:g}", TWO_LAYER) | {"decoupled (left)": dict(color=BLACK, marker="o", **hollow)}
+    legend(figure, entries | labelled("L = {} (right)", shades(sizes["depths"])) | TRANSFER_MARKS)
     return figure
 
 
@@ -833,9 +833,10 @@ def transfer_numbers(points, sizes):
         for scaling, name in SCALINGS.items()
     }
     panels = transfer_panels(points, sizes, variants)
-    store = {f"best eta, {title}": panel["fit"] for title, panel in panels.items()}
-    caption = transfer_text("Mean", "one-layer blocks, ", sizes, panels)
-    return {"transfer": dict(caption=caption, store=store, panels=panels)}
+    caption = f"""Training loss of the second half of {sizes["steps"]} steps of SGD (one-layer blocks, batch
+        {sizes["batch"]}, width {sizes["width"]}, tanh, {sizes["seeds"]} seeds) against the learning rate.
+        Triangles: the best one of each depth, white at an edge; losses above 2 are marked x on top."""
+    return {"transfer": dict(caption=caption, store=best_etas(panels), panels=panels)}
 
 
 def transfer_draw(numbers, sizes):
@@ -844,7 +845,7 @@ def transfer_draw(numbers, sizes):
     draw_transfer(axes.ravel(), numbers["panels"], sizes)
     for ax in axes[:, 0]:
         ax.set_ylabel("training loss")
-    legend(figure, labelled("L = {}", shades(sizes["depths"]), markersize=3) | TRANSFER_MARKS)
+    legend(figure, labelled("L = {}", shades(sizes["depths"])) | TRANSFER_MARKS)
     return figure
 
 
@@ -910,36 +911,30 @@ def extrapolate(depths, values):
     return (L2 * values[-1] - L1 * values[-2]) / (L2 - L1)
 
 
-SCALING_TITLES = dict(loss="mean training loss", kernel="kernel E phi(h_{L-1})^2")
+SCALING_TITLES = dict(loss="mean training loss", kernel=r"kernel $E\,\phi(h_{L-1})^2$")
 
 
 def scaling_numbers(points, sizes):
     """Values {name: shape (seeds, widths, depths)}, their fits and limits."""
     widths, depths, floor_depths = sizes["widths"], sizes["depths"], sizes["floor_depths"]
-    values, store, sentences = {}, {}, []
-    for name, title in SCALING_TITLES.items():
+    values, store = {}, {}
+    for name in SCALING_TITLES:
         rows = [[array(pick(points, scaling_case, width=n, depth=L), name) for L in depths] for n in widths]
         values[name] = np.moveaxis(np.array(rows), 2, 0)
         floors = across(points, floor_case, "depth", floor_depths, name).mean(axis=0)
         fit = store[name] = scaling_fit(widths, depths, values[name])
-        size = store[f"{name}, enough"] = enough(fit, sizes["worth"])
-        limit = store[f"{name}, limit"] = extrapolate(floor_depths, floors)
-        f_inf = "{:.4f} [{:.4f}, {:.4f}]".format(*fit["f_inf"])
-        slopes = ", ".join("{} {:.3g} [{:.3g}, {:.3g}]".format(k, *fit[k]) for k in "ab")
-        ends = ", ".join("{} {:.0f} [{:.0f}, {:.0f}]".format(k, *v) for k, v in size.items())
-        sentences.append(
-            f"{title}: f_inf {f_inf}, limit {limit:.4f}, {slopes}; "
-            f"doubling changes it by less than {100 * sizes['worth']:g}% beyond {ends}."
-        )
+        store[f"{name}, enough"] = enough(fit, sizes["worth"])
+        store[f"{name}, limit"] = extrapolate(floor_depths, floors)
     caption = f"""{SCALING["samples"]} samples in mini-batches of {SCALING["batch"]}, eta = {SCALING["eta"]},
-        tanh, explicit networks, {sizes["seeds"]} seeds, 2 standard errors. Lines: f_inf + a/n + b/L, fitted
-        to all points (95% bootstrap intervals). Black: the coupled limit, {sizes["particles"]} particles,
-        extrapolated from L = {", ".join(map(str, floor_depths[-2:]))}. {" ".join(sentences)}"""
+        tanh, explicit networks, {sizes["seeds"]} seeds, 2 standard errors. Lines: one constant plus terms in
+        1/n and 1/L, fitted to all points; blue: the coupled limit, extrapolated from L =
+        {" and ".join(map(str, floor_depths[-2:]))}."""
     return {"scaling": dict(caption=caption, store=store, values=values)}
 
 
 def scaling_draw(numbers, sizes):
-    figure, axes = canvas(2, 2, "Scaling and diminishing returns", numbers["caption"], width=4.2)
+    title = "Scaling and diminishing returns: $f_\\infty+a/n+b/L$"
+    figure, axes = canvas(2, 2, title, numbers["caption"], 3.6, 2.5)
     widths, depths = np.array(sizes["widths"]), np.array(sizes["depths"])
     by_n, by_L = shades(sizes["widths"]), shades(sizes["depths"])
     for (left, right), (name, title) in zip(axes, SCALING_TITLES.items()):
@@ -947,16 +942,16 @@ def scaling_draw(numbers, sizes):
         f_inf, a, b = (fit[key][0] for key in ("f_inf", "a", "b"))
         for j, (L, style) in enumerate(by_L.items()):
             curve(left, widths, values[:, :, j], linestyle="none", **style)
-            left.plot(widths, f_inf + a / widths + b / L, color=style["color"], linewidth=1)
+            left.plot(widths, f_inf + a / widths + b / L, color=style["color"])
         for i, (n, style) in enumerate(by_n.items()):
             curve(right, depths, values[:, i], linestyle="none", **style)
-            right.plot(depths, f_inf + a / n + b / depths, "--", color=style["color"], linewidth=1)
-        for ax, size, label in ((left, widths, "width n"), (right, depths, "depth L")):
-            ax.axhline(numbers["store"][f"{name}, limit"], color=BLACK, linewidth=1.5)
+            right.plot(depths, f_inf + a / n + b / depths, "--", color=style["color"])
+        for ax, size, label in ((left, widths, WIDTH), (right, depths, DEPTH)):
+            ax.axhline(numbers["store"][f"{name}, limit"], color=BLUE, linewidth=1.5)
             log_sizes(ax, size, label, "linear")
         left.set_ylabel(title)
-    entries = labelled("L = {}", by_L, markersize=4) | labelled("n = {}", by_n, markersize=4, linestyle="--")
-    legend(figure, entries | {"limit": dict(color=BLACK, linewidth=1.5)})
+    entries = labelled("L = {}", by_L) | labelled("n = {}", by_n, linestyle="--")
+    legend(figure, entries | {"coupled limit": dict(color=BLUE, linewidth=1.5)})
     return figure
 
 
@@ -980,7 +975,7 @@ COUPLING_SERIES = {
     "NFD + nearest layer": ("nearest", dict(color=ORANGE, marker="v")),
     "coupled limit": ("full", dict(color=BLUE, marker="s")),
 }
-COUPLING_TITLES = dict(f="f_{}", h2="E h_L^2, pass {}", g2="E g_0^2, pass {}")
+COUPLING_TITLES = dict(f="$f_{}$", h2="$E\\,h_L^2$, pass {}", g2="$E\\,g_0^2$, pass {}")
 
 
 def coupling_numbers(points, sizes):
@@ -992,25 +987,20 @@ def coupling_numbers(points, sizes):
     for label, (c, _) in COUPLING_SERIES.items():
         values[label] = {name: array(limits, c, name) for name in COUPLING_TITLES}
     store = {label: {name: v.mean(axis=0) for name, v in each.items()} for label, each in values.items()}
-    last = [f"{k} f = {', '.join(f'{x:.3f}' for x in v['f'][-1, 1:])}" for k, v in store.items()]
-    apart, ends = {}, []
-    for label in COUPLING_SERIES:
-        difference = np.abs(store["networks"]["f"] - store[label]["f"])[:, 1:]
-        gap = apart[label] = np.mean(difference, axis=1)
-        ends.append(f"{label} {gap[0]:.3f} at L = {depths[0]}, {gap[-1]:.3f} at L = {depths[-1]}")
+    nets_f = store["networks"]["f"][:, 1:]
+    apart = {label: np.abs(nets_f - store[label]["f"][:, 1:]).mean(axis=1) for label in COUPLING_SERIES}
     deviations = nets["f"][:, -1, 1:].std(axis=0, ddof=1)
-    noise = 2 * np.mean(deviations) / np.sqrt(len(nets["f"]))
-    caption = f"""Training on two digits in turn, eta = {COUPLING["eta"]}, passes 1 to 3 (pass k comes after
-        k updates), against depth. Networks: width {sizes["width"]}, mean of {sizes["seeds"]} seeds, 2
-        standard errors; the others: {sizes["particles"]} particles on the same noise. At L = {depths[-1]}:
-        {"; ".join(last)}. Mean |difference| between the networks' f and that of {"; ".join(ends)} (2
-        standard errors of the networks: {noise:.3f})."""
     store["mean |f of networks - f|, for each depth"] = apart
+    store["2 standard errors of the networks' f, largest depth"] = 2 * deviations / np.sqrt(len(nets["f"]))
+    caption = f"""Training on two digits in turn, eta = {COUPLING["eta"]}; pass k comes after k updates.
+        Networks: width {sizes["width"]}, mean of {sizes["seeds"]} seeds, 2 standard errors; the others:
+        infinite width, on the same noise."""
     return {"coupling": dict(caption=caption, store=store, values=values)}
 
 
 def coupling_draw(numbers, sizes):
-    figure, axes = canvas(3, 3, "The forward-backward coupling against depth", numbers["caption"])
+    title = "Networks against the limits with and without the coupling"
+    figure, axes = canvas(3, 3, title, numbers["caption"])
     styles = {"networks": dict(color=BLACK, marker="o", linestyle="none")}
     styles |= {label: style for label, (_, style) in COUPLING_SERIES.items()}
     for row, (name, title) in zip(axes, COUPLING_TITLES.items()):
@@ -1018,9 +1008,59 @@ def coupling_draw(numbers, sizes):
             for label, style in styles.items():
                 caps = dict(capsize=2 if label == "networks" else 0)
                 curve(ax, sizes["depths"], numbers["values"][label][name][:, :, k], **style, **caps)
-            log_sizes(ax, sizes["depths"], "depth L", "linear")
-            ax.set_title(title.format(k), fontsize=9)
-    legend(figure, labelled("{}", styles, markersize=4))
+            log_sizes(ax, sizes["depths"], DEPTH if name == "g2" else "", "linear")
+            ax.set_title(title.format(k))
+    legend(figure, styles)
+    return figure
+
+
+def coupling_depth_cases(sizes, data, root):
+    """Every seed has its own sample. At alpha = 1, where the coupling is small, there are more particles and
+    half as many depths."""
+    given, N, depths = dict(data=data, order=(0, 0), eta=0.3), sizes["particles"], sizes["depths"]
+    half, three = depths[: -(-len(depths) // 2)], ("none", "nearest", "full")
+    hows = (
+        dict(branch_exponent=0.5, particles=N, depths=depths, couplings=three),
+        dict(branch_exponent=1.0, particles=8 * N, depths=half, couplings=("none", "full")),
+    )
+    return sum((repeat(coupling_case, range(sizes["seeds"]), root, **given, **how) for how in hows), [])
+
+
+COUPLING_DEPTH = {  # label: branch exponent, coupling, style
+    "whole coupling": (0.5, "full", dict(color=BLUE, marker="s")),
+    "nearest layer alone": (0.5, "nearest", dict(color=ORANGE, marker="v")),
+    "whole, alpha = 1": (1.0, "full", dict(color=GREEN, marker="D")),
+}
+
+
+def coupling_depth_numbers(points, sizes):
+    """Mean squared changes of h_L in pass 1 by the coupling, over E h_L^2 without it, {label: shape (seeds,
+    depths)}, with their fits."""
+    shares, fits = {}, {}
+    for label, (a, c, _) in COUPLING_DEPTH.items():
+        results = pick(points, coupling_case, branch_exponent=a)
+        shares[label] = (array(results, c, "h_L") / array(results, "none", "h2"))[..., 1]
+        fits[label] = fitted(sizes["depths"][: shares[label].shape[1]], shares[label])
+    caption = f"""Network minus NFD after one step, on the same noise, infinite width, tanh, {sizes["seeds"]}
+        samples, 2 standard errors. The paper's closed form, of the nearest layer, decays as predicted; the
+        whole coupling does so for a branch scale 1/L (alpha = 1), not for the paper's."""
+    store = {f"{label}, [seed][depth]": each for label, each in shares.items()} | {"slopes": fits}
+    return {"coupling-depth": dict(caption=caption, store=store, shares=shares, fits=fits)}
+
+
+def coupling_depth_draw(numbers, sizes):
+    title = "The forward-backward coupling does not decay with depth"
+    figure, axes = canvas(1, 1, title, numbers["caption"], width=5.5, height=3.4)
+    ax, entries, depths = axes[0, 0], {}, np.array(sizes["depths"])
+    for label, (_, _, style) in COUPLING_DEPTH.items():
+        share, fit = numbers["shares"][label], numbers["fits"][label]
+        curve(ax, depths[: share.shape[1]], share, fit, **style)
+        entries[label + (f"\nslope ${fit.slope:.2f}$" if fit else "")] = style
+    style = entries["the paper predicts $L^{-2}$"] = dict(color=RED, linestyle="--")
+    ax.plot(depths, numbers["shares"]["whole coupling"][:, 0].mean() * (depths[0] / depths) ** 2, **style)
+    log_sizes(ax, depths, DEPTH)
+    ax.set_ylabel(r"$E(h_L-h_L^\mathrm{NFD})^2\,/\,E(h_L^\mathrm{NFD})^2$")
+    legend(figure, entries)
     return figure
 
 
@@ -1132,6 +1172,15 @@ FIGURES = {
         dict(widths=doubling(32, 1024), depths=doubling(4, 128), width=128, depth=8, seeds=8),
         dict(widths=doubling(64, 4096), depths=doubling(4, 256), width=512, depth=16, seeds=16),
     ),
+    "coupling-depth": Plan(
+        "the coupling against depth: whole, of the nearest layer, as the paper predicts",
+        coupling_depth_cases,
+        coupling_depth_numbers,
+        coupling_depth_draw,
+        dict(depths=(2, 4), seeds=2, particles=500),
+        dict(depths=doubling(8, 256), seeds=8, particles=2000),
+        dict(depths=doubling(8, 512), seeds=12, particles=20_000),
+    ),
     "coupling": Plan(
         "f_k and kernels against depth: networks, NFD, nearest layer, coupled limit",
         coupling_cases,
@@ -1147,27 +1196,82 @@ FIGURES = {
 # Running
 
 
+def figure(name, sizes=None, *, data=None, root=0, executor=None):
+    """The matplotlib Figure of that name from fresh runs, which a notebook shows; its `caption` and `numbers`
+    are those of the JSON file. For coordinates, and alignment at several widths, a tuple of them.
+
+    sizes : what differs from FIGURES[name].default, such as dict(depths=(4, 16), seeds=4)
+    data, root, executor : as in `make`
+    """
+    sizes = checked(name, sizes, data)
+    cases = FIGURES[name].cases(sizes, data, root)
+    points = list(zip(cases, sweep(cases, executor=executor, label=name)))
+    figures = tuple(drawn(name, points, sizes).values())
+    return figures if len(figures) > 1 else figures[0]
+
+
+def checked(name, sizes, data):
+    """All sizes of a figure. ValueError for a name or sizes that there are not, or that it cannot be drawn
+    from."""
+    if name not in FIGURES:
+        raise ValueError(f"name={name!r} is unknown; allowed: {', '.join(FIGURES)}")
+    default, sizes = FIGURES[name].default, sizes or {}
+    if unknown := sorted(sizes.keys() - default.keys()):
+        raise ValueError(f"sizes: {name} has no {', '.join(unknown)}; allowed: {', '.join(default)}")
+    sizes, samples = default | sizes, len(images(data)[0])
+    needed = dict(convergence=2, coupling=2, eigenvalues=sizes.get("passes"), scaling=SCALING["samples"])
+    if samples < needed.get(name, 1):
+        raise ValueError(f"{name} needs {needed[name]} images to train on; the data have {samples}")
+    if not sizes.get("worth", 1) > 0:
+        raise ValueError(f"worth={sizes['worth']} must be positive")
+    if sizes["seeds"] < 2:
+        raise ValueError(f"{name} needs 2 seeds or more, for a spread")
+    for key in ("widths", "depths"):
+        if name in ("convergence", "scaling") and len(sizes[key]) < 2:
+            raise ValueError(f"{name} needs two {key} or more, for a slope")
+    return sizes
+
+
+def drawn(name, points, sizes):
+    """{picture: Figure} from the results of its cases."""
+    from matplotlib import rc_context
+
+    figures = {}
+    for picture, numbers in FIGURES[name].numbers(points, sizes).items():
+        with rc_context(STYLE):
+            figure = figures[picture] = FIGURES[name].draw(numbers, sizes)
+            for axes in figure.axes:
+                few_ticks(axes)
+        figure.caption, figure.numbers = " ".join(numbers["caption"].split()), plain(numbers["store"])
+        figure._repr_png_ = partial(encoded, figure)  # what IPython asks for
+    return figures
+
+
+def encoded(figure, form="png"):
+    """The bytes of its file."""
+    file = BytesIO()
+    figure.savefig(file, format=form, dpi=150)
+    return file.getvalue()
+
+
 def make(name, directory, *, sizes=None, data=None, root=0, executor=None, form="png"):
     """Sweep the cases of FIGURES[name], draw them, and write <directory>/<name>.json and the pictures;
     returns their paths.
 
-    sizes : as FIGURES[name].default, which it replaces
+    sizes : what differs from FIGURES[name].default
     executor : any concurrent.futures.Executor (`sweep`)
 
     A sweep that was interrupted goes on from <name>.partial, which is removed in the end.
     """
-    plan, directory = FIGURES[name], Path(directory)
-    sizes = sizes or plan.default
-    check_sizes(name, sizes, len(images(data)[0]))
+    directory, sizes = Path(directory), checked(name, sizes, data)
     directory.mkdir(parents=True, exist_ok=True)
-    cases, store = plan.cases(sizes, data, root), store_path(directory, name, data)
+    cases, store = FIGURES[name].cases(sizes, data, root), store_path(directory, name, data)
     start = time.perf_counter()
     points = list(zip(cases, sweep(cases, executor=executor, store=store, label=name)))
-    pictures, paths = plan.numbers(points, sizes), []
-    for picture, numbers in pictures.items():
-        figure = plan.draw(numbers, sizes)
+    figures, paths = drawn(name, points, sizes), []
+    for picture, figure in figures.items():
         paths.append(directory / f"{picture}.{form}")
-        replace_file(paths[-1], lambda file: figure.savefig(file, format=form, dpi=130))
+        replace_file(paths[-1], lambda file: file.write(encoded(figure, form)))
     report = dict(
         figure=name,
         versions=versions(),
@@ -1175,10 +1279,7 @@ def make(name, directory, *, sizes=None, data=None, root=0, executor=None, form=
         seed=root,
         sizes=sizes,
         seconds=round(time.perf_counter() - start, 1),
-        pictures={
-            picture: dict(caption=" ".join(numbers["caption"].split()), numbers=numbers["store"])
-            for picture, numbers in pictures.items()
-        },
+        pictures={picture: dict(caption=f.caption, numbers=f.numbers) for picture, f in figures.items()},
         points=[case._asdict() | dict(run=case.run.__name__, result=result) for case, result in points],
     )
     paths.append(directory / f"{name}.json")
@@ -1236,7 +1337,7 @@ def plan_sizes(parser, options):
             plans[name] |= dict.fromkeys(others, options.depths)
     try:
         for name, sizes in plans.items():
-            check_sizes(name, sizes, len(images(data)[0]))
+            checked(name, sizes, data)
         options.out.mkdir(parents=True, exist_ok=True)
         if not os.access(options.out, os.W_OK):
             raise OSError("it is not writable")
@@ -1281,20 +1382,6 @@ def draw_all(options, plans, data):
         return 1
     print(f"Data: {options.data or 'UCI digits'}, seed {options.seed}, {time.perf_counter() - start:.0f} s.")
     return 0
-
-
-def check_sizes(name, sizes, samples):
-    """ValueError for sizes that the figure cannot be drawn from, with so many training images."""
-    needed = dict(convergence=2, coupling=2, eigenvalues=sizes.get("passes"), scaling=SCALING["samples"])
-    if samples < needed.get(name, 1):
-        raise ValueError(f"{name} needs {needed[name]} images to train on; the data have {samples}")
-    if not sizes.get("worth", 1) > 0:
-        raise ValueError(f"worth={sizes['worth']} must be positive")
-    if sizes["seeds"] < 2:
-        raise ValueError(f"{name} needs 2 seeds or more, for a spread")
-    for key in ("widths", "depths"):
-        if name in ("convergence", "scaling") and len(sizes[key]) < 2:
-            raise ValueError(f"{name} needs two {key} or more, for a slope")
 
 
 if __name__ == "__main__":

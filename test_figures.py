@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 import nfd_figures
 from nfd_experiments import Slope, plain, relu_case, sweep, train_case
-from nfd_figures import FIGURES, enough, main, make, scaling_fit
+from nfd_figures import FIGURES, enough, figure, fitted, main, make, scaling_fit
 from sde import relu_moments
 
 TRAIN = dict(data=None, width=12, steps=3, batch=8, eta=0.3)
@@ -88,7 +89,7 @@ def test_every_figure(name, tmp_path, capsys):
     for picture, about in report["pictures"].items():
         assert (
             picture + (".svg" if name == "scaling" else ".png") in files
-            and len(about["caption"]) > 200
+            and 1 <= len(re.findall(r"[.](?= [A-Z]|$)", about["caption"])) <= 2  # sentences
             and about["numbers"]
         )
     assert f"{name}: " in capsys.readouterr().out
@@ -176,7 +177,7 @@ def test_divergence_is_data(tmp_path):
         for case in FIGURES["alignment"].cases(sizes, None, 0)
     ]
     (numbers,) = FIGURES["alignment"].numbers(list(zip(cases, sweep(cases))), sizes).values()
-    assert "diverged at L = " in numbers["caption"]
+    assert 24 in numbers["store"]["diverged, mup, reused"]
     gaps = numbers["store"]["train gaps, mup, [seed][depth]"]
     assert np.isnan(gaps[:, 1]).all()  # no gap, not a small one
     assert FIGURES["alignment"].draw(numbers, sizes).axes
@@ -196,6 +197,49 @@ def test_trend():
         "grows with depth",
         "falls with depth",
     ]
+
+
+def test_a_figure_for_a_notebook():
+    """Shown without pyplot; whole coupling, nearest layer and alpha = 1 are not mixed up; a slope has three
+    repetitions."""
+    for seeds in (2, 3):
+        given = dict(depths=[2, 4, 8], particles=500, seeds=seeds)
+        picture = figure("coupling-depth", given, root=4)
+        assert picture._repr_png_().startswith(b"\x89PNG")
+        labels = [text.get_text() for text in picture.legends[0].get_texts()]
+        assert [f"slope ${x}" in y for x, y in zip(("", "-1", "-"), labels)] == 3 * [seeds == 3]
+    share = {name: np.mean(rows, axis=0) for name, rows in picture.numbers.items() if "depth" in name}
+    whole, nearest, one = share.values()
+    assert len(one) == 2 and whole[2] > 10 * one[1] > 10 * nearest[2] > 0
+    cases = FIGURES["coupling-depth"].cases(FIGURES["coupling-depth"].default | given, None, 4)[:3]
+    direct = [(r["full"]["h_L"][2][1] / r["none"]["h2"][2][1]) for r in sweep(cases)]
+    assert np.isclose(whole[2], np.mean(direct), rtol=1e-12)
+    with pytest.raises(ValueError, match="name='figure-9' is unknown; allowed: convergence, "):
+        figure("figure-9")
+    with pytest.raises(ValueError, match="alignment has no etas; allowed: widths, depths"):
+        figure("alignment", dict(etas=(1, 2)))
+
+
+def test_two_repetitions_are_no_slope():
+    assert fitted((2, 4), np.ones((2, 2))) is None and fitted((2, 4), np.ones((3, 2))).slope == 0
+
+
+def test_mathematics_and_ticks():
+    from matplotlib.figure import Figure
+
+    assert nfd_figures.tex("muP, eta = 0.3, a = 1/2.") == r"$\mu$P, $\eta=0.3$, $a=1/2$."
+    for low, high, expected in (
+        (0.21, 0.55, "0.3 0.4 0.5"),
+        (0.015, 0.3, "0.02 0.05 0.1 0.2"),
+        (0.002, 2, "-2 -1 0"),
+    ):
+        axes = Figure().subplots()
+        axes.set(yscale="log", ylim=(low, high))
+        nfd_figures.few_ticks(axes)
+        axes.figure.draw_without_rendering()
+        shown = [t for t in axes.yaxis.get_ticklabels(which="both") if low <= t.get_position()[1] <= high]
+        texts = [re.sub(r"\$\\mathdefault\{10\^\{(.*)\}\}\$", r"\1", t.get_text()) for t in shown]
+        assert " ".join(filter(None, texts)).replace("\N{MINUS SIGN}", "-") == expected
 
 
 def test_curve_has_two_standard_errors():
