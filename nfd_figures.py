@@ -21,7 +21,6 @@ from math import lcm
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-import numba
 import numpy as np
 
 import sde
@@ -61,6 +60,9 @@ from nfd_io import (
     sizes_list,
     worker_options,
 )
+from nfd_kernels import numba
+
+__all__ = ["FIGURES", "figure", "main", "make"]
 
 # ------------------------------------------------------------------------------------------------------------
 # Drawing
