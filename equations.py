@@ -32,9 +32,9 @@ HEAD = """\
 # Every equation, the lines that are it, the tests that see it wrong
 
 `python equations.py` writes this page from `equations.toml` and from the numbers in comments and docstrings,
-the paper's, and with an X this project's own. *Plain* is the text to read, *fast* its compiled twin;
-functions with the number at a line come first, and tests that `python mutants.py formulas` sees fail, then those
-of few equations. A claim is one of `nfd-audit`; behind it is what measures it.
+the paper's, and with an X this project's own. *plain* is the text to read, *fast* its compiled twin;
+functions with the number at a line come first, and tests that `python mutants.py formulas` sees fail,
+then those of few equations. A *claim* is one of `nfd-audit`; behind it is what measures it.
 """
 
 
@@ -100,7 +100,9 @@ def fill(rows, sources, claims, wrong):
         f"{tag} in {p.file} is not in the table" for tag in sorted(tags.keys() - known) for p in tags[tag]
     ]
     holes += [
-        f"{t.name} sees {tag} wrong and does not say so" for tag, t in sorted(proven) if t not in tags[tag]
+        f"{t.name} sees {tag} wrong and does not say so"
+        for tag, t in sorted(proven)
+        if t not in tags.get(tag, ())
     ]
     for row, own in zip(rows, of):
         at = {place: comment for tag in own for place, comment in tags.get(tag, {}).items()}
@@ -128,15 +130,15 @@ def cells(row):
     yield re.sub(r"^(X?\d+)$", r"[\1]", row["number"]) + (" " + row.get("of", "")).rstrip()
     formulas = [f"`{line}`".replace("|", r"\|") for line in row["formula"].strip().splitlines()]
     yield "<br>".join([re.sub(r"([|~<])", r"\\\1", row["says"]), *formulas])
+    lines = []
     for part, between in (("plain", "."), ("fast", "."), ("tests", ".py::")):
         places = row[part] if isinstance(row[part], list) else []
         links = [f"[`{file[:-3]}{between}{name}`](../{file})" for file, name in places[:MOST]]
-        yield "<br>".join(links) or str(row[part])
-    lines = []
+        lines.append(f"*{part}* {', '.join(links) or row[part]}")
     for claim in row["claims"]:
         cases = dict.fromkeys(experiment.measure for experiment in claim.experiments)
         links = ", ".join(f"[`{case.__name__}`](../{case.__module__}.py)" for case in cases)
-        lines.append(f"{claim.id}{' (fails)' * (claim.expected == 'fails')}: {links}")
+        lines.append(f"*claim* {claim.id}{' (fails)' * (claim.expected == 'fails')} by {links}")
     yield "<br>".join(lines)
 
 
@@ -160,7 +162,7 @@ def index():
     sources = {path.name: path.read_text() for path in sorted(HERE.glob("*.py"))}
     holes, lines = fill([row for s in sections for row in s["equation"]], sources, CLAIMS, wrong), [HEAD]
     for section in sections:
-        lines += [f"## {section['title']}\n", "| | | plain | fast | tests | claims |", "|---" * 6 + "|"]
+        lines += [f"## {section['title']}\n", "| | what it says | where it is |", "|---|---|---|"]
         lines += [*(f"| {' | '.join(cells(row))} |" for row in section["equation"]), ""]
     return "\n".join(lines), holes
 

@@ -203,7 +203,7 @@ def test_infinite_depth():
     "phi, how", [("identity", dict(backward=0.4)), ("tanh", dict(backward=-0.6, branch_exponent=0.7))]
 )
 def test_one_step_against_simulation(phi, how):
-    """[X5], [X7] within 4 standard errors, at a small step; other inputs than x_0 = x_1."""
+    """[X5] within 4 standard errors, at a small step; other inputs than x_0 = x_1."""
     x0, x1 = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0])
     step = nfd_limits.one_step(x0, x1, phi, 6, how.get("branch_exponent", 0.5), how["backward"])
     values = []
@@ -299,6 +299,19 @@ def test_what_does_not_go_together():
         nfd_min.sgd(stream, nfd_min.draw_weights(5, 3, 5, rng=0), backward=0.5)
     with pytest.raises(ValueError, match='backward="fresh" needs a stream with batch=1, not 2'):
         finite_net.train(Stream(stream.X, stream.y, 0.1, 2), 5, 3, backward="fresh", rng=0)
+
+
+@pytest.mark.parametrize("phi", ["identity", "tanh"])
+def test_theta_from_both_ends(phi):
+    """[X7] at depth 4, from the last layer, is f_1 of [X5], from the first; the cosines [X8] if linear."""
+    x, rho, s2 = np.array([1.5, 0.5, -0.5, 1.0]), np.array([0.3, -0.7, 1.0, 0.5]), 4**-1.2
+    kernel = nfd_limits.first_step_kernel(x, phi, 4, branch_exponent=0.6, rho=rho)
+    for Theta, of in (kernel.Theta, 1.0), (kernel.Theta_rho, rho):
+        assert np.isclose(Theta, -nfd_limits.one_step(x, x, phi, 4, 0.6, of).f, rtol=1e-12)
+    if phi == "identity":
+        cosines = np.cumprod((1 + rho[::-1] * s2) / (1 + s2))[::-1]
+        assert np.allclose(kernel.cos_g, [*cosines, 1], rtol=1e-12)
+        assert np.isclose(kernel.cos_update, kernel.Theta_rho / kernel.Theta, rtol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])

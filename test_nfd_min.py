@@ -119,7 +119,7 @@ def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
 
 def test_gaussian_representation_at_initialisation():
     """Prop 4.1 [7] gives the network's own increments [5] back, from innovations that are standard normal and
-    independent [38]-[40]."""
+    independent [38], [39]."""
     n, L = 40, 5
     rng = np.random.default_rng(0)
     all_xi, all_zeta = [], []
@@ -166,7 +166,7 @@ def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
 
 def test_innovations_are_projected():
     """Without (I - p p^T / |p|^2) [6] in [7], or (I - g g^T / |g|^2) and the aligned term in [15], a
-    direction would not be fresh."""
+    direction would not be fresh; and it is filled [40]."""
     n, rng, pairs = 5, np.random.default_rng(0), []
     for _ in range(400):
         U, W, v = nfd_min.draw_weights(n, 2, 3, rng=rng)

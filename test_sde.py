@@ -203,8 +203,8 @@ def test_nearest_layer_correction_formula():
 
 @pytest.mark.parametrize("L", [8, 64])
 def test_linear_closed_form(L):
-    """[1]-[3], [20]-[23]: linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD and -(2E
-    + E / (1 + 1/L)) eta chi_0 for the network; the distance is the reused weights."""
+    """[1]-[3], [20], [22], [23]: linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD
+    and -(2E + E / (1 + 1/L)) eta chi_0 for the network; the distance is the reused weights."""
     E, eta, stream = (1 + 1 / L) ** L, 0.1, Stream(np.ones((2, 3)), [1.0, 1.0], 0.1)
     nfd = [sde.solve(stream, 20_000, L, "identity", rng=r, keep="outputs") for r in range(8)]
     net = [finite_net.train(stream, 150, L, "identity", rng=r, keep="outputs") for r in range(100)]
