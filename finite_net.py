@@ -33,7 +33,7 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
 
     stream : nfd_min.Stream;  width, depth : n and L;  phi : "tanh", "relu", "erf" or "identity"
     network : block (default: "pre" [1]), scaling, internal_lr_exponent, backward, branch_exponent as in
-        nfd_min.chain; backward="fresh" is for batch=1
+        nfd_min.chain, blocks of the first version too; backward="fresh" is for batch=1
     dtype : "float64" or "float32", of the weights and of all arithmetic on them
     weights : U (n, d), W (nfd_min.weight_shape), v (n,), each entry N(0,1) in the theory, and where W~ is not
         W or -W optionally W' of W's shape, for "fresh" (S, ..); they are not changed. What is not given is

@@ -233,7 +233,7 @@ class OneStep(NamedTuple):
 
 
 def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
-    """OneStep of inputs x0, x1 (d,) for f_0 = 0, at infinite width. For linear phi it holds for any a. [X5]
+    """OneStep of inputs x0, x1 (d,) for f_0 = 0, at infinite width; for linear phi for any a. [X5], [X6]
 
         r_l = r_{l-1} + (C^{01}_{l-1} + rho_l c P_{l-1} r_{l-1}) / L,   r_0 = <x_0, x_1> / d,   c = L s^2
         A^{10}_l = -a rho_l c P_{l-1} r_{l-1},   f_1 = -a (E h^0_L h^1_L + r_L)

@@ -100,7 +100,7 @@ def chain(
         post        x_l = W_l h_{l-1} / sqrt(n),          h_l = skip h_{l-1} + s phi(x_l)                 [29]
         two-layer   x_l = W1_l phi(h_{l-1}) / sqrt(n),    h_l = skip h_{l-1} + s W2_l phi(x_l) / sqrt(n)
 
-    internal_lr_exponent : a; the rate of W1_l is L^a times that of the other parameters, and 0 for a = -inf
+    internal_lr_exponent : a; W1_l's rate is L^a times that of the others (first version), 0 for a = -inf
     backward : the weights W~_l of the backward pass, as in `correlations`
     branch_exponent : alpha in [1/2, 1] for depth-mup: s = L^-alpha, and all rates are L^(2 alpha - 1) [X1]
     ValueError for anything unknown, an a that is NaN or makes L^a > 1e30, or a != 0 where there is no W1_l.
@@ -177,7 +177,7 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
     weights : U (n, d), W (weight_shape), v (n,), and W' of W's shape where W~ is not +-W; for
         backward="fresh" one for each pass, (S, ..)
     block, network : as in `chain`; by default backward="decoupled" with W', else "reused" [8], [X1]
-    Returns a Trajectory with everything; `weights` None if W~ was -W or is fresh: no W' goes on from there.
+    Returns a Trajectory with everything. Written with the first weights it is [12], with W' [79]-[84].
     """
     nfd_io.check_type("stream", stream, Stream)
     U, W, v, *other = nfd_io.check_weights(weights, stream.d, chain(block, phi, 1))
@@ -242,7 +242,7 @@ def innovations(h, g, W, phi="tanh", *, rng=None):
     h, g : arrays, shape (..., L+1, n): first forward and backward passes through W (L, n, n), depth-muP
     rng : fills the one direction of each zeta_l that the network does not determine
 
-        u_l = W_l p / sqrt(n) = |p| / sqrt(n) xi_l,  p = phi(h_{l-1})                                     [7]
+        u_l = W_l p / sqrt(n) = |p| / sqrt(n) xi_l,  p = phi(h_{l-1})                                [5], [7]
         z_l = W_l^T g_l / sqrt(n) = p <g_l, u_l> / |p|^2 + |g_l| / sqrt(n) (I - p p^T / |p|^2) zeta_l     [7]
 
     Where p = 0 the projection is dropped and xi_l drawn afresh; where g_l = 0, zeta_l is drawn afresh.
@@ -255,7 +255,7 @@ def innovations(h, g, W, phi="tanh", *, rng=None):
         norm_p, norm_g = (np.linalg.norm(a, axis=-1, keepdims=True) for a in (p, g[..., l, :]))
         p_hat = p / np.where(norm_p, norm_p, 1)
         z = g[..., l, :] @ W[l - 1] / sqrt(n)
-        across = z - p_hat * np.sum(p_hat * z, axis=-1, keepdims=True)  # (I - p p^T / |p|^2) z
+        across = z - p_hat * np.sum(p_hat * z, axis=-1, keepdims=True)  # (I - p p^T / |p|^2) z [6]
         xi[..., l - 1, :] = np.where(norm_p, p_hat @ W[l - 1].T, fresh_xi)  # [7]
         along = p_hat * fresh_zeta[..., :1]
         across *= sqrt(n) / np.where(norm_g, norm_g, 1)
@@ -380,10 +380,10 @@ class Noise(NamedTuple):
 
 
 def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
-    """Neural Feature Dynamics, Definition 5.3, by N particles in L steps; the readable twin of `sde.solve`.
+    """Neural Feature Dynamics, Definition 5.3, by N particles in L steps [112]; readable twin of `sde.solve`.
 
     noise : one step for each layer of the chain;  coupling, block, network : as in `particle_chain`
-    Returns a Trajectory with everything but A and B.
+    Returns a Trajectory with everything but A and B. With coupling="nearest" it is [97]-[104].
     """
     nfd_io.check_type("stream", stream, Stream)
     M = len(particle_chain(block, phi, 1, coupling))
@@ -418,7 +418,7 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
             for t, layer in reversed(list(enumerate(layers, 1))):
                 p = layer.phi.phi(h[past, t - 1])
                 Gamma[t] = g[past, t] @ g[k, t] / N  # [23]
-                W_back = LazyGaussian((N, N)) if layer.fresh else W[t - 1]
+                W_back = LazyGaussian((N, N)) if layer.fresh else W[t - 1]  # [X11]
                 dB = layer.s * W_back.transpose_times(g[k, t], zeta[k, t - 1]) / sqrt(N)  # [25]
                 drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p
                 d = -(a * Gamma[t + 1] * P[t]) @ p * layer.s**2 / L  # [104]
@@ -559,7 +559,7 @@ class Trajectory(nfd_io.Result):
         Of passes that share their g (or phi(h)), as those of one mini-batch do at layer L, the first has the
         responses of all: only sum_j A^{kj} g^j is determined.
     test_f : array, shape (E, T): outputs on T inputs not trained on, E times in the run (finite_net.train)
-    weights : U, W, v, and W' where there is one, after the last update (sgd; finite_net, keep="weights")
+    weights : U, W, v, W' after the last update (sgd; keep="weights"), None if W~ was -W or is fresh: no W' is it
     diverged_at : None, or (sample, block) where the mean square of h or g (or x, gx) first was not finite
     """
 

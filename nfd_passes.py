@@ -191,7 +191,7 @@ def _share(i, at, run):
 
 @partial(apart, allocates=True)
 def _sgd(span, run, reached):
-    """SGD on the samples begin..end-1 in mini-batches of B, or only their outputs f. [1]-[3], [8], [12], [29]
+    """SGD on samples begin..end-1 in mini-batches of B, or only f. [1]-[3], [8], [12], [29], [79]-[84]
 
     span : begin, end, how many updates are waiting, and whether no other thread may help (solo)
     reached : becomes the first sample of a mini-batch that diverged, or end, and how many are waiting now

@@ -333,7 +333,7 @@ def _compiled_passes(dtype):
 def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float64", rng=None, noise=None,
           keep="all", **network):  # fmt: skip
     """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps [20]-[25], [112]; or
-    the network [12].
+    the network [12]; with coupling="nearest" [97]-[104].
 
     stream : nfd_min.Stream
     particles, steps : N and L; with coupling="none" the result has exactly the law of

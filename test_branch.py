@@ -40,7 +40,7 @@ def same(fast, plain, tolerance):
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("block", ["pre", "post", "two-layer"])
 def test_fast_equals_plain(block, how):
-    """[X1] with matrices, and where each layer has one, by particles, [X3], [45]."""
+    """[X1], [X11] with matrices, and where each layer has one, by particles, [X3], [45]."""
     stream = stream_of(5)
     U, W, v, other = nfd_min.draw_weights(13, 3, 5, block=block, decoupled=True, rng=1)
     if how.get("backward") == "fresh":
@@ -96,8 +96,9 @@ def test_gradients_at_another_exponent(block):
 
 @pytest.mark.parametrize("backward, other", [(0.5, 0.3), ([0.8, -0.6, 1.0, -1.0], 1), ("fresh", 0)])
 def test_particles_have_the_law_of_the_network(backward, other):
-    """Kolmogorov-Smirnov at n = 10, L = 4, 3 passes; another correlation is told from this one by g^T W phi
-    - g^T W~ phi, whose variance is 2 - 2 rho, and a fresh W~ by how that of two passes goes together."""
+    """[X1], [X11]: Kolmogorov-Smirnov at n = 10, L = 4, 3 passes; another correlation is told from this one
+    by g^T W phi - g^T W~ phi, whose variance is 2 - 2 rho, and a fresh W~ by how that of two passes goes
+    together."""
     stream, runs, L = stream_of(3, 0.7), 3000, 4
     rng = np.random.default_rng(4)
 
@@ -120,7 +121,8 @@ def test_particles_have_the_law_of_the_network(backward, other):
 
 
 def test_lazy_pairs_have_their_correlation():
-    """W and W~ of LazyGaussian, asked in turn, against the covariance of a pair of dense matrices."""
+    """[X1], [45]: W and W~ of LazyGaussian, asked in turn, against the covariance of a pair of dense
+    matrices."""
     rng, rho, rows = np.random.default_rng(0), 0.6, []
     for _ in range(4000):
         W = nfd_min.LazyGaussian((2, 2), rng=rng, rho=rho)
@@ -135,7 +137,7 @@ def test_lazy_pairs_have_their_correlation():
 @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
 @pytest.mark.parametrize("L", [3, 8])
 def test_closed_forms_of_one_linear_step(L, alpha):
-    """[X6], for linear_limit and for one_step [X5]."""
+    """[X6], for linear_limit, and for one_step [X5] with formula [17], at every alpha [X1]."""
     stream = Stream([X6, X6], [-1.0, 0.0], 0.3)
     a, s2 = 0.3, L ** (-2 * alpha)
     c, q = L * s2, 1 + s2
@@ -201,7 +203,7 @@ def test_infinite_depth():
     "phi, how", [("identity", dict(backward=0.4)), ("tanh", dict(backward=-0.6, branch_exponent=0.7))]
 )
 def test_one_step_against_simulation(phi, how):
-    """[X5], [X7] within 4 standard errors, at a small step; other inputs than x_0 = x_1."""
+    """[X5] within 4 standard errors, at a small step; other inputs than x_0 = x_1."""
     x0, x1 = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0])
     step = nfd_limits.one_step(x0, x1, phi, 6, how.get("branch_exponent", 0.5), how["backward"])
     values = []
@@ -220,6 +222,7 @@ def test_one_step_against_simulation(phi, how):
     [dict(backward=0.5), dict(backward=[1, -1, 0.3, 0], branch_exponent=0.6), dict(backward="fresh")],
 )
 def test_linear_limit_against_simulation(how):
+    """[X2], [X3], and with fresh weights [X11]."""
     stream = Stream(np.random.default_rng(1).standard_normal((3, 4)), [1.0, -1.0, 0.5], 0.4)
     limit = nfd_limits.linear_limit(stream, depth=4, **how)
     runs = [sde.solve(stream, 20_000, 4, "identity", rng=seed, **how) for seed in range(16)]
@@ -298,8 +301,57 @@ def test_what_does_not_go_together():
         finite_net.train(Stream(stream.X, stream.y, 0.1, 2), 5, 3, backward="fresh", rng=0)
 
 
+@pytest.mark.parametrize("phi", ["identity", "tanh"])
+def test_theta_from_both_ends(phi):
+    """[X7] at depth 4, from the last layer, is f_1 of [X5], from the first; the cosines [X8] if linear."""
+    x, rho, s2 = np.array([1.5, 0.5, -0.5, 1.0]), np.array([0.3, -0.7, 1.0, 0.5]), 4**-1.2
+    kernel = nfd_limits.first_step_kernel(x, phi, 4, branch_exponent=0.6, rho=rho)
+    for Theta, of in (kernel.Theta, 1.0), (kernel.Theta_rho, rho):
+        assert np.isclose(Theta, -nfd_limits.one_step(x, x, phi, 4, 0.6, of).f, rtol=1e-12)
+    if phi == "identity":
+        cosines = np.cumprod((1 + rho[::-1] * s2) / (1 + s2))[::-1]
+        assert np.allclose(kernel.cos_g, [*cosines, 1], rtol=1e-12)
+        assert np.isclose(kernel.cos_update, kernel.Theta_rho / kernel.Theta, rtol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
+def test_exponents_of_the_coupling(alpha):
+    """[X9] without sampling: f, E h^2, E g^2 after two linear steps, the sum and shares of one step."""
+    stream, depths = Stream([X6, [1.5, 0.5, -0.5, 1.0], X6], [-1.0, -1.0, 0.0], 0.1), (48, 96)
+    gaps, steps = [], [nfd_limits.one_step(X6, X6, "erf", L, alpha) for L in depths]
+    for L in depths:
+        full, none = (nfd_limits.linear_limit(stream, c, L, branch_exponent=alpha) for c in ("full", "none"))
+        gaps.append([np.abs(a - b)[2] for a, b in zip((full.f, *full[2:]), (none.f, *none[2:]))])
+    parts = [[step.accumulated, step.share.max(), step.nearest] for step in steps]
+    for (half, whole), expected in (gaps, 1 - 2 * alpha), (parts, [2 - 4 * alpha, -4 * alpha, -4 * alpha]):
+        assert np.abs(np.log2(np.divide(whole, half)) - expected).max() < 0.1  # next order: c and 1/L
+
+
+def test_two_layer_blocks_without_noise():
+    """[X12]: linear, same input, f_1 = -a (2E + 2E/q), q = 1 + s^2, E = q^L, in both layers' updates and W2's
+    answer to W1's; decoupled -a (E + 1 + (E - 1)/c). At alpha = 1 these tend to -4a and -3a."""
+    L, s2 = 8, 8.0**-2
+    E, stream = (1 + s2) ** L, Stream([X6, X6], [-1.0, 0.0], 0.02)
+    for coupling, slope in ("full", 2 * E + 2 * E / (1 + s2)), ("none", E + 1 + (E - 1) / (L * s2)):
+        how, values = dict(block="two-layer", coupling=coupling, branch_exponent=1.0), []
+        for seed in range(8):
+            run = sde.solve(stream, 10_000, L, "identity", rng=seed, keep="outputs", **how)
+            values.append((run.f[0] - run.f[1]) / (0.02 * run.chi[0]) - slope)
+        assert abs(np.mean(values)) < 4 * np.std(values, ddof=1) / sqrt(8) < 0.2, values
+
+
+def test_orthogonal_inputs_share_the_readout():
+    """[X13]: linear, x_0 and x_1 orthogonal: f and h as NFD, g not."""
+    a, stream = 0.3, Stream(sqrt(2) * np.eye(2), [-1.0, 0.0], 0.3)
+    full, none = (nfd_limits.linear_limit(stream, coupling) for coupling in ("full", "none"))
+    assert np.allclose(full.f, none.f, atol=1e-9) and np.allclose(full.h2, none.h2, rtol=1e-9)
+    assert np.isclose(full.g2[1], e + 26 / 3 * a**2 * e**2, rtol=1e-8)
+    assert np.isclose(none.g2[1], e + 3 * a**2 * e**2, rtol=1e-8)
+
+
 def test_signs_of_the_backward_weights():
-    """What coherence_case derives from one run is one_step with those signs; and it tells them apart."""
+    """[X11]: what coherence_case derives from one run is one_step with those signs; and it tells them
+    apart."""
     x, signs = np.array([1.0, -1.0, 0.5, 1.2]), np.random.default_rng(0).choice([-1.0, 1.0], (3, 6))
     step = nfd_limits.one_step(x, x, "erf", 6)
     accumulated, share = nfd_experiments.with_signs(step, signs)

@@ -208,6 +208,7 @@ def test_losses_of_a_train_case():
 
 
 def test_a_depth_case():
+    """What [27] is about: h and g against those of more layers on the same paths, at the same depths."""
     given = dict(data=None, order=(0, 1, 0), eta=0.5, particles=50, depths=(3, 5), reference=45)
     case = depth_case(**given, coupling="full", against=("none",), seed=(0, 0))["none"]
     rng = np.random.default_rng([0, 0])
@@ -223,6 +224,7 @@ def test_a_depth_case():
 
 
 def test_a_width_case():
+    """What Prop E.1 is about: f and kernels of networks against those of infinite width."""
     given = dict(data=None, order=(0, 1), eta=0.5, widths=(5,), depth=3, particles=40, networks=2)
     case = width_case(**given, against=("full",), seed=(0, 0))["full"]
     rng = np.random.default_rng([0, 0])
@@ -236,6 +238,7 @@ def test_a_width_case():
 
 
 def test_a_coupling_case():
+    """What [28] is about: h with the coupling against h without it on the same noise."""
     given = dict(data=None, order=(0, 0), eta=0.5, particles=40, depths=(2, 6), couplings=("none", "full"))
     case = coupling_case(**given, seed=(0, 0))
     rng = np.random.default_rng([0, 0])
@@ -310,7 +313,7 @@ def test_fit_slope_rejects(sizes, errors):
 
 @pytest.mark.parametrize("how", [dict(), dict(branch_exponent=0.8), dict(scaling="mup")])
 def test_own_update_of_a_block(how):
-    """[X2]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j C^{jk}_{l-1} g^j_l."""
+    """[12], [X1]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j C^{jk}_{l-1} g^j_l."""
     given = dict(data=None, eta=0.2, width=12, depth=5, steps=2)
     values, rng = coordinate_case(**given, seed=(3,), **how), np.random.default_rng((3,))
     stream = sequence(None, [0, 0, 0], 0.2, rng=rng)

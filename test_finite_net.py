@@ -30,6 +30,7 @@ def stream_of(S, eta=0.3, batch=1, d=5, seed=0):
 @pytest.mark.parametrize("block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0), ("two-layer", 0.5)])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
+    """[1]-[3], [8], [12], [29], [79]-[84], and the blocks of the first version."""
     eta = 0.05 if scaling != "mup" else 0.01 if block == "pre" else 0.001  # stable: rounding is not amplified
     stream = stream_of(10, eta, batch)
     weights = nfd_min.draw_weights(33, 6, 5, block=block, decoupled=True, rng=1)
@@ -46,8 +47,8 @@ def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
 
 @pytest.mark.parametrize("n, batch", [(300, 1), (270, 16), (200, 13), (90, 70), (520, 1), (515, 9)])
 def test_fast_equals_plain_in_chunks_and_threads(n, batch):
-    """Matrices of more than one chunk of rows; the kernels that share a mini-batch by its samples, and by
-    rows."""
+    """[1]-[3], [8], [12] with matrices of more than one chunk of rows; the kernels that share a mini-batch by
+    its samples, and by rows."""
     stream, weights = stream_of(3 * batch, 0.3, batch), nfd_min.draw_weights(n, 2, 5, decoupled=True, rng=1)
     for backward in ("reused", "decoupled"):
         fast = finite_net.train(stream, n, 2, backward=backward, weights=weights)
@@ -160,8 +161,8 @@ def test_diverged_runs_have_no_later_test_outputs():
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_only_w1_has_the_inner_rate(exponent):
-    """After one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^a times W1's own update make
-    it."""
+    """First version: after one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^a times W1's own
+    update make it."""
     n, L, eta = 30, 4, 0.3
     weights = nfd_min.draw_weights(n, L, 5, block="two-layer", rng=0)
     run = finite_net.train(

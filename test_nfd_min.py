@@ -29,15 +29,15 @@ def test_dphi_is_the_derivative_of_phi(phi):
 @pytest.mark.parametrize("block, a", [("pre", 0), ("post", 0), ("two-layer", 0.5), ("two-layer", -np.inf)])
 @pytest.mark.parametrize("phi", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, scaling, batch):
-    """[1]-[3], [29], MATH 8, and the step [2]: it is -eta n times the gradient of the mean loss of the
-    mini-batch."""
+    """[1]-[3], [29], two-layer blocks, and the step [2]: it is -eta n times the gradient of the mean loss of
+    the mini-batch."""
     n, L, d, eta, eps = 9, 3, 4, 0.3, 1e-5
     rng = np.random.default_rng([batch, *map(ord, phi.name + block + scaling)])
     X, y = rng.standard_normal((2 * batch, d)), rng.standard_normal(2 * batch)
     weights = nfd_min.draw_weights(n, L, d, block=block, rng=rng)
     skip, s = {"depth-mup": (1, 1 / sqrt(L)), "mup": (1, 1), "vanilla": (0, 1)}[scaling]
 
-    def output(weights, x):  # written from MATH, not with the module's own forward pass
+    def output(weights, x):  # written from the formulas, not with the module's own forward pass
         U, W, v = weights
         h = U @ x / sqrt(d)
         for W_l in W:
@@ -85,7 +85,7 @@ def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, sca
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
-    """[12], [79]-[84]: every pass written with the initial weights and the earlier passes only."""
+    """[2], [8], [12], [79]-[84]: every pass written with the initial weights and the earlier passes only."""
     n, L, d, S, eta = 7, 3, 5, 6, 0.4
     rng = np.random.default_rng(batch)
     stream = Stream(rng.standard_normal((S, d)), rng.standard_normal(S), eta, batch)
@@ -118,8 +118,8 @@ def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
 
 
 def test_gaussian_representation_at_initialisation():
-    """Prop 4.1 [7] gives the network's own increments back, from innovations that are standard normal and
-    independent."""
+    """Prop 4.1 [7] gives the network's own increments [5] back, from innovations that are standard normal and
+    independent [38], [39]."""
     n, L = 40, 5
     rng = np.random.default_rng(0)
     all_xi, all_zeta = [], []
@@ -165,8 +165,8 @@ def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
 
 
 def test_innovations_are_projected():
-    """Without (I - p p^T / |p|^2) in [7], or (I - g g^T / |g|^2) and the aligned term in [15], a direction
-    would not be fresh."""
+    """Without (I - p p^T / |p|^2) [6] in [7], or (I - g g^T / |g|^2) and the aligned term in [15], a
+    direction would not be fresh; and it is filled [40]."""
     n, rng, pairs = 5, np.random.default_rng(0), []
     for _ in range(400):
         U, W, v = nfd_min.draw_weights(n, 2, 3, rng=rng)
@@ -214,6 +214,7 @@ def test_update_innovation():
 
 
 def test_lazy_gaussian_is_one_matrix():
+    """[45]: every answer is consistent with those about the transpose, and with those before."""
     rng = np.random.default_rng(0)
     W = nfd_min.LazyGaussian((9, 6), rng=1)
     X, Y = rng.standard_normal((6, 6)), rng.standard_normal((6, 9))
@@ -234,7 +235,8 @@ def test_lazy_gaussian_is_one_matrix():
 
 
 def test_lazy_gaussian_has_the_law_of_a_dense_matrix():
-    """The completed matrix is standard normal, entry by entry and in the directions that were asked about."""
+    """[45]: the completed matrix is standard normal, entry by entry and in the directions that were asked
+    about."""
     rng, entries = np.random.default_rng(0), []
     for _ in range(3000):
         W = nfd_min.LazyGaussian((3, 2), rng=rng)
@@ -306,6 +308,7 @@ def test_coarsen_sums_increments():
 
 
 def test_min_eig():
+    """[26]"""
     run = nfd_min.sgd(Stream(np.eye(3), np.ones(3), 0.5), nfd_min.draw_weights(20, 4, 3, rng=0))
     C, Gamma = run.min_eig()
     assert C.shape == Gamma.shape == (4,)

@@ -195,7 +195,7 @@ def test_the_logistic_loss_in_both_twins(batch):
 
 
 def test_a_loss_is_its_chi():
-    """The squared loss with the targets y = f - chi has the same chi, so trains alike: [2], [20]-[23]."""
+    """The squared loss with the targets y = f - chi has the same chi, so trains alike. [2]"""
     stream, weights = logistic(), nfd_min.draw_weights(11, 3, 5, rng=1)
     noise = nfd_min.draw_noise(4, 50, 3, rng=1)
     for train in (

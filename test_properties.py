@@ -165,7 +165,7 @@ def moved(run, a):
 @some
 @given(networks(), st.randoms(use_true_random=False))
 def test_neurons_in_another_order(case, random):
-    """[1]-[3] do not know them by number."""
+    """No equation knows them by number."""
     stream, (U, W, v, *other), how = case
     p = np.array(random.sample(range(len(v)), len(v)))
     weights = U[p], *[w[..., p, :][..., p] for w in (W,)], v[p], *[w[..., p, :][..., p] for w in other]
@@ -228,7 +228,7 @@ def test_a_stream_in_two_parts(case, k):
 @some
 @given(particles())
 def test_later_passes_change_nothing(case):
-    """A pass knows those before it only: [20], [21]."""
+    """A pass knows those before it only."""
     stream, noise, how = case
     k = (len(stream) + 1) // 2
     first = changed(stream, X=stream.X[:k], y=stream.y[:k])

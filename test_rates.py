@@ -52,6 +52,7 @@ SLOW = "gia-width", "coupled-limit", "alignment", "transfer", "width-rate"  # py
     "claim", [pytest.param(claim, marks=[pytest.mark.slow] * (claim in SLOW)) for claim in RATES]
 )
 def test_rate(claim):
+    """[9], [11], [26]-[28], Thm 5.6, Prop E.1, first version: exponents of the theory, measured."""
     result = audit(CLAIMS[claim], seed=20)
     slopes = {rate["label"]: rate for rate in result["rates"] if rate["slope"] is not None}
     assert set(slopes) == set(RATES[claim])

@@ -26,6 +26,7 @@ def test_changed():
 
 
 def test_to_limit():
+    """Prop E.1: of f the mean over passes, of kernels that of all passes."""
     result = {"full": {"f": [[1.0, 5.0], [7.0, 3.0]], "C": [[1.0, 5.0], [7.0, 3.0]]}}
     given = dict(widths=(16, 32))
     assert nfd_audit.to_limit("f")(result, given) == {16: 3.0, 32: 5.0}
@@ -42,7 +43,7 @@ def test_smallest():
 
 
 def test_loss_gap():
-    """The mean of |difference| after the first step, for each depth."""
+    """Thm 5.6, of losses: the mean of |difference| after the first step, for each depth."""
     curves = {"reused": [4.0, 1.0, 2.0], "decoupled": [0.0, 1.5, 3.5]}
     result = {(L, b): dict(train=[x * L for x in curve]) for L in (1, 2) for b, curve in curves.items()}
     assert nfd_audit.loss_gap(result, dict(depth=(1, 2))) == {1: 1.0, 2: 2.0}
@@ -74,7 +75,7 @@ def made_network(stream, n, L, *arguments, **how):
 
 
 def test_gia_case(monkeypatch):
-    """Of gradients that differ by l in layer l, half of them in the one place and half in the other."""
+    """[9] of gradients that differ by l in layer l, half of them in the one place and half in the other."""
     monkeypatch.setattr(ex, "train", made_network)
     monkeypatch.setattr(nfd_min, "innovations", lambda h, *a, **b: (None, h))
     wrong = lambda h, *a: np.sqrt(np.arange(h.shape[1]))[:, None] * np.ones(h.shape)
@@ -86,7 +87,7 @@ def test_gia_case(monkeypatch):
 
 
 def test_init_width_case(monkeypatch):
-    """Both kernels count: Q off by 2 and Gamma by 3."""
+    """Both kernels count in [11]: Q off by 2 and Gamma by 3."""
     monkeypatch.setattr(ex, "train", made_network)
     kernel = np.ones((9, 4, 4))
     monkeypatch.setattr(sde, "init_kernels", lambda *a: Made(Q=2 * kernel, Gamma=3 * kernel))
@@ -95,7 +96,7 @@ def test_init_width_case(monkeypatch):
 
 @pytest.mark.parametrize("which", ["Q", "Gamma", "Theta"])
 def test_init_depth_case(monkeypatch, which):
-    """Each of the three kernels counts, at the largest error."""
+    """Each of the three kernels counts in [11], at the largest error."""
 
     def made(X, phi, depth=None):
         off = {name: 1 / depth if depth and name == which else 0.0 for name in ("Q", "Gamma", "Theta")}
@@ -110,7 +111,8 @@ def test_init_depth_case(monkeypatch, which):
 
 
 def test_two_layer_case(monkeypatch):
-    """W1's own update of x is eta chi_0 L^a C_01 g, and its part of f^1 the difference to a fixed W1."""
+    """First version: W1's own update of x is eta chi_0 L^a C_01 g, and its part of f^1 the difference to a
+    fixed W1."""
 
     def made(stream, particles, L, *, internal_lr_exponent, **how):
         free = internal_lr_exponent > -np.inf
@@ -163,6 +165,7 @@ def test_the_law_that_is_compared():
 
 
 def test_share_of_the_way_to_the_coupled_limit(monkeypatch):
+    """Thm 5.6: where networks are between NFD, 0, and the coupled limit, 1."""
     f = dict(none=1.0, full=3.0)
     monkeypatch.setattr(ex, "solve", lambda *a, coupling, **b: Made(f=[0, f[coupling]]))
     monkeypatch.setattr(ex, "train_many", lambda *a, **b: [Made(f=[0, 2.0]), Made(f=[0, 3.0])])

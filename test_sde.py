@@ -40,7 +40,7 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
 )
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, coupling, block, exponent, eta, batch):
-    """[20]-[25], with the correction [17], [103], [104] or with W~ = W."""
+    """[2], [20]-[25], with the correction [17], [97]-[104] or with W~ = W [12], [15], [45]."""
     L, T = (5, 5) if block == "pre" else (3, 6)
     stream, noise = stream_of(6, eta, batch), nfd_min.draw_noise(6, 5000, T, rng=1)  # 3 chunks of particles
     how = dict(coupling=coupling, block=block, internal_lr_exponent=exponent, noise=noise)
@@ -57,7 +57,7 @@ def test_fast_equals_plain(phi, coupling, block, exponent, eta, batch):
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling, block, exponent, batch):
     """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to
-    rounding."""
+    rounding. [12], [15], [45], [112]"""
     N, L, S, d = 20, 3, 6, 7
     stream = stream_of(S, 0.3, batch, d)
     weights = nfd_min.draw_weights(N, L, d, block=block, decoupled=backward == "decoupled", rng=1)
@@ -104,7 +104,7 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling
 
 def by_hand(stream, noise, nearest):
     """NFD for tanh in plain loops over passes, layers and earlier passes, by Cholesky factors. [20]-[25],
-    [103], [104]"""
+    [97]-[104]"""
     S, L, N = noise.xi.shape
     phi, slope, mean = np.tanh, lambda x: 1 - np.tanh(x) ** 2, lambda x, y: (x * y).sum() / N
     h, g = np.zeros((S, L + 1, N)), np.zeros((S, L + 1, N))
@@ -157,7 +157,8 @@ def by_hand(stream, noise, nearest):
 @pytest.mark.parametrize("coupling", ["none", "nearest"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_both_twins_against_loops_by_hand(coupling, batch):
-    """An oracle that shares no code with them, so that none of [20]-[25], [103], [104] is wrong in both."""
+    """An oracle that shares no code with them, so that none of [20]-[25], [97]-[104], [112] is wrong in
+    both."""
     rng = np.random.default_rng(3)
     stream = Stream(rng.standard_normal((4, 6)), rng.standard_normal(4), 0.4, batch)
     noise = nfd_min.draw_noise(4, 40, 4, rng=1)
@@ -202,8 +203,8 @@ def test_nearest_layer_correction_formula():
 
 @pytest.mark.parametrize("L", [8, 64])
 def test_linear_closed_form(L):
-    """Linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD and -(2E + E / (1 + 1/L)) eta
-    chi_0 for the network; the distance is the reused weights."""
+    """[1]-[3], [20], [22], [23]: linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD
+    and -(2E + E / (1 + 1/L)) eta chi_0 for the network; the distance is the reused weights."""
     E, eta, stream = (1 + 1 / L) ** L, 0.1, Stream(np.ones((2, 3)), [1.0, 1.0], 0.1)
     nfd = [sde.solve(stream, 20_000, L, "identity", rng=r, keep="outputs") for r in range(8)]
     net = [finite_net.train(stream, 150, L, "identity", rng=r, keep="outputs") for r in range(100)]
@@ -225,7 +226,8 @@ def test_linear_closed_form(L):
     ],
 )
 def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
-    """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N."""
+    """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N. [25],
+    [45], [112]"""
     rng, runs, how = np.random.default_rng(0), 1200, dict(block=block, internal_lr_exponent=exponent)
     stream = Stream(
         1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch
@@ -260,8 +262,8 @@ def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_two_layer_closed_form(exponent):
-    """Linear phi, two-layer blocks, one step, same input, |x|^2 = d: f_1 = -eta chi (2 E + (1 + L^a) E / (1 +
-    1/L)) for the network and -2 E eta chi for decoupled weights, whatever a."""
+    """First version: linear phi, two-layer blocks, one step, same input, |x|^2 = d: f_1 = -eta chi (2 E + (1
+    + L^a) E / (1 + 1/L)) for the network and -2 E eta chi for decoupled weights, whatever a."""
     L, eta = 16, 0.03
     E, rate, stream = (
         (1 + 1 / L) ** L,
@@ -305,8 +307,8 @@ def test_a_two_layer_run_says_in_which_block_it_diverged():
 
 
 def test_response_functions():
-    """Linear phi, one step, same input: at depth L, A^{10}_l = -eta chi_0 r_{l-1}, r_l = r_{l-1} + (C_l +
-    r_{l-1}) / L, r_0 = 1, which tends to -eta chi_0 (1 + t) e^t; B^{00} = 0 at initialisation, and nothing
+    """[X3]: linear phi, one step, same input: at depth L, A^{10}_l = -eta chi_0 r_{l-1}, r_l = r_{l-1} + (C_l
+    + r_{l-1}) / L, r_0 = 1, which tends to -eta chi_0 (1 + t) e^t; B^{00} = 0 at initialisation, and nothing
     responds to a later pass."""
     L, runs = 16, []
     for rng in range(8):
@@ -339,8 +341,8 @@ def test_response_functions():
 
 @pytest.mark.parametrize("phi", ["tanh", "identity"])
 def test_response_functions_of_several_passes(phi):
-    """By Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}), i < k, is the derivative of
-    phi(h^k_{l-1}) in it, and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A
+    """[X3]: by Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}), i < k, is the derivative
+    of phi(h^k_{l-1}) in it, and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A
     R)_{ki}. For g^k and xi_i, i <= k, likewise."""
     N, L, S = 400_000, 3, 4
     X = 1 + 0.5 * np.random.default_rng(0).standard_normal((S, 5))  # similar inputs: strong responses
@@ -490,8 +492,8 @@ X = np.random.default_rng(0).standard_normal((3, 4)) * [[1.0], [3.0], [0.3]]  # 
 
 
 def test_init_kernels_linear():
-    """Q = e^t K, Gamma = e^(1-t), Theta = 3 e K; at depth L, E = (1 + 1/L)^L: Theta = (2E + E / (1 + 1/L))
-    K."""
+    """[10]: Q = e^t K, Gamma = e^(1-t), Theta = 3 e K; at depth L, E = (1 + 1/L)^L: Theta = (2E + E / (1 +
+    1/L)) K."""
     K = X @ X.T / 4
     limit = sde.init_kernels(X, "identity")
     assert np.allclose(limit.Q, np.exp(limit.t)[:, None, None] * K, rtol=1e-9)
@@ -508,7 +510,7 @@ def test_init_kernels_linear():
 
 @pytest.mark.parametrize("phi", ["erf", "relu", "tanh"])
 def test_gaussian_moments_against_another_quadrature(phi):
-    """Gauss-Hermite with 200 nodes a side; relu has kinks, so in polar coordinates, where it is smooth."""
+    """[10]: Gauss-Hermite, 200 nodes a side; relu has kinks, so in polar coordinates, where it is smooth."""
     A = X @ X.T / 4
     phi_phi, dphi_dphi = nfd_limits.gaussian_moments(A, ACTIVATIONS[phi])
     z, weight = np.polynomial.hermite_e.hermegauss(200)
@@ -601,8 +603,8 @@ def test_large_inputs():
 
 
 def test_relu_moments():
-    """One layer for any variance, Prop 3.1's bound, the growth like exp(2 sqrt(L / 2 pi)), and every layer of
-    networks."""
+    """[29]: one layer for any variance, Prop 3.1's bound, the growth like exp(2 sqrt(L / 2 pi)), and every
+    layer of networks."""
     for var in (0.3, 5.0):
         one = sde.relu_moments(
             var, 1, "post"
@@ -645,6 +647,7 @@ def test_degenerate_inputs():
 
 
 def test_theta_is_the_squared_gradient_of_a_wide_network():
+    """[10], against explicit matrices."""
     stream = stream_of(3, batch=3)
     n, L = 600, 6
     thetas = []
@@ -666,8 +669,8 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
 
 
 def test_linear_limit_one_step():
-    """MATH: f_1 and E h^2 after one step on the same input, at depth L and in the limit, for both
-    couplings."""
+    """f_1 and E h^2 after one step on the same input, at depth L and in the limit, for both couplings: [X2],
+    [X3]."""
     same, a = Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), -0.1
     for L in (1, 8, 64):
         E = (1 + 1 / L) ** L
@@ -688,8 +691,8 @@ def test_linear_limit_one_step():
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("coupling", ["full", "none"])
 def test_linear_limit_is_the_limit_of_particles(coupling, batch):
-    """Several steps, different inputs; the same at depth 6 and, by the two depths' Richardson value, in the
-    limit."""
+    """[X2], [X3]: several steps, different inputs; the same at depth 6 and, by the two depths' Richardson
+    value, in the limit."""
     stream, runs = stream_of(4, 0.15, batch), []
     exact = sde.linear_limit(stream, coupling, 6)
     for r in range(12):
@@ -727,7 +730,7 @@ def test_linear_limit_says_when_it_cannot_extrapolate(eta):
 
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_first_step_kernel(phi):
-    """Theta is the squared gradient and Theta_NFD is smaller; linear phi, |x|^2 = d: 3e and 2e."""
+    """[X7]: Theta is the squared gradient and Theta_NFD is smaller; linear phi, |x|^2 = d: 3e and 2e."""
     x = np.array([1.0, -1.0, 1.0, 1.0])
     Theta, Theta_NFD = sde.first_step_kernel(x, phi)[:2]
     kernels = sde.init_kernels(x[None], phi)
