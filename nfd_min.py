@@ -559,7 +559,7 @@ class Trajectory(nfd_io.Result):
         Of passes that share their g (or phi(h)), as those of one mini-batch do at layer L, the first has the
         responses of all: only sum_j A^{kj} g^j is determined.
     test_f : array, shape (E, T): outputs on T inputs not trained on, E times in the run (finite_net.train)
-    weights : U, W, v, W' after the last update (sgd; keep="weights"), None if W~ was -W or is fresh: no W' is it
+    weights : U, W, v, W' after the last update (sgd; keep="weights"); None if W~ was -W, or is fresh
     diverged_at : None, or (sample, block) where the mean square of h or g (or x, gx) first was not finite
     """
 
