@@ -1117,17 +1117,22 @@ def judge(claim, results, plans):
     rates = []
     for experiment, of_it, plan in zip(claim.experiments, claim.split(results, plans), plans):
         for part, points in experiment.read(of_it, plan):
-            about = dict(label=part.label, against=part.against, predicted=part.predicted)
-            about |= dict(prediction=part.prediction, repetitions=plan.repeat, confidence=LEVEL)
-            about |= dict(tolerance=None if isinstance(part, Bound) else part.tolerance)
-            shown = [
-                {part.against: size, "mean": float(np.mean(errors)), "errors": errors}
-                for size, errors in part.shown(points).items()
-            ]
-            rates.append(about | part.judge(points, LEVEL) | dict(points=shown))
+            rates.append(rate_of(part, points, plan.repeat))
     verdicts = {rate["verdict"] for rate in rates}
     verdict = next(v for v in ("fails", "inconclusive", "holds") if v in verdicts)
     return _verdict(claim, rates, verdict, claim.note)
+
+
+def rate_of(part, points, repetitions):
+    """What --json says of a Part."""
+    about = dict(label=part.label, against=part.against, predicted=part.predicted)
+    about |= dict(tolerance=None if isinstance(part, Bound) else part.tolerance)
+    about |= dict(prediction=part.prediction, repetitions=repetitions, confidence=LEVEL)
+    shown = [
+        {part.against: size, "mean": float(np.mean(errors)), "errors": errors}
+        for size, errors in part.shown(points).items()
+    ]
+    return about | part.judge(points, LEVEL) | dict(points=shown)
 
 
 def _trouble(results):

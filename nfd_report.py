@@ -32,7 +32,7 @@ ABOUT = {
     ),
     "gia-width": (
         "W_l^T g_l is what an independent matrix would give, except along phi(h_{l-1}), the one direction of "
-        "n that W_l has multiplied before; the layers' differences add up over L of them with weight 1/L.",
+        "n that W_l has multiplied before: 1/(nL) of the mean square in each layer, 1/n over L layers.",
         r"\max_l \frac{1}{n} \mathrm{E} \| g_l - \tilde g_l \|^2 \le \frac{C}{n}, \quad "
         r"C \text{ independent of } n \text{ and } L",
     ),
@@ -320,7 +320,8 @@ def expectations(results):
     if not failing:
         return 'Expected: "holds".'
     others = '; "holds" for all others' * any(r["expected"] == "holds" for r in results)
-    return f'Expected: "fails" for {failing}, the paper\'s claims that do not hold{others}.'
+    which = "claim that does" if failing.count(", ") == 0 else "claims that do"
+    return f'Expected: "fails" for {failing}, the paper\'s {which} not hold{others}.'
 
 
 def found(results):
@@ -362,10 +363,10 @@ def meaning(rate):
     what, predicted = ("mean", "value") if rate["slope"] is None else ("slope", "exponent")
     if not np.isfinite(rate["low"]):
         return f"{label} has no slope: some errors are 0 or not finite, or a best eta is at the edge"
-    lies = {"holds": "lies whole within", "fails": "lies whole farther away than"}
+    lies = {"holds": "lies wholly within", "fails": "lies wholly farther away than"}
     return (
         f"the 95% interval of the {what} of {label}, {interval(rate)}, "
-        f"{lies.get(verdict, 'lies neither whole within nor whole outside')} {rate['tolerance']:g} "
+        f"{lies.get(verdict, 'lies neither wholly within nor wholly outside')} {rate['tolerance']:g} "
         f"{'from' if verdict == 'fails' else 'of'} the predicted {predicted} {rate['predicted']:g}"
     )
 
@@ -691,7 +692,7 @@ def svg(result, rate, name):
 RULE = (
     'A verdict is "holds" if the whole interval of the slope or mean lies within a tolerance of the '
     'predicted value, "fails" if none of it does, and "inconclusive" otherwise; a bound holds if all values '
-    "keep it. A claim has the worst of its quantities' verdicts. The intervals are 95% for all looks together."
+    "keep it. A claim has the worst verdict of its quantities. The intervals are 95% for all looks together."
 )
 
 CSS = """
@@ -767,17 +768,31 @@ def paragraphs(*texts, name=""):
     return "".join(f"<p{name}>{html.escape(text)}</p>" for text in texts if text)
 
 
+def box(content, label, kind="scroll"):
+    """What is too wide for the page scrolls inside its own box."""
+    label = html.escape(label)
+    return f'<div class="{kind}" tabindex="0" role="region" aria-label="{label}">{content}</div>'
+
+
+def numbers_table(result):
+    """The quantities of a claim, as a table."""
+    rows = [
+        [label, predicted, "" if rate["tolerance"] is None else f"± {rate['tolerance']:g}", *rest]
+        for (_, _, label, predicted, *rest), rate in zip(rows_of([result]), result["rates"])
+    ]
+    return table([*COLUMNS[2:4], "tolerance", *COLUMNS[4:]], rows)
+
+
 def points_table(rate):
     """The points of a quantity, as a table."""
     rows = []
     for point in rate["points"]:
         values = np.array(point["errors"], float)
-        error = values.std() / np.sqrt(len(values))
-        numbers = point["mean"], error, values.min(), values.max()
-        size = point[rate["against"]]
-        rows.append([str(size), str(len(values)), *(f"{number:.4g}" for number in numbers)])
+        error = f"{values.std() / np.sqrt(len(values)):.2g}" if len(values) > 1 else ""
+        mean, low, high = (f"{number:.4g}" for number in (point["mean"], values.min(), values.max()))
+        rows.append([str(point[rate["against"]]), str(len(values)), mean, error, low, high])
     head = rate["against"], "repetitions", "mean", "standard error", "smallest", "largest"
-    return f'<div class="scroll" tabindex="0">{table(head, rows, rate["label"])}</div>'
+    return box(table(head, rows, rate["label"]), f"points of {rate['label']}")
 
 
 def anchor(id):
@@ -791,15 +806,13 @@ def claim_section(result, about):
     out = [f'<section id="{place}" aria-labelledby="{place}-title"><h2 id="{place}-title">{html.escape(id)} ']
     out.append(f"<small>{html.escape(result['equation'])}</small> {verdict_mark(result)}</h2>")
     out.append(paragraphs(result["statement"]))
-    out += [f'<div class="formula" tabindex="0">{"".join(map(mathml, formulas(id)))}</div>'] * bool(
-        formulas(id)
-    )
+    if formulas(id):
+        out.append(box("".join(map(mathml, formulas(id))), f"formulas of {id}", "formula"))
     out.append(paragraphs(why(id) and f"Why: {why(id)}", name="soft"))
     said = reason(result)
     out.append(paragraphs(said[0].upper() + said[1:] if said else "", result["note"] * bool(result["rates"])))
     if result["rates"]:
-        numbers = table(COLUMNS[2:], [row[2:] for row in rows_of([result])])
-        out.append(f'<div class="scroll" tabindex="0">{numbers}</div>')
+        out.append(box(numbers_table(result), f"numbers of {id}"))
     figures = [f"<figure>{svg(result, r, f'{place}-{i}')}</figure>" for i, r in enumerate(plotted(result))]
     out += [f'<div class="plots">{"".join(figures)}</div>'] * bool(figures)
     if result["rates"]:
@@ -861,8 +874,7 @@ Gao, <a href="https://arxiv.org/abs/2512.21075">arXiv 2512.21075</a>), and exten
 nfd-min.</p>
 {paragraphs(begun + last_line(results), name="lead")}{paragraphs(" ".join(found(results)))}</header>
 <main><section aria-labelledby="verdicts"><h2 id="verdicts">Verdicts</h2>
-<div class="scroll" tabindex="0">
-<table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>
+{box(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>", "verdicts")}
 {paragraphs(RULE, expectations(results), name="soft")}</section>
 {"".join(claim_section(r, about) for r in results)}
 <section aria-labelledby="made"><h2 id="made">How this page was made</h2>
