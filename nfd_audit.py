@@ -6,24 +6,24 @@ or a limit (Bound).
 """
 
 import argparse
-import html
 import json
 import sys
 import tempfile
 import time
 from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import util
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-import numba
 import numpy as np
 from scipy.special import stdtrit
 
 import nfd_experiments as ex
 import nfd_reference
+import nfd_report
 from nfd_compare import assert_equations, compare
 from nfd_experiments import Case, Slope, sweep
 from nfd_io import (
@@ -33,6 +33,7 @@ from nfd_io import (
     data_of,
     data_options,
     exit_status,
+    meant,
     output_path,
     picture_path,
     prepared,
@@ -40,7 +41,9 @@ from nfd_io import (
     seed,
     worker_options,
 )
-from nfd_min import ACTIVATIONS, LOSSES, Activation
+from nfd_kernels import numba
+from nfd_min import ACTIVATIONS, LOSSES, Activation, __version__
+from nfd_report import HEADER, last_line, lines, screen, surprises
 from sde import relu_moments
 
 # ------------------------------------------------------------------------------------------------------------
@@ -83,9 +86,21 @@ class Part:
         """{size: [value for each repetition]}, as --json and --plot give them."""
         return {size: [float(p[size]) for p in points] for size in points[0]}
 
+    @property
+    def allowed(self):
+        """The predicted value +- tolerance."""
+        return self.predicted - self.tolerance, self.predicted + self.tolerance
+
+    @property
+    def rule(self):
+        """The verdict's rule, in words."""
+        within = "{:g} and {:g}".format(*self.allowed)
+        which = f'tolerance {self.tolerance:g}: "holds" if the whole interval of the {self.what} lies between'
+        return f'{which} {within}, "fails" if none of it does, otherwise "inconclusive"'
+
     def verdict(self, low, high):
-        """Where the interval lies: inside the predicted value +- tolerance, outside, or across the edge."""
-        bottom, top = self.predicted - self.tolerance, self.predicted + self.tolerance
+        """Where the interval lies: inside what is allowed, outside, or across the edge."""
+        bottom, top = self.allowed
         if bottom <= low and high <= top:
             return "holds"
         return "fails" if high < bottom or top < low else "inconclusive"
@@ -101,6 +116,10 @@ class Rate(Part):
     """
 
     against: str = "L"  # or "n"
+
+    @property
+    def what(self):
+        return f"log-log slope against {self.against}"
 
     def points(self, results, given):
         return [{int(size): value for size, value in p.items()} for p in super().points(results, given)]
@@ -171,6 +190,8 @@ class BestEta(Rate):
 class Mean(Part):
     """The mean of a number (the only case of each repetition) has this value; the verdict is that of Rate."""
 
+    what = "mean"
+
     def judge(self, points, confidence=0.95):
         values = np.array([value for p in points for value in p.values()])
         mean, R = float(values.mean()), len(values)
@@ -188,6 +209,10 @@ class Bound(Part):
     """The worst value over all repetitions and cases is predicted to stay below (or above) a limit."""
 
     above: bool = False
+
+    @property
+    def rule(self):
+        return f'"holds" if every value of every repetition is {self.prediction}, otherwise "fails"'
 
     def judge(self, points, confidence=0.95):
         values = [value for p in points for value in p.values()]
@@ -264,6 +289,12 @@ LEVEL = 1 - 0.05 / (LOOKS + WIDER)
 """The confidence of each look's interval, so that it is 95% for all of them together."""
 
 WIDEST = 14  # learning rates that are tried for a best one
+
+MORE = (
+    "What an interval leaves open is measured again, each time with twice as many repetitions, up to "
+    f"{LOOKS} times in all, and up to {WIDER} times with twice the depths; a best eta with up to {WIDEST} "
+    "etas."
+)
 
 
 def _claim(id):
@@ -960,17 +991,22 @@ class Audit:
             replace_file(Path(file), lambda out: out.write(text.encode()))
         return text
 
+    def to_html(self, file=None):
+        """The text of --html, also written to a file if one is given; it needs Matplotlib."""
+        ids = None if [*self.verdicts] == [*CLAIMS] else [*self.verdicts]
+        text = nfd_report.page(self.results, self.about, nfd_report.command_line(self.about, ids))
+        if file is not None:
+            replace_file(Path(file), lambda out: out.write(text.encode()))
+        return text
+
     def __repr__(self):
         return "\n".join(
             [HEADER, *(line for r in self.results for line in lines(r)), "", last_line(self.results)]
         )
 
     def _repr_html_(self):
-        cells = [[*cells_of(r, i)] for r in self.results for i in range(max(1, len(r["rates"])))]
-        rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in cells]
-        head = "".join(f"<th>{name}</th>" for name in COLUMNS)
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        return f"<table><tr>{head}</tr>{body}</table><p>{html.escape(last_line(self.results))}</p>"
+        table = nfd_report.table(nfd_report.COLUMNS, nfd_report.rows_of(self.results))
+        return table + nfd_report.paragraphs(last_line(self.results))
 
 
 def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=None, phi="tanh", loss=None):
@@ -987,13 +1023,19 @@ def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=
     ValueError for an unknown claim, network, phi or loss, and data that cannot be used.
     """
     claims = [claims] if isinstance(claims, (str, Claim)) else CLAIMS if claims is None else claims
-    unknown = [c for c in claims if not isinstance(c, Claim) and c not in CLAIMS]
-    if unknown:
-        raise ValueError(f"unknown claim {', '.join(map(repr, unknown))}; the claims are {', '.join(CLAIMS)}")
-    claims = [c if isinstance(c, Claim) else CLAIMS[c] for c in claims]
+    claims = known(claims)
     what = What(data_of(data, **({} if loss is None else dict(loss=loss))), full, seed, *_named(network, phi))
     what.check()
     return Audit(audit_all(claims, what, lambda result: None, executor=executor), what.about())
+
+
+def known(claims):
+    """Claims, from them or their names. ValueError for an unknown one."""
+    unknown = [c for c in claims if not isinstance(c, Claim) and c not in CLAIMS]
+    if unknown:
+        names = f"unknown claim {', '.join(map(repr, unknown))}; the claims are {', '.join(CLAIMS)}"
+        raise ValueError(names + "".join(meant(c, CLAIMS) for c in unknown))
+    return [c if isinstance(c, Claim) else CLAIMS[c] for c in claims]
 
 
 class What(NamedTuple):
@@ -1009,6 +1051,8 @@ class What(NamedTuple):
         """ValueError if there is no such network, phi or loss, or the data are no good; returns what was
         read."""
         choose("loss", self.data.loss, LOSSES)
+        if ":" not in str(self.phi):
+            choose("phi", self.phi, dict.fromkeys([*ACTIVATIONS, "module:NAME"]))
         if self.network is not None:
             ex.implementation(self.network)
         ex.activation(self.phi)
@@ -1065,11 +1109,6 @@ def claim_cases(claim, what, plans):
     ]
 
 
-def surprises(results):
-    """The claims whose verdict is not the expected one."""
-    return [r["id"] for r in results if r["verdict"] not in (r["expected"], "not applicable")]
-
-
 def judge(claim, results, plans):
     """The dict that --json writes, from the results of the claim's cases."""
     if trouble := _trouble(results):
@@ -1078,16 +1117,22 @@ def judge(claim, results, plans):
     rates = []
     for experiment, of_it, plan in zip(claim.experiments, claim.split(results, plans), plans):
         for part, points in experiment.read(of_it, plan):
-            about = dict(label=part.label, against=part.against, predicted=part.predicted)
-            about |= dict(prediction=part.prediction, repetitions=plan.repeat, confidence=LEVEL)
-            shown = [
-                {part.against: size, "mean": float(np.mean(errors)), "errors": errors}
-                for size, errors in part.shown(points).items()
-            ]
-            rates.append(about | part.judge(points, LEVEL) | dict(points=shown))
+            rates.append(rate_of(part, points, plan.repeat))
     verdicts = {rate["verdict"] for rate in rates}
     verdict = next(v for v in ("fails", "inconclusive", "holds") if v in verdicts)
     return _verdict(claim, rates, verdict, claim.note)
+
+
+def rate_of(part, points, repetitions):
+    """What --json says of a Part."""
+    about = dict(label=part.label, against=part.against, predicted=part.predicted)
+    about |= dict(tolerance=None if isinstance(part, Bound) else part.tolerance)
+    about |= dict(prediction=part.prediction, repetitions=repetitions, confidence=LEVEL)
+    shown = [
+        {part.against: size, "mean": float(np.mean(errors)), "errors": errors}
+        for size, errors in part.shown(points).items()
+    ]
+    return about | part.judge(points, LEVEL) | dict(points=shown)
 
 
 def _trouble(results):
@@ -1203,15 +1248,15 @@ def audit_all(claims, what, tell, **how):
     return results
 
 
-def show(result, decided):
-    """Print the lines of a claim, and add it to those decided."""
+def show(result, decided, on):
+    """Print the lines of a claim on a Screen, and add it to those decided."""
     decided.append(result)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr, flush=True)  # the progress bar
-    print(*lines(result), sep="\n", flush=True)
+    put(*lines(result, on))
 
 
-def many_seeds(claims, what, number, store, **how):
+def many_seeds(claims, what, number, on, store, **how):
     """Audit so many seeds, print the surprises of each, and a table: of each quantity the verdicts, mean and
     spread. Returns whether there was no surprise. Each seed has a store of its own, until the end."""
     audits, fine, stores = [], 0, []
@@ -1221,10 +1266,13 @@ def many_seeds(claims, what, number, store, **how):
         audits.append(results)
         fine += not surprises(results)
         if surprises(results):
-            print(f"seed {s}: {last_line(results)}", flush=True)
-    row = "{:18} {:33} {:>9} {:>8} {:>5}  {}".format
-    head = row("claim", "quantity", "mean", "spread", "reps", "verdicts")
-    print(head, "-" * len(head), sep="\n")
+            put(*on.wrap(f"seed {s}: {last_line(results)}"))
+    names, row = (
+        ("claim", "quantity", "mean", "spread", "reps", "verdicts"),
+        "{:18} {:33} {:>9} {:>8} {:>5}  {}",
+    )
+    head = row.format(*names)
+    put(*() if on.narrow else (head, "-" * len(head)))
     for results in zip(*audits):
         for i, rates in enumerate(zip(*(r["rates"] for r in results if r["rates"]))):
             values = [v for r in rates if (v := _value(r)) is not None and np.isfinite(v)]
@@ -1234,8 +1282,11 @@ def many_seeds(claims, what, number, store, **how):
             verdicts = [r["verdict"] for r in rates]
             counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)[::-1]))
             reps = f"{np.mean([r['repetitions'] for r in rates]):.0f}"
-            print(row("" if i else results[0]["id"], rates[0]["label"], mean, spread, reps, counts))
-    print(f"\n{fine} of {number} audits as expected, seeds {what.seed} to {what.seed + number - 1}.")
+            cells = "" if i else results[0]["id"], rates[0]["label"], mean, spread, reps, counts
+            each = (f"{name} {cell}" for name, cell in zip(names, cells) if cell)
+            put(*on.wrap(", ".join(each), hang="    ") if on.narrow else (row.format(*cells),))
+    seeds = f"seeds {what.seed} to {what.seed + number - 1}. Exit status {int(fine != number)}."
+    put("", *on.wrap(f"{fine} of {number} audits as expected, {seeds}"))
     for path in stores:
         path.unlink(missing_ok=True)
     return fine == number
@@ -1246,94 +1297,11 @@ def _value(rate):
     return rate["worst"] if "worst" in rate else rate["mean"] if rate["slope"] is None else rate["slope"]
 
 
-COLUMNS = "claim", "equation", "quantity", "predicted", "measured", "95% interval", "verdict"
-ROW = "{:18} {:20} {:29} {:>9} {:>9} {:>18}  {}"
-HEADER = "\n".join([ROW.format(*COLUMNS), "-" * len(ROW.format(*COLUMNS))])
-
-
-def cells_of(result, i):
-    """The table's cells of the i-th rate of a claim."""
-    head = ("", "") if i else (result["id"], result["equation"])
-    if not result["rates"]:
-        return *head, "", "", "", "", result["verdict"]
-    rate = result["rates"][i]
-    measured, interval = f"{rate['worst']:.2g}" if "worst" in rate else "", ""
-    if "worst" not in rate:
-        measured = f"{rate['mean'] if rate['slope'] is None else rate['slope']:.3f}"
-        interval = f"[{rate['low']:.3f}, {rate['high']:.3f}]"
-    return *head, rate["label"], rate["prediction"], measured, interval, rate["verdict"]
-
-
-def lines(result):
-    """The table's lines of one claim, one for each of its rates."""
-    for i in range(max(1, len(result["rates"]))):
-        yield ROW.format(*cells_of(result, i)).rstrip()
-    if result["verdict"] == result["expected"] or not result["rates"]:
-        yield from (f"    {line}" for line in result["note"].splitlines())
-
-
-def last_line(results):
-    """How many verdicts are the expected ones, and which are not."""
-    strange, n = surprises(results), sum(r["verdict"] != "not applicable" for r in results)
-    others = f"; {len(results) - n} not applicable" if n < len(results) else ""
-    named = f"; not: {', '.join(strange)}" if strange else ""
-    return f"{n - len(strange)} of {n} verdicts as expected{named}{others}."
-
-
-def plot(results, file):
-    """One log-log panel for each rate: the mean errors, the fitted line and the predicted one."""
-    from matplotlib.figure import Figure
-
-    rates = [
-        (r["id"], r["equation"], rate)
-        for r in results
-        for rate in r["rates"]
-        if np.isfinite(rate["slope"] or 0) and rate["slope"] is not None
-    ]
-    columns = max(1, min(4, len(rates)))
-    rows = max(1, -(-len(rates) // columns))
-    figure = Figure(figsize=(3.6 * columns, 3.4 * rows), layout="constrained")
-    for i, (claim, equation, rate) in enumerate(rates):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        sizes = np.array([p[rate["against"]] for p in rate["points"]])
-        errors = np.array([p["errors"] for p in rate["points"]])
-        mean, spread = errors.mean(axis=1), errors.std(axis=1) / np.sqrt(errors.shape[1])
-        middle = np.exp(np.log(sizes).mean())
-        centre = np.exp(rate["intercept"]) * middle ** rate["slope"]
-        axes.errorbar(
-            sizes, mean, 2 * spread, fmt="o", color="black", markersize=4, label="measured, 2 std. errors"
-        )
-        axes.loglog(
-            sizes,
-            centre * (sizes / middle) ** rate["slope"],
-            color="#0072B2",
-            label=f"fit {rate['slope']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]",
-        )
-        axes.loglog(
-            sizes,
-            centre * (sizes / middle) ** rate["predicted"],
-            "--",
-            color="#D55E00",
-            label=f"predicted {rate['predicted']:g}",
-        )
-        if rate["predicted"] == 0:
-            axes.set_ylim(mean.min() / 3, mean.max() * 3)
-        axes.set_xticks(sizes, sizes)
-        axes.xaxis.minorticks_off()
-        axes.set(xlabel=dict(n="width n", L="depth L")[rate["against"]], ylabel=rate["label"])
-        axes.set_title(f"{claim}, {equation}: {rate['verdict']}", fontsize=9)
-        axes.legend(fontsize=7)
-    figure.savefig(file, format="png", dpi=130)
-
-
 def claim_list(text):
-    ids = list(dict.fromkeys(text.split(",")))
-    unknown = [i for i in ids if i not in CLAIMS]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown claim {', '.join(map(repr, unknown))}; the claims are {', '.join(CLAIMS)}"
-        )
-    return [CLAIMS[i] for i in ids]
+    try:
+        return known(dict.fromkeys(name.strip() for name in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def parser():
@@ -1344,6 +1312,11 @@ def parser():
     )
     add = parser.add_argument
     everything = list(CLAIMS.values())
+    add("--version", action="version", version=f"nfd-min {__version__}")
+    add("--list", action="store_true", help="only say what each claim is")
+    add(
+        "--explain", type=claim_list, metavar="CLAIM", help="only say how it is measured, and what refutes it"
+    )
     add("--claims", type=claim_list, default=everything, metavar="A,B", help="only these (default: all)")
     level = parser.add_mutually_exclusive_group()
     level.add_argument("--quick", action="store_true", help="small sizes, under a minute (default)")
@@ -1358,6 +1331,7 @@ def parser():
     network = "an implementation in place of ours, of the module in this directory (nfd_compare)"
     add("--network", metavar="MODULE:FUNCTION", help=network)
     add("--json", type=output_path, metavar="FILE", help="write the results with every point")
+    add("--html", type=output_path, metavar="FILE", help="write a page with formulas, plots and points")
     add("--plot", type=picture_path, metavar="FILE.png", help="draw one panel for each rate")
     add("--baseline", metavar="FILE", help="an earlier --json: what moved by more than its interval allows?")
     add("--reference", type=output_path, metavar="FILE.npz", help="only write small runs of everything")
@@ -1368,15 +1342,18 @@ def parser():
 
 def check(parser, options):
     """Leave with exit status 2 if the options do not fit together or the data are no good."""
-    if options.plot and not util.find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install 'nfd-min[plot]'")
+    files = {name: getattr(options, name) for name in ("json", "html", "plot") if getattr(options, name)}
+    for name in ("html", "plot"):
+        if name in files and not util.find_spec("matplotlib"):
+            parser.error(f"--{name} needs matplotlib: pip install 'nfd-min[plot]'")
     parts = [part for claim in options.claims for e in claim.experiments for part in e.parts]
     if options.plot and not any(isinstance(part, Rate) for part in parts):
         parser.error("--plot draws rates; none of these claims has one")
-    if options.seeds and (options.plot or options.json or options.baseline):
-        parser.error("--seeds prints a table; it has no --plot, --json or --baseline")
-    if options.plot and options.plot == options.json:
-        parser.error("--json and --plot name the same file")
+    if options.seeds and (files or options.baseline):
+        parser.error("--seeds prints a table; it has no --plot, --html, --json or --baseline")
+    for one, other in combinations(files, 2):
+        if files[one] == files[other]:
+            parser.error(f"--{one} and --{other} name the same file")
     data = data_of(
         options.data, **{key: getattr(options, key) for key in ("label", "classes", "target", "loss")}
     )
@@ -1399,6 +1376,11 @@ def main(arguments=None):
 def carry_out(command, options):
     """What the options ask for; the exit status."""
     try:
+        if options.list or options.explain:
+            put(*nfd_report.listing(options.claims, screen()) if options.list else ())
+            for i, claim in enumerate(options.explain or ()):
+                put(*[""] * (i > 0), *nfd_report.explain(claim, MORE, screen()))
+            return 0
         if options.reference:
             print(f"{nfd_reference.write(options.reference)} runs are in {options.reference}.")
             return 0
@@ -1413,7 +1395,7 @@ def carry_out(command, options):
 
 def measure(options, what, read, old):
     """Measure and report; the exit status."""
-    begin, decided = time.perf_counter(), []
+    begin, decided, on = time.perf_counter(), [], screen()
     if options.json:
         directory, name = options.json.parent, options.json.name
     else:
@@ -1422,8 +1404,8 @@ def measure(options, what, read, old):
     modules = [text.partition(":")[0] for text in (what.network, what.phi) if text]
     store = ex.store_path(directory, name, what.data, names, what, str(Path.home()), modules=modules)
     if options.data:
-        print(f"{read}.\n")
-    if not options.seeds:
+        put(*on.wrap(f"{read}."), "")
+    if not options.seeds and not on.narrow:
         print(HEADER, flush=True)
     kept = f"{store.with_suffix('')}-*.partial" if options.seeds else store
     again = f"what was measured is kept in {kept}, and the same command goes on from there"
@@ -1431,36 +1413,44 @@ def measure(options, what, read, old):
         with ex.workers_of(options.workers, options.dask) as executor:
             how = dict(executor=executor, store=store)
             if options.seeds:
-                fine = many_seeds(options.claims, what, options.seeds, **how)
-            else:
-                audit_all(options.claims, what, lambda result: show(result, decided), **how)
-                report(options, what, decided, time.perf_counter() - begin)
-                fine = not surprises(decided)
+                return int(not many_seeds(options.claims, what, options.seeds, on, **how))
+            audit_all(options.claims, what, lambda result: show(result, decided, on), **how)
     except KeyboardInterrupt:
-        if options.json and decided:
-            Audit(decided, what.about() | dict(interrupted=True)).to_json(options.json)
         print(f"nfd-audit: interrupted; {again}", file=sys.stderr)
+        with suppress(KeyboardInterrupt):
+            if decided:
+                write(options, Audit(decided, what.about() | dict(interrupted=True)))
         return 130
     except BrokenExecutor:
         print(f"nfd-audit: the workers are gone; {again}", file=sys.stderr)
         return 1
-    store.unlink(missing_ok=True)
-    if old is None:
-        return int(not fine)
-    sentences, number = moved(old, decided)
-    print(f"Of {number} numbers that {options.baseline} has too, {len(sentences)} moved.")
-    print(*sentences, sep="\n", end="\n" if sentences else "")
-    return int(not fine or bool(sentences))
-
-
-def report(options, what, results, seconds):
-    """Print the last line and write the files."""
-    data = options.data or "UCI digits"
-    print(f"\n{last_line(results)} Data: {data}, seed {options.seed}, {seconds:.0f} s.")
-    if options.json:
-        Audit(results, what.about()).to_json(options.json)
+    seconds = time.perf_counter() - begin
+    how = f"Data: {options.data or 'UCI digits'}, seed {options.seed}, {seconds:.0f} s."
+    put("", *on.wrap(f"{last_line(decided)} {how}"), *on.wrap(nfd_report.expectations(decided)))
+    write(options, Audit(decided, what.about()))
     if options.plot:
-        replace_file(options.plot, lambda file: plot(results, file))
+        replace_file(options.plot, lambda file: nfd_report.plot(decided, file))
+    store.unlink(missing_ok=True)
+    sentences = []
+    if old is not None:
+        sentences, number = moved(old, decided)
+        put(*on.wrap(f"Of {number} numbers that {options.baseline} has too, {len(sentences)} moved."))
+        put(*sentences)
+    put(*on.wrap(nfd_report.status_line(decided, len(sentences))))
+    return int(bool(surprises(decided) or sentences))
+
+
+def put(*texts):
+    """Print lines."""
+    print("".join(f"{text}\n" for text in texts), end="", flush=True)
+
+
+def write(options, result):
+    """Write the files of an Audit that are asked for, but the plot."""
+    if options.json:
+        result.to_json(options.json)
+    if options.html:
+        result.to_html(options.html)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import warnings
 import zipfile
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from functools import lru_cache, wraps
 from importlib import resources, util
 from math import ceil, isfinite, pi, prod, sqrt
@@ -49,8 +50,17 @@ def shown(value):
 def choose(name, value, allowed):
     """Return allowed[value], or raise a ValueError that lists the names allowed."""
     if not isinstance(value, str | bool | np.bool_) or value not in allowed:
-        raise ValueError(f"{name}={shown(value)} is unknown; allowed: {', '.join(map(str, allowed))}")
+        names = [*map(str, allowed)]
+        raise ValueError(
+            f"{name}={shown(value)} is unknown; allowed: {', '.join(names)}{meant(value, names)}"
+        )
     return allowed[value]
+
+
+def meant(value, names):
+    """'; did you mean ..?' if one of the names is like it, or nothing."""
+    near = get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def remembered(function):
@@ -547,7 +557,7 @@ def load_data(path=None, label=None, target="classes"):
     label, target : as in Data;  ValueError if the file cannot be read or does not hold finite numbers of
     those shapes, or if it is not plain which column of a `.csv` file has the labels.
     """
-    choose("target", target, {"classes": 0, "real": 0})
+    choose("target", target, TARGETS)
     try:
         key = key_of(path)
         if key not in LOADED:
@@ -561,6 +571,7 @@ def load_data(path=None, label=None, target="classes"):
         raise ValueError(f"cannot use {name} as data: {error}") from error
 
 
+TARGETS = dict.fromkeys(("classes", "real"))
 LOADED = {}
 """{key_of(path): what is in the file}"""
 
@@ -800,7 +811,15 @@ def data_options(parser):
     only = "only these labels: +1 for A and -1 for B (--classes=-1,1 with a minus)"
     add("--classes", type=_two_labels, metavar="A,B", help=only)
     real = "real: y is no class; it is centred and divided by its standard deviation"
-    add("--target", choices=("classes", "real"), default="classes", help=real)
+    add("--target", type=_target, default="classes", metavar="{classes,real}", help=real)
+
+
+def _target(text):
+    try:
+        choose("target", text, TARGETS)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _two_labels(text):

@@ -16,7 +16,7 @@ import sys
 from math import isclose
 from pathlib import Path
 
-from nfd_audit import HEADER, cells_of, lines
+from nfd_report import HEADER, cells_of, lines
 
 HERE = Path(__file__).parent
 PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
