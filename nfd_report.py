@@ -835,17 +835,16 @@ def command_line(about, ids=None):
     return shlex.join(words)
 
 
-def facts(about, command):
+def facts(about):
     """What the numbers depend on: [(name, text)]."""
     data = "the 1,797 handwritten digits of UCI" if about["data"] == "digits" else about["data"]
-    chosen = {key: about[key] for key in ("label", "classes", "target", "network", "phi") if about[key]}
+    chosen = {key: about[key] for key in ("label", "classes", "target", "phi", "network") if about[key]}
     return [
-        ("Command", command),
         ("Sizes", "full" if about["full"] else "quick"),
         ("Seed", str(about["seed"])),
         ("Data", data),
         ("Loss", about["loss"]),
-        *((key, str(value)) for key, value in chosen.items()),
+        *((key.capitalize(), str(value)) for key, value in chosen.items()),
         ("Versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
         ("Machine", f"{platform.platform()}, {os.cpu_count()} cores"),
         ("Date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
@@ -863,7 +862,7 @@ def page(results, about, command):
         rows.append(f'<tr>{cells}<td class="wide">{html.escape(r["statement"])}</td></tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "verdict", "equation"))
     head += '<th scope="col" class="wide">statement</th>'
-    items = "".join(f"<dt>{key}</dt><dd>{html.escape(text)}</dd>" for key, text in facts(about, command)[1:])
+    items = "".join(f"<dt>{key}</dt><dd>{html.escape(text)}</dd>" for key, text in facts(about))
     title = "Audit of Neural Feature Dynamics"
     return f"""<!doctype html>
 <html lang="en-GB"><head><meta charset="utf-8"/><title>{title}: {html.escape(last_line(results))}</title>

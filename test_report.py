@@ -464,6 +464,20 @@ def test_html_and_the_last_line(tmp_path, monkeypatch, capsys):
     ]
 
 
+def test_ctrl_c_while_the_page_is_drawn(tmp_path, monkeypatch, capsys):
+    """No traceback; the other file is complete, and what was measured is kept."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nfd_report, "page", stop)
+    monkeypatch.setitem(CLAIMS, "first", result_claim("first", 1.0))
+    files = ["--html", str(tmp_path / "a.html"), "--json", str(tmp_path / "a.json")]
+    assert main(["--workers", "1", "--claims", "first", *files]) == 130
+    assert "interrupted" in capsys.readouterr().err and "interrupted" not in (tmp_path / "a.json").read_text()
+    assert len(list(tmp_path.glob("*.partial"))) == 1 and not (tmp_path / "a.html").exists()
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
