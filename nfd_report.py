@@ -324,6 +324,9 @@ def expectations(results):
     return f'Expected: "fails" for {failing}, the paper\'s {which} not hold{others}.'
 
 
+SAID = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "error": 2 * ("could not be measured",)}
+
+
 def found(results):
     """What was found, a list of sentences."""
     expected = {(r["verdict"], r["verdict"] == r["expected"]): [] for r in results}
@@ -333,9 +336,8 @@ def found(results):
     for (verdict, fine), ids in expected.items():
         as_expected = ", as expected" if fine else ", which was not expected"
         named = "" if (verdict, fine) == ("holds", True) else f": {', '.join(ids)}"
-        which = {"holds": "hold", "fails": "fail"}.get(verdict, f"are {verdict}")
-        if len(ids) == 1:
-            which = {"holds": "holds", "fails": "fails"}.get(verdict, f"is {verdict}")
+        one, many = SAID.get(verdict, (f"is {verdict}", f"are {verdict}"))
+        which = one if len(ids) == 1 else many
         how = "" if verdict == "not applicable" or (verdict, fine) == ("holds", True) else as_expected
         sentences.append(f"{len(ids)} claim{'s' * (len(ids) > 1)} {which}{how}{named}.")
     return sentences
@@ -478,7 +480,7 @@ def _stacked(row, screen):
         yield from screen.wrap(f"{id}, {equation}", hang="    ")
     between = f" {between}" if between else ""
     numbers = f"{label}: {measured}{between}, predicted {predicted}:" if label else ""
-    *before, last = screen.wrap(f"{numbers} {verdict}", "  ", "    ")
+    *before, last = screen.wrap(f"{numbers} {verdict}".strip(), "  ", "    ")
     yield from before
     yield screen.paint(last, row[-1])
 
@@ -512,7 +514,8 @@ def explain(claim, rounds, screen=Screen()):
         yield from screen.wrap(_summary(experiment.measure), "  ")
         for full, name in enumerate(("quick", "full")):
             plan = experiment.plan(full)
-            yield from screen.wrap(f"{name}: {plan.repeat} repetitions{_arguments(plan.given)}", "  ", "    ")
+            times = f"{plan.repeat} repetition{'s' * (plan.repeat > 1)}"
+            yield from screen.wrap(f"{name}: {times}{_arguments(plan.given)}", "  ", "    ")
         if experiment.over:
             yield from screen.wrap(
                 f"each repetition with every {' and '.join(experiment.over)}", "  ", "    "

@@ -237,6 +237,9 @@ def test_page_of_a_surprise():
     words = "".join(parsed(text).itertext())
     assert "0 of 1 verdicts as expected; not: odd <one>." in words and "fails (not expected)" in words
     assert "Interrupted: only the claims" in words and "1 claim fails, which was not expected" in words
+    assert nfd_report.found([RESULTS[0] | dict(verdict="error")])[0].startswith(
+        "1 claim could not be measured"
+    )
     assert "Fails: of 4 values of x not all are below 1: the largest is 2." in words
 
 
@@ -366,7 +369,7 @@ def test_explain(id):
         assert experiment.measure.__name__ in text and nfd_report._summary(experiment.measure) in text
         for full in (False, True):
             plan = experiment.plan(full)
-            assert f"{plan.repeat} repetitions" in text
+            assert f"{plan.repeat} repetition" in text
             for name, value in plan.given.items():
                 values = value if isinstance(value, tuple) else (value,)
                 each = ("%g" % v if isinstance(v, float) else str(v) for v in values)
