@@ -1415,21 +1415,16 @@ def measure(options, what, read, old):
             if options.seeds:
                 return int(not many_seeds(options.claims, what, options.seeds, on, **how))
             audit_all(options.claims, what, lambda result: show(result, decided, on), **how)
+        report(options, what, decided, on, time.perf_counter() - begin)
     except KeyboardInterrupt:
         print(f"nfd-audit: interrupted; {again}", file=sys.stderr)
         with suppress(KeyboardInterrupt):
-            if decided:
+            if 0 < len(decided) < len(options.claims):
                 write(options, Audit(decided, what.about() | dict(interrupted=True)))
         return 130
     except BrokenExecutor:
         print(f"nfd-audit: the workers are gone; {again}", file=sys.stderr)
         return 1
-    seconds = time.perf_counter() - begin
-    how = f"Data: {options.data or 'UCI digits'}, seed {options.seed}, {seconds:.0f} s."
-    put("", *on.wrap(f"{last_line(decided)} {how}"), *on.wrap(nfd_report.expectations(decided)))
-    write(options, Audit(decided, what.about()))
-    if options.plot:
-        replace_file(options.plot, lambda file: nfd_report.plot(decided, file))
     store.unlink(missing_ok=True)
     sentences = []
     if old is not None:
@@ -1438,6 +1433,15 @@ def measure(options, what, read, old):
         put(*sentences)
     put(*on.wrap(nfd_report.status_line(decided, len(sentences))))
     return int(bool(surprises(decided) or sentences))
+
+
+def report(options, what, results, on, seconds):
+    """Print how many verdicts are the expected ones, and write the files."""
+    how = f"Data: {options.data or 'UCI digits'}, seed {options.seed}, {seconds:.0f} s."
+    put("", *on.wrap(f"{last_line(results)} {how}"), *on.wrap(nfd_report.expectations(results)))
+    write(options, Audit(results, what.about()))
+    if options.plot:
+        replace_file(options.plot, lambda file: nfd_report.plot(results, file))
 
 
 def put(*texts):

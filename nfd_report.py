@@ -326,6 +326,9 @@ def expectations(results):
     return f'Expected: "fails" for {failing}, the paper\'s {which} not hold{others}.'
 
 
+SAID = {"holds": ("holds", "hold"), "fails": ("fails", "fail"), "error": 2 * ("could not be measured",)}
+
+
 def found(results):
     """What was found, a list of sentences."""
     expected = {(r["verdict"], r["verdict"] == r["expected"]): [] for r in results}
@@ -335,9 +338,8 @@ def found(results):
     for (verdict, fine), ids in expected.items():
         as_expected = ", as expected" if fine else ", which was not expected"
         named = "" if (verdict, fine) == ("holds", True) else f": {', '.join(ids)}"
-        which = {"holds": "hold", "fails": "fail"}.get(verdict, f"are {verdict}")
-        if len(ids) == 1:
-            which = {"holds": "holds", "fails": "fails"}.get(verdict, f"is {verdict}")
+        one, many = SAID.get(verdict, (f"is {verdict}", f"are {verdict}"))
+        which = one if len(ids) == 1 else many
         how = "" if verdict == "not applicable" or (verdict, fine) == ("holds", True) else as_expected
         sentences.append(f"{len(ids)} claim{'s' * (len(ids) > 1)} {which}{how}{named}.")
     return sentences
@@ -480,7 +482,7 @@ def _stacked(row, screen):
         yield from screen.wrap(f"{id}, {equation}", hang="    ")
     between = f" {between}" if between else ""
     numbers = f"{label}: {measured}{between}, predicted {predicted}:" if label else ""
-    *before, last = screen.wrap(f"{numbers} {verdict}", "  ", "    ")
+    *before, last = screen.wrap(f"{numbers} {verdict}".strip(), "  ", "    ")
     yield from before
     yield screen.paint(last, row[-1])
 
@@ -514,7 +516,8 @@ def explain(claim, rounds, screen=Screen()):
         yield from screen.wrap(_summary(experiment.measure), "  ")
         for full, name in enumerate(("quick", "full")):
             plan = experiment.plan(full)
-            yield from screen.wrap(f"{name}: {plan.repeat} repetitions{_arguments(plan.given)}", "  ", "    ")
+            times = f"{plan.repeat} repetition{'s' * (plan.repeat > 1)}"
+            yield from screen.wrap(f"{name}: {times}{_arguments(plan.given)}", "  ", "    ")
         if experiment.over:
             yield from screen.wrap(
                 f"each repetition with every {' and '.join(experiment.over)}", "  ", "    "
@@ -837,17 +840,16 @@ def command_line(about, ids=None):
     return shlex.join(words)
 
 
-def facts(about, command):
+def facts(about):
     """What the numbers depend on: [(name, text)]."""
     data = "the 1,797 handwritten digits of UCI" if about["data"] == "digits" else about["data"]
-    chosen = {key: about[key] for key in ("label", "classes", "target", "network", "phi") if about[key]}
+    chosen = {key: about[key] for key in ("label", "classes", "target", "phi", "network") if about[key]}
     return [
-        ("Command", command),
         ("Sizes", "full" if about["full"] else "quick"),
         ("Seed", str(about["seed"])),
         ("Data", data),
         ("Loss", about["loss"]),
-        *((key, str(value)) for key, value in chosen.items()),
+        *((key.capitalize(), str(value)) for key, value in chosen.items()),
         ("Versions", ", ".join(f"{name} {version}" for name, version in about["versions"].items())),
         ("Machine", f"{platform.platform()}, {os.cpu_count()} cores"),
         ("Date", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")),
@@ -865,7 +867,7 @@ def page(results, about, command):
         rows.append(f'<tr>{cells}<td class="wide">{html.escape(r["statement"])}</td></tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "verdict", "equation"))
     head += '<th scope="col" class="wide">statement</th>'
-    items = "".join(f"<dt>{key}</dt><dd>{html.escape(text)}</dd>" for key, text in facts(about, command)[1:])
+    items = "".join(f"<dt>{key}</dt><dd>{html.escape(text)}</dd>" for key, text in facts(about))
     title = "Audit of Neural Feature Dynamics"
     return f"""<!doctype html>
 <html lang="en-GB"><head><meta charset="utf-8"/><title>{title}: {html.escape(last_line(results))}</title>
