@@ -1441,7 +1441,8 @@ def report(options, what, results, on, seconds):
     put("", *on.wrap(f"{last_line(results)} {how}"), *on.wrap(nfd_report.expectations(results)))
     write(options, Audit(results, what.about()))
     if options.plot:
-        replace_file(options.plot, lambda file: nfd_report.plot(results, file))
+        picture = nfd_report.encoded(nfd_report.rates(results))
+        replace_file(options.plot, lambda file: file.write(picture))
 
 
 def put(*texts):

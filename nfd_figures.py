@@ -13,9 +13,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import BrokenExecutor
-from functools import partial
 from importlib import util
-from io import BytesIO
 from itertools import product
 from math import lcm
 from pathlib import Path
@@ -61,6 +59,7 @@ from nfd_io import (
     worker_options,
 )
 from nfd_kernels import numba
+from nfd_report import encoded, inline
 
 __all__ = ["FIGURES", "figure", "main", "make"]
 
@@ -1245,15 +1244,8 @@ def drawn(name, points, sizes):
             for axes in figure.axes:
                 few_ticks(axes)
         figure.caption, figure.numbers = " ".join(numbers["caption"].split()), plain(numbers["store"])
-        figure._repr_png_ = partial(encoded, figure)  # what IPython asks for
+        inline(figure)
     return figures
-
-
-def encoded(figure, form="png"):
-    """The bytes of its file."""
-    file = BytesIO()
-    figure.savefig(file, format=form, dpi=150)
-    return file.getvalue()
 
 
 def make(name, directory, *, sizes=None, data=None, root=0, executor=None, form="png"):

@@ -14,11 +14,12 @@ import shutil
 import sys
 import textwrap
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["cells_of", "explain", "formulas", "lines", "listing", "mathml", "mathtext", "page", "reason"]
+__all__ = ["coupling", "explain", "formulas", "lines", "listing", "mathml", "mathtext", "page", "rates"]
 
 # ------------------------------------------------------------------------------------------------------------
 # Of each claim: why one believes it, or why it fails, and its formulas in TeX
@@ -635,10 +636,12 @@ def _tick_name(tick):
     return "$" + rf"{digit} \times " * (digit != "1") + f"10^{{{int(exponent)}}}$"
 
 
-def plot(results, file, columns=4):
-    """One panel for each rate, claim after claim, as PNG."""
+def rates(results, columns=4):
+    """A matplotlib Figure of an Audit, or of the dicts of some claims: one panel for each rate, claim after
+    claim."""
     from matplotlib.figure import Figure
 
+    results = getattr(results, "results", results)
     shelves = []  # rows of claims that fit beside each other
     for result in filter(plotted, results):
         number = min(columns, len(plotted(result)))
@@ -662,7 +665,28 @@ def plot(results, file, columns=4):
             for i, rate in enumerate(rates):
                 axes = place.add_subplot(-(-len(rates) // number), number, i + 1)
                 draw(axes, rate, result["expected"], i == 0)
-    figure.savefig(file, format="png", dpi=130)
+    return inline(figure)
+
+
+COUPLING = "full-coupling", "nearest-coupling", "branch-exponent"
+
+
+def coupling(results):
+    """The same of the claims about the coupling of the forward and the backward pass."""
+    return rates([result for result in getattr(results, "results", results) if result["id"] in COUPLING])
+
+
+def encoded(figure, form="png"):
+    """The bytes of a Figure's file."""
+    file = io.BytesIO()
+    figure.savefig(file, format=form, dpi=150)
+    return file.getvalue()
+
+
+def inline(figure):
+    """The Figure, as a notebook shows it."""
+    figure._repr_png_ = partial(encoded, figure)  # what IPython asks for
+    return figure
 
 
 STYLES = {INK: "currentColor", FIT: "var(--fit)", PREDICTED: "var(--predicted)", OPEN_INK: "var(--open)"} | {

@@ -11,7 +11,7 @@ import pytest
 
 import nfd_audit
 import nfd_report
-from nfd_audit import CLAIMS, BestEta, Bound, Claim, Experiment, Mean, Rate, main, rate_of
+from nfd_audit import CLAIMS, Audit, BestEta, Bound, Claim, Experiment, Mean, Rate, main, rate_of
 from nfd_report import ABOUT, HEADER, Screen, explain, lines, mathml, mathtext, page
 
 LABELS = list(dict.fromkeys(p.label for c in CLAIMS.values() for e in c.experiments for p in e.parts))
@@ -139,16 +139,16 @@ def test_svg():
     assert "predicted exponent -2" in root.get("aria-label")
 
 
-def test_plot_has_a_panel_for_each_rate(monkeypatch):
-    from matplotlib.figure import Figure
-
-    kept = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: kept.append(self))
+def test_plot_has_a_panel_for_each_rate():
     chosen = [r for r in RESULTS if r["id"] in ("gradients", "init-limit", "alignment", "full-coupling")]
-    nfd_report.plot(chosen, io.BytesIO())
-    titles = [axes.get_title("left") for axes in kept[0].axes]
+    figure = nfd_report.rates(chosen)
+    titles = [axes.get_title("left") for axes in figure.axes]
     assert titles == [mathtext(rate["label"]) for r in chosen for rate in nfd_report.plotted(r)]
-    assert [axes.get_title("right") for axes in kept[0].axes] == 2 * ["holds"] + 4 * ["fails (as expected)"]
+    assert [axes.get_title("right") for axes in figure.axes] == 2 * ["holds"] + 4 * ["fails (as expected)"]
+    of_coupling = [r for r in RESULTS if r["id"] in nfd_report.COUPLING]
+    panels = sum(len(nfd_report.plotted(r)) for r in of_coupling)
+    assert len(nfd_report.coupling(Audit(RESULTS, {})).axes) == panels > 3
+    assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 # The page
