@@ -335,7 +335,7 @@ def test_two_layer_blocks_without_noise():
     for coupling, slope in ("full", 2 * E + 2 * E / (1 + s2)), ("none", E + 1 + (E - 1) / (L * s2)):
         how, values = dict(block="two-layer", coupling=coupling, branch_exponent=1.0), []
         for seed in range(8):
-            run = sde.solve(stream, 10_000, L, "identity", rng=seed, keep="outputs", **how)
+            run = sde.solve(stream, 5_000, L, "identity", rng=seed, keep="outputs", **how)
             values.append((run.f[0] - run.f[1]) / (0.02 * run.chi[0]) - slope)
         assert abs(np.mean(values)) < 4 * np.std(values, ddof=1) / sqrt(8) < 0.2, values
 

@@ -313,7 +313,7 @@ def test_fit_slope_rejects(sizes, errors):
 
 @pytest.mark.parametrize("how", [dict(), dict(branch_exponent=0.8), dict(scaling="mup")])
 def test_own_update_of_a_block(how):
-    """[12], [X1]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j C^{jk}_{l-1} g^j_l."""
+    """[2], [X1]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j C^{jk}_{l-1} g^j_l."""
     given = dict(data=None, eta=0.2, width=12, depth=5, steps=2)
     values, rng = coordinate_case(**given, seed=(3,), **how), np.random.default_rng((3,))
     stream = sequence(None, [0, 0, 0], 0.2, rng=rng)
