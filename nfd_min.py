@@ -543,7 +543,7 @@ def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float6
     width, depth, d = map(positive_int, ("width", "depth", "d"), (width, depth, d))
     shape = weight_shape(width, depth, sum(layer.matrix for layer in chain(block, IDENTITY, 1)))
     shapes = [(width, d), shape, (width,)] + [shape] * choose("decoupled", decoupled, {False: 0, True: 1})
-    return tuple(nfd_io.draw(shapes, f"draw_weights(width={width}, depth={depth})", dtype, rng, by))
+    return tuple(nfd_io.draw(shapes, f"draw_weights(width={width}, depth={depth}, d={d})", dtype, rng, by))
 
 
 @dataclass(eq=False, repr=False)
