@@ -670,7 +670,7 @@ CLAIMS = {
             "Each layer's share is of order 1/L, but the shares add up and their sum does not decay.\n"
             "[17] counts the SGD drift of layer l-1 only; that of every layer below, and of U, has met\n"
             "W_l^T too, and W_l returns all of it as a drift of order 1/L per layer. (For orthogonal inputs\n"
-            "and odd phi that of h vanishes, that of g does not.) README: Why the coupling stays.",
+            "and odd phi that of h vanishes, that of g does not.) docs/numbers.md: Why the coupling stays.",
         ),
         Claim(
             "branch-exponent",

@@ -16,6 +16,7 @@ import sys
 from math import isclose
 from pathlib import Path
 
+import nfd_min
 from nfd_report import HEADER, cells_of, lines
 
 HERE = Path(__file__).parent
@@ -42,11 +43,13 @@ def tables():
 
 def printed(page):
     """[(what each block of Python of that page prints, what the page says)]"""
-    names, out = {}, []
+    names, out, known = {}, [], dict(nfd_min.BLOCKS)
     for code, said in PYTHON.findall(page):
         with contextlib.redirect_stdout(io.StringIO()) as stream:
             exec(compile(code, "a block of Python", "exec"), names)
         out.append((stream.getvalue(), said))
+    nfd_min.BLOCKS.clear()  # of what a page has added
+    nfd_min.BLOCKS.update(known)
     return out
 
 
