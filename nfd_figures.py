@@ -52,6 +52,7 @@ from nfd_io import (
     data_of,
     data_options,
     exit_status,
+    meant,
     prepared,
     replace_file,
     seed,
@@ -59,6 +60,7 @@ from nfd_io import (
     worker_options,
 )
 from nfd_kernels import numba
+from nfd_min import __version__
 from nfd_report import encoded, inline
 
 __all__ = ["FIGURES", "figure", "main", "make"]
@@ -1282,6 +1284,12 @@ def make(name, directory, *, sizes=None, data=None, root=0, executor=None, form=
     return paths
 
 
+def one_of_them(name):
+    if name not in (names := [*FIGURES, "all"]):
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r}{meant(name, names)}")
+    return name
+
+
 def parser():
     figures = [f"  {name:16} {plan.about}" for name, plan in FIGURES.items()]
     figures.append(f"  {'all':16} all of them, in under ten minutes")
@@ -1292,7 +1300,8 @@ def parser():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("figure", choices=[*FIGURES, "all"], metavar="figure")
+    add("--version", action="version", version=f"nfd-min {__version__}")
+    add("figure", type=one_of_them, metavar="figure")
     level = parser.add_mutually_exclusive_group()
     smallest = "the smallest sizes that run through, some seconds each"
     level.add_argument("--tiny", action="store_true", help=smallest)

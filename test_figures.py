@@ -132,6 +132,7 @@ def test_own_data_and_sizes(tmp_path):
     "arguments, message",
     [
         (["figure-9"], "invalid choice: 'figure-9'"),
+        (["alignmnt"], "invalid choice: 'alignmnt'; did you mean alignment?"),
         ([], "required: figure"),
         (["scaling", "--depths", "8,4"], "'8,4' must be increasing integers"),
         (["scaling", "--depths", "0"], "'0' must be increasing integers"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import nfd_audit
+import nfd_figures
 import nfd_report
 from nfd_audit import CLAIMS, Audit, BestEta, Bound, Claim, Experiment, Mean, Rate, main, rate_of
 from nfd_report import ABOUT, HEADER, Screen, explain, lines, mathml, mathtext, page
@@ -481,7 +482,8 @@ def test_ctrl_c_while_the_page_is_drawn(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.glob("*.partial"))) == 1 and not (tmp_path / "a.html").exists()
 
 
-def test_version(capsys):
+@pytest.mark.parametrize("command", [main, nfd_figures.main])
+def test_version(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["--version"])
+        command(["--version"])
     assert stop.value.code == 0 and capsys.readouterr().out == f"nfd-min {nfd_audit.__version__}\n"
