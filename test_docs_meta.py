@@ -9,6 +9,7 @@ from nfd_min import __version__
 
 HERE = Path(__file__).parent
 PAGES = sorted([*HERE.glob("*.md"), *(HERE / "docs").glob("*.md")])
+pytestmark = pytest.mark.skipif(not (HERE / "docs").exists(), reason="a copy of the code without docs")
 
 
 def test_one_version():
