@@ -126,6 +126,8 @@ class Rules(NamedTuple):
 
 
 class Sizes(NamedTuple):
+    """Width, depth, input dimension and mini-batch."""
+
     n: int
     L: int
     d: int
@@ -528,6 +530,7 @@ class Run(NamedTuple):
                     yield k, "g", l - 1
 
     def other(self, rules):
+        """The Trajectory by these Rules."""
         return variant(rules, self.stream, self.weights, **self.setting)
 
     def parts(self, rules):

@@ -90,6 +90,13 @@ def test_checker_sees_what_is_wrong(tmp_path):
     assert found == set(range(len(right) + 1, len(right) + 1 + len(WRONG.split("\n")) - 2)), out
 
 
+@pytest.mark.slow
+def test_docstrings():
+    """The checks of numpydoc in pyproject.toml: there is one, its summary begins and ends as a sentence."""
+    pytest.importorskip("numpydoc")
+    assert not (out := run("numpydoc", "lint", *sorted(path.name for path in HERE.glob("*.py")))), out
+
+
 def test_wheel_has_the_stubs():
     """As packages <module>-stubs, where type checkers look for them."""
     setup = tomllib.loads((HERE / "pyproject.toml").read_text())["tool"]["setuptools"]
