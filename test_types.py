@@ -1,11 +1,19 @@
-"""The stubs in stubs/ say what the code says, and a type checker sees in them what a user gets wrong."""
+"""What a user reads before running anything: types, signatures, docstrings and their examples."""
 
+import doctest
+import importlib
+import inspect
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import nfd_compare
+import nfd_experiments
+import nfd_limits
 
 HERE = Path(__file__).parent
 STUBS = sorted(path.parent.name for path in HERE.glob("stubs/*/__init__.pyi"))
@@ -102,3 +110,34 @@ def test_wheel_has_the_stubs():
     setup = tomllib.loads((HERE / "pyproject.toml").read_text())["tool"]["setuptools"]
     shipped = {name: folder for name, folder in setup["package-dir"].items() if name in setup["packages"]}
     assert shipped == {f"{name}-stubs": f"stubs/{name}" for name in STUBS}
+
+
+class Close(doctest.OutputChecker):
+    """Each number agrees to the digits that the example has."""
+
+    NUMBER = re.compile(r"-?\b\d+\.?\d*(?:e[+-]?\d+)?")
+
+    def check_output(self, want, got, optionflags):
+        numbers = zip(*map(self.NUMBER.findall, (want, got)))
+        text = [re.sub(r"\s", "", self.NUMBER.sub("#", printed)) for printed in (want, got)]
+        close = (abs(float(a) - float(b)) <= 0.5 * 0.1 ** len(a.partition(".")[2]) for a, b in numbers)
+        return text[0] == text[1] and all(close)
+
+
+@pytest.mark.parametrize("module", [nfd_limits, nfd_compare, nfd_experiments])
+def test_examples(module):
+    """Docstrings' examples, which are there to be tried, give what they say."""
+    runner = doctest.DocTestRunner(Close(), verbose=False)
+    tried = [runner.run(test).attempted for test in doctest.DocTestFinder().find(module)]
+    assert sum(tried) and not runner.failures
+
+
+@pytest.mark.parametrize("name", [*STUBS, "nfd_reference"])
+def test_help(name):
+    """Every public function has a signature, and its docstring's "name : " lines are about its arguments."""
+    module = importlib.import_module(name)
+    for public in filter(callable, (getattr(module, public) for public in module.__all__)):
+        arguments, text = inspect.signature(public).parameters, inspect.getdoc(public)
+        named = re.findall(r"(?:^|;  )(\w+(?:, \w+)*) : ", text, re.MULTILINE)
+        assert {*", ".join(named).split(", ")} - {""} <= set(arguments), public
+        assert inspect.isroutine(public) or inspect.isclass(public), public
