@@ -27,6 +27,7 @@ from nfd_experiments import fit_slope
 from nfd_figures import figure, make
 from nfd_limits import init_kernels, linear_limit, one_step, responses_of
 from nfd_min import Activation, Layer, Stream, Trajectory
+from nfd_report import rates
 from typing import Any
 
 stream = Stream.digits(samples=4, eta=0.3, rng=0)
@@ -47,7 +48,8 @@ for name, phi in nfd_min.ACTIVATIONS.items():
 nfd_min.BLOCKS["other"] = lambda phi, s, skip, inner: [Layer(phi), Layer(phi, s, skip, back=2)]
 slope, low, *_ = fit_slope([1, 2, 4], np.ones((2, 3)))
 def network(stream: Stream, weights: Any, *, phi: str) -> Any: ...
-print(compare(network).ok, audit(["gradients"], network=network)["gradients"], slope - low)
+claims = audit(["gradients"], network=network)
+print(compare(network).ok, claims["gradients"], slope - low, rates(claims), claims.to_html("a.html"))
 assert_claim("gradients", network, full=True)
 make("transfer", ".", sizes=dict(depths=(2, 4)))
 """
