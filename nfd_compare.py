@@ -126,6 +126,8 @@ class Rules(NamedTuple):
 
 
 class Sizes(NamedTuple):
+    """Width, depth, input dimension and mini-batch."""
+
     n: int
     L: int
     d: int
@@ -450,6 +452,12 @@ def compare(network, *, loss="squared", seed=0):
 
     loss : of the stream it is given
     Outputs in float32 are compared to 1e-3, others to 1e-7, of the largest entry of each array.
+
+    >>> def network(stream, weights, *, phi):
+    ...     run = nfd_min.sgd(stream, weights, phi)
+    ...     return run.f, run.h, -run.g
+    >>> compare(network).mistakes
+    ['the sign of g is wrong [3]']
     """
     choose("loss", loss, LOSSES)
     rows, left, failed = [], dict(MISTAKES), False
@@ -528,6 +536,7 @@ class Run(NamedTuple):
                     yield k, "g", l - 1
 
     def other(self, rules):
+        """The Trajectory by these Rules."""
         return variant(rules, self.stream, self.weights, **self.setting)
 
     def parts(self, rules):

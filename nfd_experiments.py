@@ -247,6 +247,9 @@ def fit_slope(sizes, errors, *, confidence=0.95):
 
     The interval is Student's t on the R jackknife pseudo-values (leave one replicate out), so it needs
     neither independent levels nor equal noise at each size. ValueError for anything else.
+
+    >>> fit_slope([4, 8, 16], [[0.25, 0.12, 0.06], [0.26, 0.13, 0.06]]).slope
+    -1.0437
     """
     sizes = finite_array("sizes", sizes, ("K",))
     errors = finite_array("errors", errors, ("R", len(sizes)))

@@ -247,7 +247,7 @@ class Elementwise:
 
 
 def check_activation(name, phi, dphi, taken):
-    """phi and dphi as Elementwise functions, a dict. ValueError if the name is taken, dphi is not the central
+    """The Elementwise phi and dphi, a dict. ValueError if the name is taken, dphi is not the central
     difference of phi, or one of them is not finite, at 49 points in (-6, 6)."""
     if not isinstance(name, str) or not name or name in taken:
         raise ValueError(f"name={name!r} must be a new name; {', '.join(taken)} are taken")
@@ -267,7 +267,7 @@ def check_activation(name, phi, dphi, taken):
 
 def check_weights(weights, d, block):
     """U (n, d), W (L, n, n) or (L, M, n, n), v (n,), and W' if given, as float64 copies; block : the layers
-    of one block, M of them with a matrix"""
+    of one block, M of them with a matrix."""
     if not isinstance(weights, (tuple, list)) or len(weights) not in (3, 4):
         raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'")
     v, matrices = finite_array("weights: v", weights[2], ("n",)), sum(layer.matrix for layer in block)
@@ -779,6 +779,7 @@ def replace_file(path, write):
 
 
 def output_path(text):
+    """The Path of a file that can be written."""
     try:
         path = Path(text).resolve()
         writable = (
@@ -794,6 +795,7 @@ def output_path(text):
 
 
 def picture_path(text):
+    """The Path of a .png file that can be written."""
     if not text.endswith(".png"):
         raise argparse.ArgumentTypeError(f"{text!r} must end in .png")
     return output_path(text)
@@ -833,12 +835,14 @@ def _two_labels(text):
 
 
 def seed(text):
+    """An integer >= 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 0")
     return int(text)
 
 
 def sizes_list(text):
+    """Increasing integers >= 1, a tuple, of a text like 4,8,16."""
     try:
         sizes = [int(part) for part in text.split(",")]
     except ValueError:
@@ -851,6 +855,7 @@ def sizes_list(text):
 
 
 def count(text):
+    """An integer >= 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
     return int(text)

@@ -833,8 +833,8 @@ def add_times(A, at, X, Y):
 
 @kernel
 def diverged(x):
-    """Whether |x|^2, in the dtype of x, is not a finite number. (isfinite is s - s == 0, into which a
-    reordered sum may be merged.)"""
+    """Whether |x|^2, in the dtype of x, is not a finite number (isfinite is s - s == 0, into which a
+    reordered sum may be merged)."""
     s = x.dtype.type(0)
     for m in range(len(x)):
         s += x[m] * x[m]
@@ -984,6 +984,7 @@ def transpose_times(W, g, z, alone):
 
 
 def ready_for_matrices(dtype):
+    """Compile what explicit matrices need."""
     m = np.zeros((1, 1), dtype)
     ready(
         (times, m, m, m, 0, 0),
@@ -1053,6 +1054,7 @@ def factor_row(a, gram, R, part, k, t, spanned):
 
 
 def ready_for_sides(dtype):
+    """Compile what matrices that are seen from their two sides need."""
     a, gram, row = np.zeros((1, 1, 1), dtype), np.zeros((1, 1)), np.zeros(1)
     ready(
         *((dots, a, 0, 0, 0, x, 0, row) for x in (a[0, 0], row)),
@@ -1062,8 +1064,8 @@ def ready_for_sides(dtype):
 
 
 def right_solve(alpha, R):
-    """alpha R^-1 for lower-triangular R, with a zero in the columns where R has one on its diagonal; all (L,
-    S, S)."""
+    """The product alpha R^-1, R lower-triangular, with a zero in the columns where R has one on its diagonal;
+    all (L, S, S)."""
     out = np.zeros(alpha.shape)
     for j in range(R.shape[1] - 1, -1, -1):
         r = R[:, j, j, None]

@@ -59,6 +59,9 @@ def init_kernels(X, phi="tanh", depth=None, *, branch_exponent=0.5, rho=1.0):
         g~_b], with g by W and g~ by W~, and Theta says by how much a step with W~ moves f
     Expectations are exact (identity, relu, erf) or by quadrature (tanh). Returns InitKernels. ValueError for
     bad input.
+
+    >>> init_kernels([[1.0]], "identity").Theta  # 3 e
+    array([[8.1548]])
     """
     X, phi = finite_array("X", X, ("S", "d")), activation(phi)
     check_memory(8 * 65 * 12 * len(X) ** 2, f"init_kernels of {len(X)} inputs")
@@ -196,6 +199,9 @@ def first_step_kernel(x, phi="tanh", depth=None, *, branch_exponent=0.5, rho=0.0
     rho : as in init_kernels; for 0, NFD, the new features meet v and not g_t, and E[v g_t] = E[v^2] = 1 <
         E[g_t^2]: the decoupled weights' noise has mean 0, and Theta_NFD = 2 E h_1^2 for branch_exponent 1/2.
     By quadrature. ValueError for bad input.
+
+    >>> first_step_kernel([1.0], "identity")[:2]  # 3 e, and 2 e of NFD
+    (8.1548, 5.4366)
     """
     check_squares("x", x := finite_array("x", x, ("d",)))
     true, part = (
@@ -240,6 +246,9 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
 
     and [17] is A with C_{l-2} / L in place of r_{l-1}. depth=None: L -> infinity, at 65 times t; the share of
     a layer and formula [17] are then 0, the parts NaN. rho : as in init_kernels. ValueError for bad input.
+
+    >>> one_step([1.0], [1.0], "identity").f  # -3 e
+    -8.1548
     """
     x0 = finite_array("x0", x0, ("d",))
     X, phi = np.array([x0, finite_array("x1", x1, (len(x0),))]), activation(phi)
@@ -345,7 +354,7 @@ def _one_step_at_infinite_depth(X, phi, rho, noise):
         rows = [one_step(*X, phi, L, rho=rho).h2 for L in depths]
         h2 = scipy.interpolate.BarycentricInterpolator(1 / depths, rows)(0.0)
     accumulated, f = 2 * np.exp(end[5]) * end[7], -(end[1] + end[4])
-    return OneStep(r, A, f, accumulated, 0.0, np.zeros(len(t)), np.full(4, np.nan), h2)
+    return OneStep(r, A, float(f), float(accumulated), 0.0, np.zeros(len(t)), np.full(4, np.nan), h2)
 
 
 class Responses(NamedTuple):
@@ -459,6 +468,9 @@ def relu_moments(square, depth, block="pre"):
         pre:  E h_l = 0,   E h_l^2 = E h_{l-1}^2 + E h_{l-1}^2 / (2 L)
 
     Prop 3.1: E h_l >= (1 + a / sqrt(L)) E h_{l-1} for "post". ValueError for bad input.
+
+    >>> relu_moments(1.0, depth=2, block="post").mean
+    array([0.00000, 0.28209, 0.59749])
     """
     check_time(1e-6 * positive_int("depth", depth), f"relu_moments(depth={depth})")
     L, post = positive_int("depth", depth), choose("block", block, dict(pre=False, post=True))
@@ -502,6 +514,12 @@ def linear_limit(stream, coupling="none", depth=None, *, backward=None, branch_e
     depths, 12 to 128; above it neither noise nor coupling is left, and [X4] is solved. Returns a LinearLimit.
     ValueError for bad input, and if leaving out one depth, or 8 points of depth, changes the limit by more
     than 1e-4 of its largest value: training with that eta is then too unstable.
+
+    >>> stream = Stream([[1.0], [1.0]], [1.0, 1.0], eta=0.3)
+    >>> linear_limit(stream, depth=2).f  # NFD
+    array([0.000, 1.350])
+    >>> linear_limit(stream, "full", depth=2).f  # the network
+    array([0.000, 1.800])
     """
     check_type("stream", stream, Stream)
     choose("coupling", coupling, {"none": 0, "full": 0})  # "nearest" is for particles
