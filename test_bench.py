@@ -11,7 +11,7 @@ import bench
 LIMITS = {
     f"{what}, {dtype}": 1.0
     for what in ("normals/s", "tanh/s", "GEMM GFlop/s")
-    for dtype in bench.nfd_min.DTYPES
+    for dtype in bench.DTYPES
 }
 
 
