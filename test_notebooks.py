@@ -30,7 +30,7 @@ def path_of(name):
 
 def executed(name):
     """That notebook, from a fresh kernel in the root of the repository, and the seconds it took."""
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    nbformat, nbclient, *_ = map(pytest.importorskip, ("nbformat", "nbclient", "ipykernel", "matplotlib"))
     notebook, start = nbformat.read(path_of(name), 4), time.monotonic()
     how = dict(
         timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(ROOT)}}
