@@ -9,9 +9,7 @@ import pytest
 import bench
 
 LIMITS = {
-    f"{what}, {dtype}": 1.0
-    for what in ("normals/s", "tanh/s", "GEMM GFlop/s")
-    for dtype in bench.DTYPES
+    f"{what}, {dtype}": 1.0 for what in ("normals/s", "tanh/s", "GEMM GFlop/s") for dtype in bench.DTYPES
 }
 
 
