@@ -14,6 +14,7 @@ import re
 import sys
 import tokenize
 import tomllib
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -29,12 +30,13 @@ MODULES = {
 MOST = 3  # functions, and tests, that are named for one equation
 
 HEAD = """\
-# Every equation, the lines that are it, the tests that see it wrong
+# Every equation: what it says, where it is computed, which tests see it wrong
 
-`python equations.py` writes this page from `equations.toml` and from the numbers in comments and docstrings,
-the paper's, and with an X this project's own. *plain* is the text to read, *fast* its compiled twin;
-functions with the number at a line come first, and tests that `python mutants.py formulas` sees fail,
-then those of few equations. A *claim* is one of `nfd-audit`; behind it is what measures it.
+`python equations.py` writes this page from `equations.toml` and from the numbers in comments and docstrings of
+the code: the paper's, and those with an X, which are this project's own. *plain* is the text to read, *fast* its
+compiled twin; `grep -n '\\[15\\]' *.py` finds the lines themselves. Of several tests the one that sees most of
+the wrong formulas of `python mutants.py formulas` comes first. A *claim* is one of `nfd-audit`, with what
+measures it. Numbers of the paper that are not here only restate others: [theory.md](theory.md) says which.
 """
 
 
@@ -95,7 +97,9 @@ def fill(rows, sources, claims, wrong):
     known, left = set(sum(of, [])), set(claims)
     names = {tag for tag in known if not re.fullmatch(r"X?\d+", tag)}
     tags = tagged(sources, names)
-    proven = {(tag, Place(*each["test"].split("::"))) for each in wrong for tag in numbers(each["name"])}
+    proven = Counter(
+        (tag, Place(*each["test"].split("::"))) for each in wrong for tag in numbers(each["name"])
+    )
     holes = [
         f"{tag} in {p.file} is not in the table" for tag in sorted(tags.keys() - known) for p in tags[tag]
     ]
@@ -113,7 +117,7 @@ def fill(rows, sources, claims, wrong):
             row["fast"] = row["fast"] or "the same"
         tests = [place for place in at if place.file.startswith("test_") and place.name.startswith("test_")]
         order = {
-            t: (not any((tag, t) in proven for tag in own), sum(t in p for p in tags.values())) for t in tests
+            t: (-sum(proven[tag, t] for tag in own), sum(t in p for p in tags.values())) for t in tests
         }
         row["tests"] = sorted(tests, key=lambda test: (order[test], test))
         about = {id for id, claim in claims.items() if numbers(claim.equation, names) & {*own}}

@@ -40,7 +40,7 @@ def by_hand(stream, U, W, v, eta):
 
 
 def test_step():
-    """[2], written out by hand."""
+    """[1]-[3], written out by hand."""
     weights, run = nfd_min.step(STREAM[2:3], net())
     for ours, hand in zip(weights, by_hand(STREAM[2:3], *net(), 0.3)):
         assert np.allclose(ours, hand, 1e-12, 1e-14)

@@ -157,8 +157,8 @@ def by_hand(stream, noise, nearest):
 @pytest.mark.parametrize("coupling", ["none", "nearest"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_both_twins_against_loops_by_hand(coupling, batch):
-    """An oracle that shares no code with them, so that none of [20]-[25], [97]-[104], [112] is wrong in
-    both."""
+    """An oracle that shares no code with them, so that none of [17], [20]-[25], [97]-[104], [112] is
+    wrong in both."""
     rng = np.random.default_rng(3)
     stream = Stream(rng.standard_normal((4, 6)), rng.standard_normal(4), 0.4, batch)
     noise = nfd_min.draw_noise(4, 40, 4, rng=1)
