@@ -32,11 +32,12 @@ MOST = 3  # functions, and tests, that are named for one equation
 HEAD = """\
 # Every equation: what it says, where it is computed, which tests see it wrong
 
-`python equations.py` writes this page from `equations.toml` and from the numbers in comments and docstrings of
-the code: the paper's, and those with an X, which are this project's own. *plain* is the text to read, *fast* its
-compiled twin; `grep -n '\\[15\\]' *.py` finds the lines themselves. Of several tests the one that sees most of
-the wrong formulas of `python mutants.py formulas` comes first. A *claim* is one of `nfd-audit`, with what
-measures it. Numbers of the paper that are not here only restate others: [theory.md](theory.md) says which.
+`python equations.py` writes this page from `equations.toml` and from the numbers in comments and docstrings
+of the code: the paper's, and those with an X, which are this project's own. *plain* is the text to read,
+*fast* its compiled twin; `grep -n '\\[15\\]' *.py` finds the lines themselves. Of several tests the one that
+sees most of the wrong formulas of `python mutants.py formulas` comes first. A *claim* is one of `nfd-audit`,
+with what measures it. Numbers of the paper that are not here only restate others: [theory.md](theory.md) says
+which.
 """
 
 
@@ -116,9 +117,7 @@ def fill(rows, sources, claims, wrong):
         if row["plain"] and {"nfd_limits.py"} == {place[0] for place in row["plain"]}:
             row["fast"] = row["fast"] or "the same"
         tests = [place for place in at if place.file.startswith("test_") and place.name.startswith("test_")]
-        order = {
-            t: (-sum(proven[tag, t] for tag in own), sum(t in p for p in tags.values())) for t in tests
-        }
+        order = {t: (-sum(proven[tag, t] for tag in own), sum(t in p for p in tags.values())) for t in tests}
         row["tests"] = sorted(tests, key=lambda test: (order[test], test))
         about = {id for id, claim in claims.items() if numbers(claim.equation, names) & {*own}}
         row["claims"] = [claims[id] for id in claims if id in about or id in row.get("claims", ())]

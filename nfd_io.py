@@ -492,7 +492,7 @@ def data_of(data, **how):
         raise ValueError(f"data={path!r} must be the path of a file, or a nfd_io.Data")
     classes = data.classes
     if classes is not None:
-        pair = np.array(classes, dtype=object).ravel()
+        pair = np.array(list(classes) if np.iterable(classes) else (), dtype=object).ravel()
         if len(pair) != 2 or not all(isinstance(c, (Integral, Real)) for c in pair):
             raise ValueError(f"classes={classes!r} must be two different labels")
         classes = tuple(pair)
