@@ -492,8 +492,8 @@ CLAIMS = {
         Claim(
             "depth-rate",
             "Cor 5.7 [27]",
-            "Training in L layers converges to NFD at O(1/L) in mean square (h^0, with additive noise, at "
-            "O(1/L^2)).",
+            "The decoupled scheme in L layers converges to NFD at O(1/L) in mean square (h^0, which has no "
+            "drift, at O(1/L^2)).",
             (
                 Experiment(
                     ex.depth_case,
@@ -675,8 +675,8 @@ CLAIMS = {
         Claim(
             "branch-exponent",
             "[X9]",
-            "With branch scale L^-alpha network minus NFD has mean square L^(2 - 4 alpha): depth gains "
-            "nothing at alpha = 1/2, and the paper's L^-2 at alpha = 1.",
+            "With branch scale L^-alpha and block rates L^(2 alpha - 1) network minus NFD has mean square "
+            "L^(2 - 4 alpha): depth gains nothing at alpha = 1/2, and the paper's L^-2 at alpha = 1.",
             (
                 Experiment(
                     ex.coupling_case,
@@ -808,7 +808,7 @@ CLAIMS = {
         ),
         Claim(
             "coupled-limit",
-            "Thm 5.6",
+            "[X2] for Thm 5.6",
             "With the response drifts kept, training converges in depth at O(1/L) and wide networks reach "
             "that limit.",
             (
@@ -838,7 +838,7 @@ CLAIMS = {
         ),
         Claim(
             "width-rate",
-            "Prop E.1",
+            "[X2] for Prop E.1",
             "Outputs and kernels of width-n networks after training approach the infinite-width limit at "
             "1/n in mean square.",
             (
@@ -904,8 +904,8 @@ CLAIMS = {
         Claim(
             "two-layer-collapse",
             "first version",
-            "In two-layer blocks the first layer's own update vanishes like 1/L; the rate L^(1/2) eta for it "
-            "(a = 1/2) prevents that.",
+            "In two-layer blocks the first layer's own update vanishes, like 1/L in mean square; the rate "
+            "L^(1/2) eta for it (a = 1/2) prevents that.",
             (
                 Experiment(
                     ex.two_layer_case,

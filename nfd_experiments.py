@@ -565,7 +565,7 @@ def depth_case(*, data, order, eta, particles, depths, reference, coupling, agai
 
 
 def coupling_case(*, data, order, eta, particles, depths, couplings, seed, root=None, **how):
-    """What the coupling changes, on the same noise, against depth; infinite width.
+    """What the coupling changes, on the same noise, against depth, by N particles: a network of width N.
 
     Returns {coupling: {quantity: array (depths, passes)}}: f, E h_L^2 ("h2") and E g_0^2 ("g2"), and the mean
     squared change, from the first of the couplings, of h_L ("h_L"), and of h and g (maximum over layers).

@@ -636,8 +636,9 @@ def branch_numbers(points, sizes):
     }
     theta |= {"cos(g_0, g~_0)": [float(k.cos_g[0]) for k in kernels]}
     caption = f"""What the forward-backward coupling of one step does to the last features: mean square of
-        network minus NFD on the same noise, infinite width, {sizes["seeds"]} samples, 95% intervals. Right:
-        one step with backward weights that correlate with the forward ones, against the network's."""
+        network minus NFD on the same noise, {sizes["particles"]} particles, {sizes["seeds"]} samples, 95%
+        intervals. Right: one step with backward weights that correlate with the forward ones, against the
+        network's."""
     store = {"accumulated coupling": each, "slopes": fits, "rho": rhos, "kernels": theta}
     return {"branch": dict(caption=caption, store=store, each=each, fits=fits, rhos=rhos, theta=theta)}
 
@@ -1044,9 +1045,11 @@ def coupling_depth_numbers(points, sizes):
         results = pick(points, coupling_case, branch_exponent=a)
         shares[label] = (array(results, c, "h_L") / array(results, "none", "h2"))[..., 1]
         fits[label] = fitted(sizes["depths"][: shares[label].shape[1]], shares[label])
-    caption = f"""Network minus NFD after one step, on the same noise, infinite width, tanh, {sizes["seeds"]}
-        samples, 2 standard errors. The paper's closed form, of the nearest layer, decays as predicted; the
-        whole coupling does so for a branch scale 1/L (alpha = 1), not for the paper's."""
+    N = sizes["particles"]
+    caption = f"""Network minus NFD after one step, on the same noise, {N} particles ({8 * N} for alpha = 1),
+        tanh, {sizes["seeds"]} samples, 2 standard errors. The paper's closed form, of the nearest layer,
+        decays as predicted; the whole coupling does so for a branch scale 1/L (alpha = 1), not for the
+        paper's."""
     store = {f"{label}, [seed][depth]": each for label, each in shares.items()} | {"slopes": fits}
     return {"coupling-depth": dict(caption=caption, store=store, shares=shares, fits=fits)}
 

@@ -40,11 +40,12 @@ DTYPES = {"float64": np.float64, "float32": np.float32}
 
 
 def shown(value):
-    """repr(value), if it is no number of thousands of digits."""
+    """repr(value), or its start, if it is no number of thousands of digits."""
     try:
-        return repr(value)
+        text = repr(value)
     except ValueError:
         return "a number of too many digits"
+    return text if len(text) < 200 else f"{text[:100]} .."
 
 
 def choose(name, value, allowed):
@@ -934,7 +935,8 @@ class Samples(Rebuilt):
     def __repr__(self):
         how = f"d = {self.d}, eta = {self.eta:g}, batch = {self.batch}, {self.loss} loss"
         x2 = np.einsum("kd,kd->k", self.X, self.X) / self.d
-        return f"Stream of {len(self)} samples, {how}\n{_row('|x|^2/d', x2)}\n{_row('y', self.y)}"
+        number = f"{len(self)} sample{'s' * (len(self) > 1)}"
+        return f"Stream of {number}, {how}\n{_row('|x|^2/d', x2)}\n{_row('y', self.y)}"
 
 
 AXES = dict(f="k", chi="k", h="kli", g="kli", C="ljk", Gamma="ljk", A="lkj", B="lkj", x="kmi", gx="kmi")
@@ -946,8 +948,10 @@ class Result:
     def __repr__(self):
         sizes = [] if self.h is None else [f"n = {self.h.shape[2]}"]
         sizes += [] if self.C is None else [f"L = {len(self.C)}"]
-        kept = [field.name for field in fields(self)[2:-1] if getattr(self, field.name) is not None]
-        what = ", ".join([f"Trajectory of {len(self.f)} passes", *sizes]) + "; "
+        given = {field.name: getattr(self, field.name) for field in fields(self)[2:-1]}
+        kept = [name for name, a in given.items() if a is not None and (name == "weights" or a.size)]
+        passes = f"{len(self.f)} pass{'es' * (len(self.f) > 1)}"
+        what = ", ".join([f"Trajectory of {passes}", *sizes]) + "; "
         what += ", ".join(kept) or "outputs only"
         if self.diverged_at:
             what += "; diverged in pass {}, layer {}".format(*self.diverged_at)

@@ -48,7 +48,8 @@ ABOUT = {
     ),
     "depth-rate": (
         "Layers are Euler steps of a stochastic differential equation: of order 1/2, so O(1/L) in mean "
-        "square, where the noise is multiplied by something random, and of order 1 where it is additive.",
+        "square, where something random multiplies the noise, as in g and through g in the drift of h; h^0 "
+        "has no drift and additive noise, so order 1.",
         r"\max_{l \le L} \mathrm{E} ( h_l^k - h_{l/L}^k )^2 = O(L^{-1}), \quad "
         r"\max_{l \le L} \mathrm{E} ( g_l^k - g_{l/L}^k )^2 = O(L^{-1})",
         r"\max_{l \le L} \mathrm{E} ( h_l^0 - h_{l/L}^0 )^2 = O(L^{-2})",
@@ -66,7 +67,7 @@ ABOUT = {
         r"\text{for all } t \text{ and passes}",
     ),
     "gaussian-init": (
-        "A Gaussian matrix of which one image is known is a fresh one on all vectors orthogonal to that.",
+        "A Gaussian matrix whose answer to a vector p is known is a fresh one on all orthogonal to p.",
         r"u = \frac{W_l p}{\sqrt{n}} = \frac{\| p \|}{\sqrt{n}} \xi_l, \quad p = \phi(h_{l-1})",
         r"\frac{W_l^\top g_l}{\sqrt{n}} = p \frac{\langle g_l, u \rangle}{\| p \|^2} + "
         r"\frac{\| g_l \|}{\sqrt{n}} \left( I - \frac{p p^\top}{\| p \|^2} \right) \zeta_l",
@@ -79,7 +80,7 @@ ABOUT = {
         r"\rho = \frac{\langle p^0, p^1 \rangle}{\| p^0 \|^2}, \quad p_\perp = p^1 - \rho p^0",
     ),
     "exact-law": (
-        "A Gaussian matrix may be drawn where it is asked alone: M and N keep the answers W and W^T gave, "
+        "A Gaussian matrix may be drawn only where it is asked: M and N keep the answers W and W^T gave, "
         "Q_X and Q_P the directions they were asked for. Without N the backward weights are independent.",
         r"W x = M a + r \, W q, \quad x = Q_X a + r q, \quad q \perp Q_X, \quad \| q \| = 1",
         r"W q = Q_P N^\top q + (I - Q_P Q_P^\top) \xi \quad \text{(reused)}, \qquad "
@@ -162,20 +163,21 @@ ABOUT = {
     ),
     "alignment": (
         "It would follow if the coupling vanished with depth.",
-        r"\text{claimed: } | \ell_{\text{standard}} - \ell_{\text{decoupled}} | = O(L^{-1}), \quad "
+        r"\text{from [28]: } | \ell_{\text{standard}} - \ell_{\text{decoupled}} | = O(L^{-1}), \quad "
         r"\ell \text{ the training losses}",
     ),
     "two-layer-collapse": (
-        "The gradient that reaches W1 is smaller by 1/sqrt(L) than that of W2; a rate larger by sqrt(L) "
-        "makes up for it.",
+        "The gradient that reaches x_l is of order L^(-1/2), and so is what W1's own update changes in x_l, "
+        "which is of order 1 itself; a rate larger by L^(1/2) makes up for it.",
         r"x_l = \frac{W_{1,l} \phi(h_{l-1})}{\sqrt{n}}, \quad "
         r"h_l = h_{l-1} + \frac{W_{2,l} \phi(x_l)}{\sqrt{n L}}, \quad W_{1,l} \text{ at rate } L^a \eta",
         r"\text{own update of } x_l \text{, mean square} \propto L^{2 a - 1}, \quad "
         r"\text{part of } f^1 \propto L^a",
     ),
     "transfer": (
-        "Where the training dynamics have a limit in depth, so has the best learning rate. With a = 1/2 the "
-        "updates of all W1 together grow like sqrt(L), so a smaller rate is best.",
+        "Where the training dynamics have a limit in depth, so has the best learning rate. With a = 1/2 "
+        "the rate of W1 grows with the depth, and with reused weights its updates add up "
+        "(two-layer-collapse), so a smaller eta is best; with decoupled weights too, if less so.",
         r"\text{claimed: } \eta^* (L) = \mathrm{arg min}_\eta \, \ell(\eta, L) \propto L^0",
     ),
 }
@@ -491,9 +493,11 @@ def _stacked(row, screen):
 def listing(claims, screen=Screen()):
     """Of each claim the name, equation and expected verdict, and its statement."""
     for claim in claims:
-        head = f"{claim.id:18} {claim.equation:20} {claim.expected}"
+        head = f"{claim.id:18} {claim.equation:20} expected: {claim.expected}"
         if screen.width is not None and screen.width < 50:
-            head = ", ".join([claim.id, claim.equation.replace(" ", NBSP), claim.expected])
+            head = ", ".join(
+                [claim.id, claim.equation.replace(" ", NBSP), f"expected:{NBSP}{claim.expected}"]
+            )
         yield from screen.wrap(head, hang="    ")
         yield from screen.wrap(claim.statement, "    ")
 

@@ -396,7 +396,7 @@ def test_list(capsys):
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 2 * len(CLAIMS)
     for claim, head, statement in zip(CLAIMS.values(), out[::2], out[1::2]):
-        assert head.split() == [claim.id, *claim.equation.split(), claim.expected]
+        assert head.split() == [claim.id, *claim.equation.split(), "expected:", claim.expected]
         assert statement.strip() == claim.statement
 
 
