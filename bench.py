@@ -1,5 +1,6 @@
-"""How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the machine allows: `python
-bench.py`.
+"""How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the machine allows.
+
+    python bench.py
 
 Every row alternates ours and the peers (A B A B ..) in this process and compares medians; peers that are not
 installed are left out (`pip install -e ".[bench]"`). Peers get the same weights or the same noise, already
