@@ -124,7 +124,8 @@ def gaussian_moments(Q, phi):
         angle = np.arccos(rho)
         return scale * (np.sin(angle) + (pi - angle) * rho) / (2 * pi), (scale > 0) * (pi - angle) / (2 * pi)
     if s.max() > 40:
-        raise ValueError(f"E h^2 = {var.max():.4g} is beyond 1600, where the quadrature for {phi.name} ends")
+        size = f"E h^2 = {var.max():.4g}, beyond 1600, where the quadrature for {phi.name} ends"
+        raise ValueError(f"an input (Q, X, x, x0 or x1) is too large: {size}")
     points, off = 2 * int(max(20, 17 * s.max())), np.inf
     finer = [(_on_grid, n, 1e-4) for n in (4 * points, 16 * points) if n <= 2000]
     for rule, n, tolerance in ((_on_grid, points, 1e-4), (_on_rays, 40, 1e-8), *finer):

@@ -1,5 +1,6 @@
 """The index of equations has no holes, and holes are seen."""
 
+import tomllib
 from types import SimpleNamespace as Made
 
 import pytest
@@ -11,6 +12,18 @@ import equations
 def test_every_equation_has_its_lines_tests_and_claims():
     text, holes = equations.index()
     assert not holes and equations.PAGE.read_text() == text, "run `python equations.py`"
+
+
+@pytest.mark.skipif(not equations.PAGE.parent.exists(), reason="a copy of the code, changed")
+def test_wrong_formulas_stand_for_lines_that_are_there():
+    """Each changes what is in its file exactly once, and names a test that is there."""
+    table = tomllib.loads((equations.HERE / "wrong_formulas.toml").read_text())["wrong"]
+    assert len(table) >= 60
+    for wrong in table:
+        file, test = wrong["test"].split("::")
+        assert f"def {test.partition('[')[0]}(" in (equations.HERE / file).read_text(), wrong["test"]
+        for file, there, instead in wrong["changes"]:
+            assert (equations.HERE / file).read_text().count(there) == 1 and there != instead, wrong["name"]
 
 
 SOURCES = {
