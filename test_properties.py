@@ -80,8 +80,11 @@ def solved(stream, noise, phi, block, **how):
 
 
 def same(a, b, tolerance=1e-9):
-    """Whether two Trajectories agree, relative to the largest entry of each array."""
+    """Whether two Trajectories agree, relative to the largest entry of each array; f, a mean of g h that may
+    cancel, and chi relative to |g_L| |h_L| / n."""
     assert a.diverged_at == b.diverged_at
+    with np.errstate(all="ignore"):
+        terms = np.sqrt(np.mean(b.g[:, -1] ** 2, axis=1) * np.mean(b.h[:, -1] ** 2, axis=1))
     for name in ("f", "chi", "h", "g", "x", "gx", "C", "Gamma"):
         ours, theirs = getattr(a, name), getattr(b, name)
         assert ours.shape == theirs.shape
@@ -89,7 +92,8 @@ def same(a, b, tolerance=1e-9):
             assert np.array_equal(np.isnan(ours), np.isnan(theirs)), name
             with np.errstate(all="ignore"):
                 worst = np.nanmax(np.append(np.abs(ours - theirs), 0))
-                assert worst <= tolerance * np.nanmax(np.append(np.abs(theirs), 0)), name
+                scale = np.append(np.abs(theirs), terms if name in ("f", "chi") else 0)
+                assert worst <= tolerance * np.nanmax(np.append(scale, 0)), name
 
 
 def changed(stream, **fields):
