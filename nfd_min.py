@@ -205,7 +205,7 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
                 moved = moved - step * rates * dW
         (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
         fill_kernels(out, out.h, out.g, phi)
-        if not layers[0].fresh and -1 not in rho:
+        if not layers[0].fresh and -1 not in rho and out.diverged_at is None:
             more = [w + (np.sqrt((1 - rho) / (1 + rho)) * moved).reshape(shape) for w in other]  # [X1]
             out.weights = U, W.reshape(shape), v, *more
     return out
@@ -559,7 +559,7 @@ class Trajectory(nfd_io.Result):
         Of passes that share their g (or phi(h)), as those of one mini-batch do at layer L, the first has the
         responses of all: only sum_j A^{kj} g^j is determined.
     test_f : array, shape (E, T): outputs on T inputs not trained on, E times in the run (finite_net.train)
-    weights : U, W, v, W' after the last update (sgd; keep="weights"); None if W~ was -W, or is fresh
+    weights : U, W, v, W' at the end (sgd; keep="weights"); None if W~ was -W or fresh, or it diverged
     diverged_at : None, or (sample, block) where the mean square of h or g (or x, gx) first was not finite
     """
 

@@ -82,6 +82,9 @@ def test_no_weights_go_on_where_none_can():
         assert nfd_min.sgd(STREAM, weights, backward=backward).weights is None
         run = finite_net.train(STREAM, 9, 3, weights=weights, keep="weights", backward=backward)
         assert run.weights is None
+    wild = Stream(X, X[:, 0], 1e200)  # diverges
+    assert nfd_min.sgd(wild, net()).weights is None
+    assert finite_net.train(wild, 9, 3, weights=net(), keep="weights").weights is None
     with pytest.raises(ValueError, match="keep='weights' is unknown"):
         sde.solve(STREAM, 9, 3, keep="weights")
 
