@@ -22,11 +22,14 @@ SPAN = 2**27
 """Multiplications, less than a second, between returns to Python, for Ctrl-C and the progress bar; more if a
 mini-batch, or TEST_ROWS test inputs, take more."""
 
+draw_weights = nfd_io.twin(nfd_min.draw_weights, __name__, normals)
+
 Network = namedtuple("Network", "n L T shape layers chain reused drawn fresh matrices")
 """Width, depth, length of the chain, shape of W, layers, also for compiled code; whether W~ is W, is drawn
 like it, is new in every pass; and how many matrices (n, n) there are, W and W~."""
 
 
+@nfd_io.keywords(nfd_min.chain)
 def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rng=None, keep="all", test=None,
           test_every=1, **network):  # fmt: skip
     """Train a network of explicit matrices by mini-batch SGD on every parameter, rate eta n. [1]-[3], [8]
@@ -61,19 +64,14 @@ def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rn
     return _fill(out, h, g, net, keep, phi)
 
 
-def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None):
-    """As nfd_min.draw_weights, the same numbers, faster."""
-    return nfd_min.draw_weights(
-        width, depth, d, block=block, decoupled=decoupled, dtype=dtype, rng=rng, by=normals
-    )
-
-
+@nfd_io.keywords(train, "width", "depth")
 def sgd(stream, weights, phi="tanh", **how):
     """`train` from given weights, called as its readable twin, nfd_min.sgd: decoupled if there are four."""
     how = {"backward": "reused" if len(weights) == 3 else "decoupled"} | how
     return train(stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how)
 
 
+@nfd_io.keywords(nfd_min.chain)
 def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep="all", **network):
     """[train(stream, width, depth, phi, rng=seed, ..) for seed in seeds] in one call, bit for bit: each
     network on one thread, or, where one takes a second or more, one after another on all threads.

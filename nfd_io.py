@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import lru_cache, wraps
 from importlib import resources, util
+from inspect import getdoc, signature
 from math import ceil, isfinite, pi, prod, sqrt
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = ["KEEP", "KEEP_OF_PARTICLES", "DTYPES", "BLOCK", "LN2", "LOG", "SINE", "COSINE",
-           "LOADED", "shown", "choose", "remembered", "positive_int", "check_type",
+           "LOADED", "shown", "choose", "keywords", "twin", "remembered", "positive_int", "check_type",
            "matrix_shape", "Rebuilt", "generator", "numbers", "finite_array", "check_samples",
            "check_squares", "check_activation", "check_weights", "check_noise", "check_time",
            "check_memory", "progress", "environment", "draw", "words_of", "normals", "Data",
@@ -62,6 +63,45 @@ def meant(value, names):
     """'; did you mean ..?' if one of the names is like it, or nothing."""
     near = get_close_matches(value, names, n=1) if isinstance(value, str) else []
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def keywords(inner, *but, called=None):
+    """A decorator of functions that hand other keywords on to `inner`: a keyword that neither has is a
+    TypeError that names the function that was called, and those that are allowed.
+
+    but : what the two have that is no keyword of the caller;  called : the name of the function
+    """
+
+    def decorate(function):
+        name = called or f"{function.__module__}.{function.__name__}"
+        of_inner = getattr(inner, "allowed", signature(inner).parameters)
+        each = dict.fromkeys([*signature(function).parameters][:-1] + [*of_inner])
+        allowed = [key for key in each if key not in but]
+
+        @wraps(function)
+        def call(*arguments, **named):
+            for key in [key for key in named if key not in allowed]:
+                all_of_them = f"allowed: {', '.join(allowed)}{meant(key, allowed)}"
+                raise TypeError(f"{name}() has no keyword {key}; {all_of_them}")
+            return function(*arguments, **named)
+
+        call.allowed = allowed
+        return call
+
+    return decorate
+
+
+def twin(plain, module, by):
+    """The function `plain` of nfd_min for another module, whose normals `by` makes faster."""
+
+    @wraps(plain)
+    def fast(*arguments, **named):
+        return plain(*arguments, by=by, **named)
+
+    of = signature(plain)
+    fast.__signature__ = of.replace(parameters=[p for key, p in of.parameters.items() if key != "by"])
+    fast.__module__, fast.__doc__ = module, f"{getdoc(plain)}\n\nAs nfd_min.{plain.__name__}, faster."
+    return fast
 
 
 def remembered(function):
@@ -915,6 +955,7 @@ class Samples(Rebuilt):
         return replace(self, X=self.X[samples], y=self.y[samples])
 
     @classmethod
+    @keywords(Data, "cls", "path", called="Stream.digits")
     def digits(cls, samples, eta, *, batch=1, data=None, rng=None, **how):
         """Handwritten digits (8 x 8, d = 64), or the samples of a file, in random order, epoch after epoch;
         less their mean and then scaled to |x|^2 = d.

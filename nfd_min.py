@@ -15,8 +15,7 @@ arXiv 2512.21075). Nothing here is fast; `finite_net` and `sde` compute the same
     W_l, l = 1..L       maps layer l-1 to layer l                                          W[l-1]
 
 A block may have layers of its own between h_{l-1} and h_l (x_l, in `BLOCKS`). The vectors h_0, (x_1,) h_1,
-.., h_L are then the places t = 0..T of a chain of T layers, and all equations below are written for the
-chain.
+.., h_L are then the places t = 0..T of a chain of T layers, for which all equations below are written.
 """
 
 from dataclasses import InitVar, dataclass, replace
@@ -90,11 +89,9 @@ BLOCKS = {
 """The layers of one block, from its activation, branch scale s, skip connection and inner rate L^a."""
 
 
-def chain(
-    block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, backward="reused", branch_exponent=0.5
-):
-    """The layers of a network of that depth, a list of T Layers. With skip and s as the scaling says
-    (`residual`):
+def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, backward="reused",
+          branch_exponent=0.5):  # fmt: skip
+    """The layers of a network of that depth, a list of T Layers. With skip and s of `residual`:
 
         pre         h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n)                                      [1]
         post        x_l = W_l h_{l-1} / sqrt(n),          h_l = skip h_{l-1} + s phi(x_l)                 [29]
@@ -151,8 +148,7 @@ def forward(h_0, W, layers):
 
 
 def backward(h, v, W, layers):
-    """g_t = n df / dh_t, shape (T+1, n): the terms of `forward`, last one first. With W~ in place of W:
-    [8]."""
+    """g_t = n df / dh_t, shape (T+1, n): the terms of `forward`, last one first; [8] with W~ for W."""
     g, W, n = np.zeros(h.shape), iter(W[::-1]), len(v)
     g[-1] = v
     for t, layer in reversed(list(enumerate(layers, 1))):
@@ -163,14 +159,14 @@ def backward(h, v, W, layers):
 
 
 def gradients(x_k, h, g, layers):
-    """df/dU (n, d), df/dW_t (M, n, n) of the layers with a matrix, df/dv (n,), from h, g (T+1, n) of x_k
-    (d,). [2]"""
+    """df/dU (n, d), df/dW_t (M, n, n) of layers with a matrix, df/dv (n,), from h, g (T+1, n) of x_k. [2]"""
     n, d = h.shape[1], len(x_k)
     maps = [(t, layer) for t, layer in enumerate(layers, 1) if layer.matrix]
     dW = [layer.s * np.outer(g[t], layer.phi.phi(h[t - 1])) / (n * sqrt(n)) for t, layer in maps]
     return np.outer(g[0], x_k) / (n * sqrt(d)), np.array(dW), h[-1] / n
 
 
+@nfd_io.keywords(chain, "depth")
 def sgd(stream, weights, phi="tanh", *, block="pre", **network):
     """Train by mini-batch SGD, moving the weights themselves; the readable twin of `finite_net.train`.
 
@@ -211,6 +207,7 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
     return out
 
 
+@nfd_io.keywords(sgd)
 def step(stream, weights, phi="tanh", **network):
     """The weights after one update by all samples, as one mini-batch, and the Trajectory before it. [2]"""
     run = sgd(replace(stream, batch=len(stream)), weights, phi, **network)
@@ -379,6 +376,33 @@ class Noise(NamedTuple):
     zeta: np.ndarray
 
 
+COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}  # backward
+
+
+def particle_chain(block, phi, depth, coupling="none", internal_lr_exponent=0.0, branch_exponent=0.5,
+                   backward=None):  # fmt: skip
+    """The chain of particles without matrices, for depth-mup.
+
+    coupling : "none", NFD; "nearest" adds the paper's closed form of the forward-backward coupling [17],
+        [103], [104], which keeps only the SGD drift of the neighbouring layer; "full" has W~_l = W_l in the
+        backward pass: the trained network [12] itself, of width N and depth L.
+    backward : in place of a coupling, W~ as in `correlations`
+    ValueError for "nearest" where a block has more than one layer, and for a layer without a matrix.
+    """
+    implied = choose("coupling", coupling, COUPLINGS)
+    if backward is not None and coupling != "none":
+        raise ValueError(f"coupling={coupling!r} and backward={backward!r} are not for use together")
+    backward = implied if backward is None else backward
+    layers = chain(block, phi, depth, "depth-mup", internal_lr_exponent, backward, branch_exponent)
+    if not all(layer.matrix for layer in layers):
+        usable = {b: 0 for b in BLOCKS if all(layer.matrix for layer in chain(b, phi, 1))}
+        choose("block", block, usable)
+    if coupling == "nearest" and len(layers) > depth:
+        raise ValueError('coupling="nearest" is a formula for block="pre" only')
+    return layers
+
+
+@nfd_io.keywords(particle_chain, "depth")
 def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
     """Neural Feature Dynamics, Definition 5.3, by N particles in L steps [112]; readable twin of `sde.solve`.
 
@@ -399,7 +423,6 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
             past = slice(0, stream.seen(k))
             a = stream.rate * chi[past]  # eta chi_j, j < k
             C, P, Gamma = np.zeros((3, T + 2, len(a)))  # of pass k with pass j; C_{-1} := 0, Gamma_{T+1} := 0
-
             Ux = U.times(stream.X[k], u[k])  # [24]
             h[k, 0] = Ux / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22]
             for t, layer in enumerate(layers, 1):
@@ -432,7 +455,7 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
 
 
 def draw_noise(samples, particles, steps, *, dtype="float64", rng=None, by=normals):
-    """A fresh Noise for S = samples passes of N = particles in L = steps, by `normals` or its fast twin."""
+    """A fresh Noise for S = samples passes of N = particles in L = steps; the rest as in `draw_weights`."""
     S, N, L = map(positive_int, ("samples", "particles", "steps"), (samples, particles, steps))
     shapes, what = [(S, N), (N,), (S, L, N), (S, L, N)], f"draw_noise(samples={S}, particles={N}, steps={L})"
     return Noise(*nfd_io.draw(shapes, what, dtype, rng, by))
@@ -446,33 +469,6 @@ def coarsen(noise, m):
         raise ValueError(f"m={m} does not divide the number of steps L={L}")
     xi, zeta = (a.reshape(S, L // m, m, N).sum(axis=2) / a.dtype.type(sqrt(m)) for a in noise[2:])
     return noise._replace(xi=xi, zeta=zeta)
-
-
-COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}  # backward
-
-
-def particle_chain(
-    block, phi, depth, coupling="none", internal_lr_exponent=0.0, branch_exponent=0.5, backward=None
-):
-    """The chain of particles without matrices, for depth-mup.
-
-    coupling : "none", NFD; "nearest" adds the paper's closed form of the forward-backward coupling [17],
-        [103], [104], which keeps only the SGD drift of the neighbouring layer; "full" has W~_l = W_l in the
-        backward pass: the trained network [12] itself, of width N and depth L.
-    backward : in place of a coupling, W~ as in `correlations`
-    ValueError for "nearest" where a block has more than one layer, and for a layer without a matrix.
-    """
-    implied = choose("coupling", coupling, COUPLINGS)
-    if backward is not None and coupling != "none":
-        raise ValueError(f"coupling={coupling!r} and backward={backward!r} are not for use together")
-    backward = implied if backward is None else backward
-    layers = chain(block, phi, depth, "depth-mup", internal_lr_exponent, backward, branch_exponent)
-    if not all(layer.matrix for layer in layers):
-        usable = {b: 0 for b in BLOCKS if all(layer.matrix for layer in chain(b, phi, 1))}
-        choose("block", block, usable)
-    if coupling == "nearest" and len(layers) > depth:
-        raise ValueError('coupling="nearest" is a formula for block="pre" only')
-    return layers
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -491,8 +487,7 @@ LOSSES = {
 class Stream(nfd_io.Samples):
     """The samples in the order training sees them, and how it uses them.
 
-    X : array, shape (S, d), finite
-    y : array, shape (S,), finite
+    X, y : arrays, shapes (S, d) and (S,), finite
     eta : effective learning rate >= 0 (the paper's eta_c); every parameter moves at eta * n
     batch : mini-batch size; it divides S. Sample s sees the updates of samples j < batch * (s // batch), each
         of weight eta / batch; batch=1 is the stream SGD of [2].
@@ -538,8 +533,13 @@ def weight_shape(width, depth, matrices=1):
 
 
 def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None, by=normals):
-    """U (n, d), W (weight_shape), v (n,) with independent N(0,1) entries, by `normals` or its fast twin; with
-    decoupled=True also W~ of W's shape, drawn last, so that one seed gives the same U, W, v either way."""
+    """The tuple U (n, d), W (L, n, n), or (L, M, n, n) for a block with M matrices (weight_shape), v (n,).
+
+    All entries are independent and N(0,1): what scales them, 1 / sqrt(n) and s, is in `forward`.
+    decoupled : also W' of W's shape, drawn last, so that one seed gives the same U, W, v either way
+    dtype : "float64" or "float32";  rng : seed or numpy.random.Generator, for `by`: `normals`, or its twin
+    ValueError for sizes that are no integers >= 1, an unknown name, and more than fits into the memory.
+    """
     width, depth, d = map(positive_int, ("width", "depth", "d"), (width, depth, d))
     shape = weight_shape(width, depth, sum(layer.matrix for layer in chain(block, IDENTITY, 1)))
     shapes = [(width, d), shape, (width,)] + [shape] * choose("decoupled", decoupled, {False: 0, True: 1})

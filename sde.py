@@ -77,10 +77,7 @@ __all__ = ["InitKernels", "LinearLimit", "Noise", "coarsen", "draw_noise", "firs
            "init_kernels", "linear_limit", "relu_moments", "solve"]  # fmt: skip
 
 
-def draw_noise(samples, particles, steps, *, dtype="float64", rng=None):
-    """As nfd_min.draw_noise, the same numbers, faster."""
-    return nfd_min.draw_noise(samples, particles, steps, dtype=dtype, rng=rng, by=normals)
-
+draw_noise = nfd_io.twin(nfd_min.draw_noise, __name__, normals)
 
 SPAN = 2**27  # particles, layers and passes, about a second, between returns to Python
 
@@ -330,6 +327,7 @@ def _compiled_passes(dtype):
 # Training
 
 
+@nfd_io.keywords(nfd_min.particle_chain, "depth")
 def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float64", rng=None, noise=None,
           keep="all", **network):  # fmt: skip
     """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps [20]-[25], [112]; or

@@ -1,6 +1,7 @@
 """Input that is wrong is refused by name; what is at the ends of the range gives the right number."""
 
 import copy
+import inspect
 import pickle
 import time
 import tracemalloc
@@ -93,6 +94,47 @@ def test_refused_by_name_at_once(call, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         call()
     assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: finite_net.train(STREAM, width=7, dept=3), r"finite_net.train\(\) .* dept;.*mean depth\?"),
+        (lambda: finite_net.train_many(STREAM, 7, 3, [0], blok=1), r"finite_net.train_many\(\) .* blok;"),
+        (lambda: finite_net.sgd(STREAM, WEIGHTS, width=7), r"finite_net.sgd\(\) .* width; .* test_every,"),
+        (lambda: nfd_min.sgd(STREAM, WEIGHTS, depth=3), r"nfd_min.sgd\(\) .* depth; .* block, scaling,"),
+        (lambda: nfd_min.step(STREAM, WEIGHTS, scalin=3), r"nfd_min.step\(\) .* scalin;.*mean scaling\?"),
+        (lambda: nfd_min.nfd(STREAM, NOISE, coupled=1), r"nfd_min.nfd\(\) .* coupled; .* coupling, block"),
+        (lambda: sde.solve(STREAM, 7, 3, scaling="mup"), r"sde.solve\(\) .* scaling; allowed: stream, part"),
+        (lambda: Stream.digits(4, etta=0.1), r"Stream.digits\(\) .* etta; allowed: samples,.*mean eta\?"),
+    ],
+)
+def test_unknown_keywords(call, message):
+    """By the name of the function that was called, with all that it has; depth is no keyword of sgd."""
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_every_keyword_is_taken():
+    """What the messages say is allowed."""
+    how = dict(scaling="depth-mup", internal_lr_exponent=0, backward="reused", branch_exponent=0.5)
+    fast = dict(block="pre", dtype="float64", rng=0, keep="all", test=X, test_every=2)
+    for call, given in (
+        (finite_net.train, dict(stream=STREAM, width=7, depth=3, phi="tanh", weights=None) | fast | how),
+        (nfd_min.sgd, dict(stream=STREAM, weights=WEIGHTS, phi="tanh", block="pre") | how),
+        (finite_net.sgd, dict(stream=STREAM, weights=WEIGHTS, phi="tanh") | fast | how),
+    ):
+        assert set(call.allowed) == given.keys()
+        assert np.isfinite(call(**given).f).all()
+
+
+def test_help_of_the_fast_twins():
+    """Shapes and errors of the plain ones, without `by`."""
+    for plain, fast in (nfd_min.draw_weights, finite_net.draw_weights), (nfd_min.draw_noise, sde.draw_noise):
+        assert inspect.getdoc(fast).startswith(inspect.getdoc(plain)) and fast.__name__ == plain.__name__
+        assert [*inspect.signature(fast).parameters, "by"] == [*inspect.signature(plain).parameters]
+        assert pickle.loads(pickle.dumps(fast)) is fast
+    assert all(word in finite_net.draw_weights.__doc__ for word in ("(L, n, n)", "ValueError"))
 
 
 def test_no_network_at_all():
