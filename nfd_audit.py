@@ -338,7 +338,8 @@ class Claim(NamedTuple):
 
 
 def worst(coupling, name, first=0):
-    """Read {depth: largest of those errors over the passes from `first` on}."""
+    """At each depth the mean squared difference in {name}, {coupling}, of the pass from k = {first} on where
+    it is largest."""
 
     def read(result, given):
         rows = np.array(result[coupling][name], float)[:, first:]
@@ -348,7 +349,7 @@ def worst(coupling, name, first=0):
 
 
 def to_limit(name):
-    """Read {width: error to the coupled limit}: of f the mean over passes, of kernels that of all passes."""
+    """At each width that of {name}: of f the mean over the passes, of C and Gamma that of all passes."""
 
     def read(result, given):
         rows = np.array(result["full"][name], float)
@@ -358,7 +359,7 @@ def to_limit(name):
 
 
 def changed(name):
-    """Read {depth: squared change of that number in pass 1}, full coupling against none."""
+    """At each depth the square of {name} of the network less that of NFD, in pass 1."""
 
     def read(result, given):
         none, full = (np.array(result[c][name], float)[:, 1] for c in ("none", "full"))
@@ -368,8 +369,8 @@ def changed(name):
 
 
 def smallest(name, passes=slice(-1, None), label="{L}"):
-    """Read the smallest of those eigenvalues over the layers, of the first so many passes, those of Gamma
-    over the square of the smallest step; rounding may make one negative."""
+    """At each depth the smallest eigenvalue of {name} over the layers, at least 1e-15; that of Gamma is over
+    the square of the smallest eta chi."""
 
     def read(result, given):
         return {
@@ -383,13 +384,13 @@ def smallest(name, passes=slice(-1, None), label="{L}"):
     return read
 
 
-def share(name, a):
-    """Read {depth: that share of W1}."""
-    return lambda result, given: dict(zip(given["depths"], result[name][a]))
+def share(name, b):
+    """At each depth {name}, W1 at the rate L^({b}) eta."""
+    return lambda result, given: dict(zip(given["depths"], result[name][b]))
 
 
 def to_exact(block, name, exact):
-    """Read the ratio of a moment of h_L to that of infinite width, or to its bound."""
+    """The {name} of a network with block "{block}", divided by {exact} at infinite width."""
 
     def read(result, given):
         L = given["depth"]
@@ -399,27 +400,28 @@ def to_exact(block, name, exact):
 
 
 def loss_gap(result, given):
-    """Read {depth: mean gap of the training losses}."""
+    """At each depth the mean distance, over the steps, of the training losses with reused and with decoupled
+    weights."""
     return {L: ex.mean_gap(*(result[L, b]["train"] for b in ("reused", "decoupled"))) for L in given["depth"]}
 
 
 def loss_by_eta(result, given):
-    """Read {depth: {eta: mean training loss of the second half of the steps}}."""
+    """At each depth the eta with the smallest training loss, mean of the second half of the steps."""
     return {L: {eta: ex.late_loss(result[L, eta]["train"]) for eta in given["eta"]} for L in given["depth"]}
 
 
 def at(alpha, read):
-    """The same of the results with that branch exponent."""
+    """With branch exponent {alpha}: {read}."""
     return lambda result, given: read(result[(alpha,)], given)
 
 
 def by_depth(name):
-    """Read {depth: that number}."""
+    """At each depth the part of A that comes from {name}."""
     return lambda result, given: dict(zip(given["depths"], result[name]))
 
 
 def coherent(signs, name):
-    """Read {depth: that number for those signs}."""
+    """At each depth the mean square of {name}, {signs} signs."""
     return lambda result, given: dict(zip(given["depths"], result[signs][name]))
 
 

@@ -594,8 +594,10 @@ def _changes(stream, particles, depths, couplings, rng, **how):
 
 def eigenvalue_case(*, data, passes, eta, particles, depths, coupling, seed, root=None):
     """Smallest eigenvalues of C_l (l < L) and Gamma_l (l <= L) of the first 2, 3, .. passes, on different
-    inputs: {L: {name: [[for each l], ..]}}; and {L: {"step": [smallest (eta chi_k)^2 of their updates, at
-    most 1]}}. [26]"""
+    inputs. [26]
+
+    Returns {L: {name: [[for each l], ..], "step": [smallest (eta chi_k)^2 of their updates, at most 1]}}.
+    """
     rng, out = np.random.default_rng(seed), {}
     stream = sequence(data, range(passes), eta, rng=rng if root is None else root)
     for L in depths:
@@ -613,8 +615,10 @@ def eigenvalue_case(*, data, passes, eta, particles, depths, coupling, seed, roo
 
 
 def relu_case(*, data, width, depth, seed):
-    """Mean and mean square of h_L of ReLU networks at initialisation, one input: {block: {"mean": ..,
-    "square": ..}}."""
+    """Mean and mean square of h_L of ReLU networks at initialisation, one input.
+
+    Returns {block: {"mean": .., "square": ..}}.
+    """
     rng, out = np.random.default_rng(seed), {}
     stream = sequence(data, [0], 0, rng=rng)
     for block in ("pre", "post"):
@@ -904,8 +908,9 @@ def _law(runs):
 
 def law_case(*, data, runs, activations, batches, seed):
     """Kolmogorov-Smirnov: explicit matrices against particles without matrices, n = 12, L = 4, two passes on
-    each of two samples; smallest p-value of the 16 statistics. The largest distance between the laws of
-    "reused" and of "none" shows what the test can see; of 1200 runs of one law it is below 0.1."""
+    each of two samples; smallest p-value of the 16 statistics. The largest distance between the laws
+    with reused and with decoupled weights shows what the test can see; of 1200 runs of one law it is below
+    0.1."""
     from scipy import stats
 
     rng, same, different = np.random.default_rng(seed), {}, {}
@@ -947,7 +952,11 @@ def first_step_case(*, data, particles, seed):
 
 
 def orthogonal_case(*, data, eta, particles, depths, seed):
-    """coupling_case for one step on a sample and then the part of another one that is orthogonal to it."""
+    """What the coupling changes on the part of a sample that is orthogonal to another one, after one step on
+    that one.
+
+    Returns what coupling_case does.
+    """
     rng, phi, h = np.random.default_rng(seed), phi_in_use().phi, np.linspace(-3, 3, 25)
     if not np.allclose(phi(-h), -phi(h), atol=1e-9):
         raise NotImplementedError("it is about odd activations")
@@ -959,8 +968,10 @@ def orthogonal_case(*, data, eta, particles, depths, seed):
 
 
 def coherence_case(*, data, depths, draws, seed):
-    """One step with W~_l = eps_l W_l, erf, by quadrature: {signs: {"accumulated", "share": (depths,)}}, of
-    random signs the mean over so many draws."""
+    """Coupling after one step with W~_l = eps_l W_l, erf, by quadrature, of random signs the mean over draws.
+
+    Returns {signs: {"accumulated", "share": (depths,)}}.
+    """
     rng = np.random.default_rng(seed)
     x = sequence(data, [0], 1, rng=rng).X[0]
     out = {name: {"accumulated": [], "share": []} for name in ("equal", "random", "alternating")}
@@ -988,8 +999,10 @@ def with_signs(step, signs):
 
 def source_case(*, data, depths, particles, branch_exponent, seed):
     """Where the response A of one step comes from, erf: mean squares of what its four parts accumulate to,
-    by quadrature, (depths,) each; and the accumulated coupling of particles over one_step's, for linear phi
-    and L = 16."""
+    by quadrature; and the accumulated coupling of particles over the exact one, for linear phi and L = 16.
+
+    Returns {part: (depths,)}, and {"particles / exact": {16: number}}.
+    """
     rng = np.random.default_rng(seed)
     stream = sequence(data, [0, 0], 0.3, rng=rng)
     parts = np.array([one_step(*stream.X, "erf", L, branch_exponent).parts for L in depths]).T

@@ -517,7 +517,7 @@ def explain(claim, rounds, screen=Screen()):
             yield from screen.wrap(text)
     for number, experiment in enumerate(claim.experiments, 1):
         yield ""
-        yield from screen.wrap(f"Measurement {number}, {experiment.measure.__name__}:")
+        yield from screen.wrap(f"Measurement {number}:")
         yield from screen.wrap(_summary(experiment.measure), "  ")
         for full, name in enumerate(("quick", "full")):
             plan = experiment.plan(full)
@@ -535,6 +535,9 @@ def explain(claim, rounds, screen=Screen()):
     if any(hasattr(part, "what") for experiment in claim.experiments for part in experiment.parts):
         yield from screen.wrap(rounds)
     yield from screen.wrap('The claim holds if all of its quantities do; one that "fails" refutes it.')
+    cases = dict.fromkeys(experiment.measure for experiment in claim.experiments)
+    code = ", ".join(f"{case.__module__}.{case.__name__}" for case in cases)
+    yield from screen.wrap(f"code: {code}", hang="    ")
 
 
 def _summary(function):
@@ -550,26 +553,37 @@ def _value(value):
     """An argument, in words."""
     if isinstance(value, tuple):
         return ", ".join(map(_value, value))
-    if callable(value):
-        return f"{_factory(value)[0]}({', '.join(_bound(value))})"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _factory(read):
-    """Name and docstring of the function that made `read`."""
-    name = read.__qualname__.split(".<locals>")[0]
-    return name, _summary(getattr(sys.modules.get(read.__module__), name, None) or read)
-
-
-def _bound(read):
-    return [f"{name} = {_value(value)}" for name, value in inspect.getclosurevars(read).nonlocals.items()]
+QUANTITIES = {
+    "h2": "E h_L^2", "square": "E h_L^2", "mean": "E h_L", "bound": "the bound of Prop 3.1", "none": "NFD",
+    "nearest": "the closed form [17]", "full": "the whole coupling", "below": "the layers below l - 1",
+    "drift": "the SGD drift of layer l - 1", "response": "the response of layer l - 1",
+    "accumulated": "the coupling accumulated over the layers", "share": "one layer's share",
+    "own update": "the mean square of what W1's own update adds to x_l", "0.0": "0", "0.5": "1/2",
+    "part of f^1": "what the updates of all W1 together add to f^1, over eta chi",
+}  # fmt: skip
+"""What short names of results and couplings stand for."""
 
 
 def reading(part):
-    """What a Part takes of a result."""
-    if part.read is None:
-        return "what the measurement returns under this name"
-    return f"{_value(part.read)}: {_factory(part.read)[1]}"
+    """What a Part takes of a result, in words."""
+    return _words(part.read) if part.read else "the number that the measurement gives under this name"
+
+
+def _words(read):
+    """The docstring of the function that made `read`, with the arguments it was made with in their places."""
+    name = read.__qualname__.split(".<locals>")[0]
+    text = _summary(getattr(sys.modules.get(read.__module__), name, None) or read)
+    for name, value in inspect.getclosurevars(read).nonlocals.items():
+        if callable(value):
+            words = _words(value)
+            words = words[:1].lower() + words[1:]
+        else:
+            words = QUANTITIES.get(_value(value), _value(value))
+        text = text.replace(f"{{{name}}}", words)
+    return text.rstrip(".") or "a number that a function of its own reads off the measurement"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -367,7 +367,8 @@ def test_explain(id):
     assert claim.statement in text and f'expected "{claim.expected}"' in text and nfd_report.why(id) in text
     assert " ".join(claim.note.split()) in text
     for experiment in claim.experiments:
-        assert experiment.measure.__name__ in text and nfd_report._summary(experiment.measure) in text
+        assert nfd_report._summary(experiment.measure) in text
+        assert f"{experiment.measure.__module__}.{experiment.measure.__name__}" in text.splitlines()[-1]
         for full in (False, True):
             plan = experiment.plan(full)
             assert f"{plan.repeat} repetition" in text
@@ -386,9 +387,21 @@ def test_explain(id):
 
 def test_explain_says_what_is_read():
     text = "\n".join(explain(CLAIMS["branch-exponent"], ""))
-    assert "at(alpha = 0.5, read = worst(coupling = full, first = 1, name = h_L)):" in text
+    said = "difference in h_L, the whole coupling, of the pass from k = 1 on where it is largest"
+    assert f"With branch exponent 1/2: at each depth the mean squared {said}" in text
+    assert "With branch exponent 1: at each depth the square of f of the network less that of NFD" in text
     text = "\n".join(explain(CLAIMS["two-layer-collapse"], ""))
-    assert "share(a = 0.5, name = own update): Read {depth: that share of W1}." in text
+    assert "what W1's own update adds to x_l, W1 at the rate L^(1/2) eta" in text
+
+
+@pytest.mark.parametrize("id", CLAIMS)
+def test_explain_is_in_words(id):
+    """No name of a function, and nothing of how one is called, before the last line, which has the former."""
+    *before, code = explain(CLAIMS[id], "")
+    text = "\n".join(before)
+    assert code.startswith("code: nfd_experiments.") and "code:" not in text
+    assert not re.search(r"_case|\w\(\w+ ?=|(?<![_^]){|slice|Read ", text), text
+    assert CLAIMS[id].experiments[0].measure.__name__ in code
 
 
 def test_list(capsys):
