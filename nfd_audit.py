@@ -28,6 +28,7 @@ from nfd_compare import assert_equations, compare
 from nfd_experiments import Case, Slope, sweep
 from nfd_io import (
     Data,
+    HelpFormatter,
     choose,
     count,
     data_of,
@@ -1309,7 +1310,9 @@ def claim_list(text):
 def parser():
     parser = argparse.ArgumentParser(
         "nfd-audit",
+        usage="%(prog)s [options]",
         epilog="claims: " + ", ".join(CLAIMS),
+        formatter_class=HelpFormatter,
         description="Measure the claims of arXiv 2512.21075 and give a verdict on each.",
     )
     add = parser.add_argument

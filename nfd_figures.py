@@ -48,6 +48,7 @@ from nfd_experiments import (
     workers_of,
 )
 from nfd_io import (
+    HelpFormatter,
     count,
     data_of,
     data_options,
@@ -1294,13 +1295,15 @@ def one_of_them(name):
 
 
 def parser():
-    figures = [f"  {name:16} {plan.about}" for name, plan in FIGURES.items()]
-    figures.append(f"  {'all':16} all of them, in under ten minutes")
+    about = {name: plan.about for name, plan in FIGURES.items()} | {
+        "all": "all of them, in under ten minutes"
+    }
     parser = argparse.ArgumentParser(
         "nfd-figures",
+        usage="%(prog)s [options] figure",
         description="Draw the figures of arXiv 2512.21075 from fresh runs.",
-        epilog="\n".join(["figures:", *figures]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["figures:", *(f"  {name}: {text}" for name, text in about.items())]),
+        formatter_class=HelpFormatter,
     )
     add = parser.add_argument
     add("--version", action="version", version=f"nfd-min {__version__}")

@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 import tempfile
+import textwrap
 import warnings
 import zipfile
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ __all__ = ["KEEP", "KEEP_OF_PARTICLES", "DTYPES", "BLOCK", "LN2", "LOG", "SINE",
            "check_squares", "check_activation", "check_weights", "check_noise", "check_time",
            "check_memory", "progress", "environment", "draw", "words_of", "normals", "Data",
            "load_samples", "data_of", "prepared", "load_data", "key_of", "replace_file",
-           "output_path", "picture_path", "data_options", "seed", "sizes_list", "count",
+           "output_path", "picture_path", "HelpFormatter", "data_options", "seed", "sizes_list", "count",
            "worker_options", "exit_status", "Samples", "Result", "split", "join", "grams",
            "stop_at_divergence"]  # fmt: skip
 
@@ -846,6 +847,14 @@ def picture_path(text):
 
 # ------------------------------------------------------------------------------------------------------------
 # Arguments of commands
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Line by line, and without breaks inside a name with hyphens."""
+
+    def _fill_text(self, text, width, indent):
+        how = dict(width=width, subsequent_indent=indent + "    ", break_on_hyphens=False)
+        return "\n".join(textwrap.fill(line, initial_indent=indent, **how) for line in text.splitlines())
 
 
 def data_options(parser):

@@ -495,6 +495,20 @@ def test_ctrl_c_while_the_page_is_drawn(tmp_path, monkeypatch, capsys):
     assert len(list(tmp_path.glob("*.partial"))) == 1 and not (tmp_path / "a.html").exists()
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize("command", [main, nfd_figures.main])
+def test_help_fits_into_the_terminal(command, columns, capsys, monkeypatch):
+    """Every option and every claim or figure, and no line longer than the terminal is wide."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as stop:
+        command(["--help"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and max(map(len, out.splitlines())) <= columns
+    names = CLAIMS if command is main else nfd_figures.FIGURES
+    assert "--data FILE" in out and "--workers N" in out
+    assert all(name in out for name in names)
+
+
 @pytest.mark.parametrize("command", [main, nfd_figures.main])
 def test_version(command, capsys):
     with pytest.raises(SystemExit) as stop:
