@@ -961,7 +961,16 @@ class Samples(Rebuilt):
         """The Stream of those samples: stream[2:5], stream[[0, 0, 1]]."""
         if not isinstance(samples, (slice, list, np.ndarray)):
             raise TypeError(f"stream[{shown(samples)}]: a Stream takes slices and lists, as stream[2:3]")
-        return replace(self, X=self.X[samples], y=self.y[samples])
+        X = self.X[samples]
+        if len(X) == 0:
+            asked = shown(samples)
+            if isinstance(samples, slice):
+                ends = samples.start, samples.stop, *[samples.step] * (samples.step is not None)
+                asked = ":".join("" if end is None else str(end) for end in ends)
+            raise ValueError(
+                f"stream[{asked}] has no samples; the stream has {len(self)}, 0 to {len(self) - 1}"
+            )
+        return replace(self, X=X, y=self.y[samples])
 
     @classmethod
     @keywords(Data, "cls", "path", called="Stream.digits")

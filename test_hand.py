@@ -118,7 +118,9 @@ def test_slices_and_sums():
         (lambda: stream[1:4], ValueError, "batch=2 does not divide"),
         (lambda: stream[1], TypeError, r"stream\[1\]: a Stream takes slices"),
         (lambda: list(stream), TypeError, "not iterable"),
-        (lambda: stream[9:], ValueError, "X has shape"),
+        (lambda: stream[9:], ValueError, r"stream\[9:\] has no samples; the stream has 6, 0 to 5"),
+        (lambda: stream[4:2:2], ValueError, r"stream\[4:2:2\] has no samples"),
+        (lambda: stream[[]], ValueError, r"stream\[\[\]\] has no samples"),
         (lambda: stream + STREAM, ValueError, "different batch .* 2 and 1"),
         (lambda: stream + 1, ValueError, "what is added must be a Stream"),
     ):
