@@ -36,8 +36,7 @@ HEAD = """\
 of the code: the paper's, and those with an X, which are this project's own. *plain* is the text to read,
 *fast* its compiled twin; `grep -n '\\[15\\]' *.py` finds the lines themselves. Of several tests the one that
 sees most of the wrong formulas of `python mutants.py formulas` comes first. A *claim* is one of `nfd-audit`,
-with what measures it. Numbers of the paper that are not here only restate others: [theory.md](theory.md) says
-which.
+with what measures it. Numbers of the paper that have no row are [at the end](#numbers-that-restate-others).
 """
 
 
@@ -56,6 +55,33 @@ def numbers(text, names=()):
         low, high = (int(number.strip("X")) for number in (first, last or first))
         found |= {"X" * first.startswith("X") + str(number) for number in range(low, high + 1)}
     return found
+
+
+def cited(text):
+    """The N of every (N), (M)-(N) and \\tag{N} of docs/theory.md, but of values like Q(0)."""
+    text = re.sub(r"\\tag\{(X?\d+)\}", r" [\1]", text)
+    return numbers(re.sub(r"(?<![\w)}\]])\((X?\d{1,3})\)", r"[\1]", text))
+
+
+def of_range(text):
+    """The numbers of a text like "4", "41, 42" or "30-37"."""
+    return numbers(re.sub(r"\d+", r"[\g<0>]", text))
+
+
+def unexplained(theory, rows, restated):
+    """The holes of the table of numbers that restate others: numbers of the text `theory` that neither it nor
+    a row has, numbers that both have, rows that it names and that are not there."""
+    known = set(sum((row.get("tags", [row["number"]]) for row in rows), []))
+    others = [(each, of_range(each["numbers"])) for each in restated]
+    both = set().union(*(found for _, found in others))
+    holes = [
+        f"({number}) of theory.md has no row and restates none" for number in cited(theory) - known - both
+    ]
+    holes += [f"{number} has a row and restates another one" for number in both & known]
+    named = [(each, numbers(each["says"]) - known) for each in restated]
+    return sorted(
+        holes + [f"{each['numbers']} names {row}, which is no row" for each, of in named for row in of]
+    )
 
 
 def owners(node, inside=""):
@@ -160,14 +186,22 @@ def main():
 
 def index():
     """The text of docs/equations.md, and the holes."""
-    sections = tomllib.loads(PAGE.with_suffix(".toml").read_text())["section"]
+    table = tomllib.loads(PAGE.with_suffix(".toml").read_text())
+    sections, restated = table["section"], table["restated"]
     wrong = tomllib.loads((HERE / "wrong_formulas.toml").read_text())["wrong"]
     sources = {path.name: path.read_text() for path in sorted(HERE.glob("*.py"))}
-    holes, lines = fill([row for s in sections for row in s["equation"]], sources, CLAIMS, wrong), [HEAD]
+    rows, lines = [row for section in sections for row in section["equation"]], [HEAD]
+    holes = fill(rows, sources, CLAIMS, wrong)
+    holes += unexplained(PAGE.with_name("theory.md").read_text(), rows, restated)
     for section in sections:
         lines += [f"## {section['title']}\n", "| | what it says | where it is |", "|---|---|---|"]
         lines += [*(f"| {' | '.join(cells(row))} |" for row in section["equation"]), ""]
-    return "\n".join(lines), holes
+    lines += ["## Numbers that restate others\n", "| | what it says | where it is treated |", "|---|---|---|"]
+    for each in restated:
+        name = re.sub(r"\d+", r"[\g<0>]", each["numbers"])
+        section = each["where"].lower().replace(" ", "-")
+        lines.append(f"| {name} | {each['says']} | [{each['where']}](theory.md#{section}) |")
+    return "\n".join([*lines, ""]), holes
 
 
 if __name__ == "__main__":

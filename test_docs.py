@@ -62,3 +62,19 @@ def test_holes():
     ]
     assert holes(rate="[1]")[1] == ["X5 has neither a plain function nor a claim"]
     assert holes(other="[9]")[1] == ["the claim other is about nothing in the table"]
+
+
+def test_numbers_that_restate_others():
+    """Each number of theory.md is a row or in that table, which names rows only."""
+    rows = [dict(number="1"), dict(number="limit", tags=["X2", "X3"])]
+    theory = "(1) and (4), (7)-(9) give Q(0) and R_{ab}(6); see (X2) of 2021 (2021)\nf = 1 \\tag{5}"
+    restated = [dict(numbers="4, 5", says="[1]"), dict(numbers="7-9", says="[1] by [X3]")]
+    assert equations.cited(theory) == {"1", "4", "5", "7", "8", "9", "X2"}
+    assert not equations.unexplained(theory, rows, restated)
+    for less, hole in {0: "(5) of theory.md has no row and restates none", 1: "(8) of theory.md has"}.items():
+        assert any(h.startswith(hole) for h in equations.unexplained(theory, rows, restated[1 - less :][:1]))
+    again = [*restated, dict(numbers="1", says="[6]")]
+    assert equations.unexplained(theory, rows, again) == [
+        "1 has a row and restates another one",
+        "1 names 6, which is no row",
+    ]
