@@ -448,8 +448,8 @@ TRANSFER = sizes(
 )
 BLOCKS = {
     "one-layer": {},
-    "two-layer, a = 0": dict(block="two-layer"),
-    "two-layer, a = 1/2": dict(block="two-layer", internal_lr_exponent=0.5),
+    "two-layer, b = 0": dict(block="two-layer"),
+    "two-layer, b = 1/2": dict(block="two-layer", internal_lr_exponent=0.5),
 }
 
 CLAIMS = {
@@ -908,16 +908,16 @@ CLAIMS = {
             "two-layer-collapse",
             "first version",
             "In two-layer blocks the first layer's own update vanishes, like 1/L in mean square; the rate "
-            "L^(1/2) eta for it (a = 1/2) prevents that.",
+            "L^(1/2) eta for it (b = 1/2) prevents that.",
             (
                 Experiment(
                     ex.two_layer_case,
                     (6, 12),
                     (
-                        Rate("W1's own update, a = 0", -1, read=share("own update", "0.0")),
-                        Rate("W1's own update, a = 1/2", 0, read=share("own update", "0.5")),
-                        Rate("W1's part of f^1, a = 0", 0, read=share("part of f^1", "0.0")),
-                        Rate("W1's part of f^1, a = 1/2", 0.5, read=share("part of f^1", "0.5")),
+                        Rate("W1's own update, b = 0", -1, read=share("own update", "0.0")),
+                        Rate("W1's own update, b = 1/2", 0, read=share("own update", "0.5")),
+                        Rate("W1's part of f^1, b = 0", 0, read=share("part of f^1", "0.0")),
+                        Rate("W1's part of f^1, b = 1/2", 0.5, read=share("part of f^1", "0.5")),
                     ),
                     sizes(
                         dict(particles=1000, depths=(16, 32, 64, 128)),
@@ -928,14 +928,14 @@ CLAIMS = {
                 ),
             ),
             "holds",
-            "The price: at a = 1/2 the updates of all W1 together change the output by a multiple of\n"
-            "L^(1/2), because with reused weights they add up. At a = 0 their part of the change does not\n"
+            "The price: at b = 1/2 the updates of all W1 together change the output by a multiple of\n"
+            "L^(1/2), because with reused weights they add up. At b = 0 their part of the change does not\n"
             "vanish, although each one's own update does.",
         ),
         Claim(
             "transfer",
             "first version",
-            "The best learning rate does not depend on the depth; in two-layer blocks the correction a = "
+            "The best learning rate does not depend on the depth; in two-layer blocks the correction b = "
             "1/2 makes it so.",
             tuple(
                 Experiment(

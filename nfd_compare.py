@@ -411,7 +411,7 @@ SETTINGS = {  # n, L, d, passes, batch: n, L, d and batch differ, so that a wron
     "branch exponent 3/4": ((7, 3, 5, 4, 1), dict(branch_exponent=0.75)),
     "post-activation": ((7, 3, 5, 4, 1), dict(block="post")),
     "two-layer blocks": ((7, 3, 5, 4, 1), dict(block="two-layer")),
-    "two-layer blocks, a = 1/2": ((7, 3, 5, 4, 1), dict(block="two-layer", internal_lr_exponent=0.5)),
+    "two-layer blocks, b = 1/2": ((7, 3, 5, 4, 1), dict(block="two-layer", internal_lr_exponent=0.5)),
 }
 """What `compare` tries: sizes, and the setting."""
 

@@ -628,25 +628,25 @@ def relu_case(*, data, width, depth, seed):
 
 
 def two_layer_case(*, data, eta, particles, depths, coupling, seed):
-    """What the updates of W1 do, for a = 0 and 1/2, in one step of two-layer blocks on a sample, at that
+    """What the updates of W1 do, for b = 0 and 1/2, in one step of two-layer blocks on a sample, at that
     sample; infinite width.
 
     Returns {"own update": mean square, over layers, of what W1_l's own update adds to x_l,
-             "part of f^1": |what the updates of all W1 add to f^1| / (eta chi)}, as {a: array (depths,)}.
+             "part of f^1": |what the updates of all W1 add to f^1| / (eta chi)}, as {b: array (depths,)}.
     """
     rng = np.random.default_rng(seed)
     stream = sequence(data, [0, 0], eta, rng=rng)
-    out = {name: {a: [] for a in (0.0, 0.5)} for name in ("own update", "part of f^1")}
+    out = {name: {b: [] for b in (0.0, 0.5)} for name in ("own update", "part of f^1")}
     for L in depths:
         noise = sde.draw_noise(2, particles, 2 * L, rng=rng)
         run = partial(solve, stream, particles, L, block="two-layer", coupling=coupling, noise=noise)
         fixed = run(internal_lr_exponent=-np.inf)
         step = stream.eta * fixed.chi[0]
-        for a in (0.0, 0.5):
-            free = run(internal_lr_exponent=a)
-            own = step * L**a * free.C[:, 0, 1, None] * free.gx[0]
-            out["own update"][a].append(np.mean(own**2))
-            out["part of f^1"][a].append(abs((free.f[1] - fixed.f[1]) / step))
+        for b in (0.0, 0.5):
+            free = run(internal_lr_exponent=b)
+            own = step * L**b * free.C[:, 0, 1, None] * free.gx[0]
+            out["own update"][b].append(np.mean(own**2))
+            out["part of f^1"][b].append(abs((free.f[1] - fixed.f[1]) / step))
     return out
 
 

@@ -680,7 +680,7 @@ COORDINATES = {  # the networks: a column each
     "pre, alpha = 1": dict(branch_exponent=1.0),
     "post": dict(block="post"),
     "two-layer": dict(block="two-layer"),
-    "two-layer, a = 1/2": dict(block="two-layer", internal_lr_exponent=0.5),
+    "two-layer, b = 1/2": dict(block="two-layer", internal_lr_exponent=0.5),
     "pre, muP": dict(scaling="mup"),
     "pre, vanilla": dict(scaling="vanilla"),
 }
@@ -770,7 +770,7 @@ def coordinates_draw(numbers, sizes):
 def two_layer_cases(sizes, data, root):
     """Every seed of the shares has its own sample."""
     how = dict(data=data, eta=0.1, particles=sizes["particles"], depths=sizes["share_depths"])
-    blocks = [dict(block="two-layer", internal_lr_exponent=a) for a in (0.0, 0.5)]
+    blocks = [dict(block="two-layer", internal_lr_exponent=b) for b in (0.0, 0.5)]
     return [
         *repeat(two_layer_case, range(sizes["share_seeds"]), root, **how, coupling="full"),
         *repeat(two_layer_case, range(sizes["share_seeds"]), root, **how, coupling="none"),
@@ -786,24 +786,24 @@ SHARES = {
 
 
 def two_layer_numbers(points, sizes):
-    """Shares of the updates {(name, a, coupling): shape (seeds, depths)} with fits, and transfer_panels."""
+    """Shares of the updates {(name, b, coupling): shape (seeds, depths)} with fits, and transfer_panels."""
     depths = sizes["share_depths"]
     shares = {
-        (name, a, c): array(pick(points, two_layer_case, coupling=c), name, str(a))
-        for name, a, c in product(SHARES, TWO_LAYER, ("full", "none"))
+        (name, b, c): array(pick(points, two_layer_case, coupling=c), name, str(b))
+        for name, b, c in product(SHARES, TWO_LAYER, ("full", "none"))
     }
-    fits = {(name, a): fitted(depths, shares[name, a, "full"]) for name, a in product(SHARES, TWO_LAYER)}
-    store = {f"{name}, a = {a}": fit for (name, a), fit in fits.items()}
+    fits = {(name, b): fitted(depths, shares[name, b, "full"]) for name, b in product(SHARES, TWO_LAYER)}
+    store = {f"{name}, b = {b}": fit for (name, b), fit in fits.items()}
     variants = {
-        f"a = {a:g}, {backward}": dict(block="two-layer", internal_lr_exponent=a, backward=backward)
-        for backward, a in product(BACKWARD_LINES, TWO_LAYER)
+        f"b = {b:g}, {backward}": dict(block="two-layer", internal_lr_exponent=b, backward=backward)
+        for backward, b in product(BACKWARD_LINES, TWO_LAYER)
     }
     panels = transfer_panels(points, sizes, variants)
-    caption = f"""Two-layer blocks whose first matrix learns at L^a times the rate of the second: what its
+    caption = f"""Two-layer blocks whose first matrix learns at L^b times the rate of the second: what its
         updates do in one step at infinite width (left), and the training loss of the second half of
         {sizes["steps"]} steps of SGD (right; batch {sizes["batch"]}, width {sizes["width"]}, {sizes["seeds"]}
         seeds). Triangles: the best learning rate of each depth."""
-    store |= {f"{name}, a = {a}, {c}": each.mean(axis=0) for (name, a, c), each in shares.items()}
+    store |= {f"{name}, b = {b}, {c}": each.mean(axis=0) for (name, b, c), each in shares.items()}
     store |= best_etas(panels)
     return {"two-layer": dict(caption=caption, store=store, shares=shares, fits=fits, panels=panels)}
 
@@ -813,16 +813,16 @@ def two_layer_draw(numbers, sizes):
     figure, axes = canvas(2, 3, title, numbers["caption"], height=2.5)
     depths, hollow = sizes["share_depths"], dict(markerfacecolor="none", linestyle=":")
     for ax, (name, title) in zip(axes[:, 0], SHARES.items()):
-        for a, style in TWO_LAYER.items():
-            curve(ax, depths, numbers["shares"][name, a, "full"], numbers["fits"][name, a], **style)
+        for b, style in TWO_LAYER.items():
+            curve(ax, depths, numbers["shares"][name, b, "full"], numbers["fits"][name, b], **style)
             if name == "part of f^1":
-                curve(ax, depths, numbers["shares"][name, a, "none"], **hollow, **style)
+                curve(ax, depths, numbers["shares"][name, b, "none"], **hollow, **style)
         log_sizes(ax, depths, DEPTH)
         ax.set_title(title)
     draw_transfer(axes[:, 1:].ravel(), numbers["panels"], sizes)
     for ax in axes[:, 1]:
         ax.set_ylabel("training loss")
-    entries = labelled("a = {:g}", TWO_LAYER) | {"decoupled (left)": dict(color=BLACK, marker="o", **hollow)}
+    entries = labelled("b = {:g}", TWO_LAYER) | {"decoupled (left)": dict(color=BLACK, marker="o", **hollow)}
     legend(figure, entries | labelled("L = {} (right)", shades(sizes["depths"])) | TRANSFER_MARKS)
     return figure
 

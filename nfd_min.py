@@ -86,7 +86,7 @@ BLOCKS = {
     "post": lambda phi, s, skip, inner: [Layer(IDENTITY), Layer(phi, s, skip, back=2, matrix=False)],
     "two-layer": lambda phi, s, skip, inner: [Layer(phi, rate=inner), Layer(phi, s, skip, back=2)],
 }
-"""The layers of one block, from its activation, branch scale s, skip connection and inner rate L^a."""
+"""The layers of one block, from its activation, branch scale s, skip connection and inner rate L^b."""
 
 
 def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, backward="reused",
@@ -97,17 +97,17 @@ def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, back
         post        x_l = W_l h_{l-1} / sqrt(n),          h_l = skip h_{l-1} + s phi(x_l)                 [29]
         two-layer   x_l = W1_l phi(h_{l-1}) / sqrt(n),    h_l = skip h_{l-1} + s W2_l phi(x_l) / sqrt(n)
 
-    internal_lr_exponent : a; W1_l's rate is L^a times that of the others (first version), 0 for a = -inf
+    internal_lr_exponent : b; W1_l's rate is L^b times that of the others (first version), 0 for b = -inf
     backward : the weights W~_l of the backward pass, as in `correlations`
     branch_exponent : alpha in [1/2, 1] for depth-mup: s = L^-alpha, and all rates are L^(2 alpha - 1) [X1]
-    ValueError for anything unknown, an a that is NaN or makes L^a > 1e30, or a != 0 where there is no W1_l.
+    ValueError for anything unknown, a b that is NaN or makes L^b > 1e30, or b != 0 where there is no W1_l.
     """
     build, most = choose("block", block, BLOCKS), 30 / log10(max(positive_int("depth", depth), 10))
     (skip, s), rate = residual(scaling, depth, branch_exponent), float(depth) ** (2 * branch_exponent - 1)
-    (a,) = numbers("internal_lr_exponent", internal_lr_exponent, -np.inf, most)
-    if a != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
-        raise ValueError(f'internal_lr_exponent={a:g} is for block="two-layer", not block={block!r}')
-    inner = 0.0 if a == -np.inf else float(depth) ** a
+    (b,) = numbers("internal_lr_exponent", internal_lr_exponent, -np.inf, most)
+    if b != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
+        raise ValueError(f'internal_lr_exponent={b:g} is for block="two-layer", not block={block!r}')
+    inner = 0.0 if b == -np.inf else float(depth) ** b
     of_block, ties = build(activation(phi), s, skip, inner), correlations(backward, depth)
     layers = [a._replace(rate=a.rate * rate, rho=rho, fresh=new) for rho, new in ties for a in of_block]
     if not any(layer.matrix for layer in layers) or any(layer.back > t for t, layer in enumerate(layers, 1)):

@@ -36,8 +36,8 @@ ABOUT = {
     "gia-width": (
         "W_l^T g_l is what an independent matrix would give, except along phi(h_{l-1}), the one direction of "
         "n that W_l has multiplied before: 1/(nL) of the mean square in each layer, 1/n over L layers.",
-        r"\max_l \frac{1}{n} \mathrm{E} \| g_l - \tilde g_l \|^2 \le \frac{C}{n}, \quad "
-        r"C \text{ independent of } n \text{ and } L",
+        r"\max_l \frac{1}{n} \mathrm{E} \| g_l - \tilde g_l \|^2 \le \frac{K}{n}, \quad "
+        r"K \text{ independent of } n \text{ and } L",
     ),
     "init-limit": (
         "Of width n the kernels are means over n coordinates, so their squared errors are of order 1/n; "
@@ -50,39 +50,39 @@ ABOUT = {
         "Layers are Euler steps of a stochastic differential equation: of order 1/2, so O(1/L) in mean "
         "square, where something random multiplies the noise, as in g and through g in the drift of h; h^0 "
         "has no drift and additive noise, so order 1.",
-        r"\max_{l \le L} \mathrm{E} ( h_l^k - h_{l/L}^k )^2 = O(L^{-1}), \quad "
-        r"\max_{l \le L} \mathrm{E} ( g_l^k - g_{l/L}^k )^2 = O(L^{-1})",
-        r"\max_{l \le L} \mathrm{E} ( h_l^0 - h_{l/L}^0 )^2 = O(L^{-2})",
+        r"\max_l \mathrm{E} ( h_l^k - h_{t_l}^k )^2 = O(L^{-1}), \quad "
+        r"\max_l \mathrm{E} ( g_l^k - g_{t_l}^k )^2 = O(L^{-1}), \quad t_l = l / L",
+        r"\max_l \mathrm{E} ( h_l^0 - h_{t_l}^0 )^2 = O(L^{-2})",
     ),
     "nearest-coupling": (
         "Each layer's term has the factor 1/L^2; L of them add up to 1/L, whose square is 1/L^2.",
-        r"c_l^{jk} = - \frac{\eta \chi_j}{L^2} C_{l-2}^{jk} \, "
+        r"c_l^{j \to k} = - \frac{\eta \chi_j}{L^2} C_{l-2}^{jk} \, "
         r"\mathrm{E} [ \phi'(h_{l-1}^j) \phi'(h_{l-1}^k) ] \, g_l^j, \quad "
-        r"\mathrm{E} \left( \sum_l c_l^{jk} \right)^2 = O(L^{-2})",
+        r"\mathrm{E} \left( \sum_l c_l^{j \to k} \right)^2 = O(L^{-2})",
     ),
     "nondegeneracy": (
         "Features of different inputs are linearly independent. At t = 1 Gamma is the Gram matrix of the "
         "readouts v^k, which one update moves by eta chi h: its smallest eigenvalue is of order (eta chi)^2.",
-        r"\lambda_{\mathrm{min}}(C_t) \ge c > 0, \quad \lambda_{\mathrm{min}}(\Gamma_t) \ge c > 0 \quad "
-        r"\text{for all } t \text{ and passes}",
+        r"\lambda_{\mathrm{min}}(C_t) \ge \delta, \quad \lambda_{\mathrm{min}}(\Gamma_t) \ge \delta > 0, "
+        r"\quad \text{for all } t \text{ and passes}",
     ),
     "gaussian-init": (
         "A Gaussian matrix whose answer to a vector p is known is a fresh one on all orthogonal to p.",
-        r"u = \frac{W_l p}{\sqrt{n}} = \frac{\| p \|}{\sqrt{n}} \xi_l, \quad p = \phi(h_{l-1})",
-        r"\frac{W_l^\top g_l}{\sqrt{n}} = p \frac{\langle g_l, u \rangle}{\| p \|^2} + "
+        r"u_l = \frac{W_l p}{\sqrt{n}} = \frac{\| p \|}{\sqrt{n}} \xi_l, \quad p = \phi(h_{l-1})",
+        r"z_l = \frac{W_l^\top g_l}{\sqrt{n}} = p \frac{\langle g_l, u_l \rangle}{\| p \|^2} + "
         r"\frac{\| g_l \|}{\sqrt{n}} \left( I - \frac{p p^\top}{\| p \|^2} \right) \zeta_l",
     ),
     "gaussian-update": (
         "The same, of a matrix of which one image and one image of its transpose are known.",
-        r"u^1 = \rho u^0 + g \frac{\langle z^0, p_\perp \rangle}{\| g \|^2} + "
+        r"u_l^1 = \rho u_l^0 + g \frac{\langle z_l^0, p_\perp \rangle}{\| g \|^2} + "
         r"\frac{\| p_\perp \|}{\sqrt{n}} \left( I - \frac{g g^\top}{\| g \|^2} \right) \xi^1",
-        r"u^k = \frac{W_l p^k}{\sqrt{n}}, \quad z^0 = \frac{W_l^\top g}{\sqrt{n}}, \quad "
-        r"\rho = \frac{\langle p^0, p^1 \rangle}{\| p^0 \|^2}, \quad p_\perp = p^1 - \rho p^0",
+        r"g = g_l^0, \quad u_l^k = \frac{W_l p_k}{\sqrt{n}}, \quad z_l^0 = \frac{W_l^\top g}{\sqrt{n}}, "
+        r"\quad \rho = \frac{\langle p_0, p_1 \rangle}{\| p_0 \|^2}, \quad p_\perp = p_1 - \rho p_0",
     ),
     "exact-law": (
         "A Gaussian matrix may be drawn only where it is asked: M and N keep the answers W and W^T gave, "
         "Q_X and Q_P the directions they were asked for. Without N the backward weights are independent.",
-        r"W x = M a + r \, W q, \quad x = Q_X a + r q, \quad q \perp Q_X, \quad \| q \| = 1",
+        r"W x = M b + r \, W q, \quad x = Q_X b + r q, \quad q \perp Q_X, \quad \| q \| = 1",
         r"W q = Q_P N^\top q + (I - Q_P Q_P^\top) \xi \quad \text{(reused)}, \qquad "
         r"W q = \xi \quad \text{(decoupled)}",
     ),
@@ -98,8 +98,8 @@ ABOUT = {
         "It would follow if [17] were the whole coupling. But the gradients of all layers below, and of U, "
         "hold W_l^T g_l, so that their updates, multiplied by W_l, return a drift along g_l of order 1/L.",
         r"\text{claimed: } \mathrm{E} ( h_L - h_L^{\mathrm{NFD}} )^2 = O(L^{-2})",
-        r"\text{but each layer adds } \frac{1}{L} A_l g_l^0, \quad A_l = - \eta \chi_0 P_{l-1} r_{l-1}, "
-        r"\quad "
+        r"\text{but each layer adds } \frac{1}{L} A_l^{10} g_l^0, \quad "
+        r"A_l^{10} = - \eta \chi_0 P_{l-1} r_{l-1}, \quad "
         r"P_l = \mathrm{E} [ \phi'(h_l^0) \phi'(h_l^1) ]",
         r"r_l = r_{l-1} + \frac{C_{l-1}^{01} + P_{l-1} r_{l-1}}{L}, \quad "
         r"r_0 = \frac{\langle x_0, x_1 \rangle}{d}",
@@ -107,21 +107,21 @@ ABOUT = {
     "branch-exponent": (
         "The response of each layer is proportional to L times the square of the branch scale; the mean "
         "square has the square of that.",
-        r"h_l = h_{l-1} + L^{-\alpha} \frac{W_l \phi(h_{l-1})}{\sqrt{n}}, \quad "
+        r"h_l = h_{l-1} + s \frac{W_l \phi(h_{l-1})}{\sqrt{n}}, \quad s = L^{- \alpha}, \quad "
         r"\mathrm{E} ( h_L - h_L^{\mathrm{NFD}} )^2 \propto L^{2 - 4 \alpha}",
     ),
     "response-source": (
         "A is the derivative of h_{l-1} by W_l^T g_l, which U's update, every layer's drift and every "
         "layer's response hold; the share of any one layer is smaller by 1/L than that of all together.",
-        r"A = \underset{\text{U}}{O(c)} + \underset{\text{layers below } l - 1}{O(c)} + "
+        r"A_l = \underset{\text{U}}{O(c)} + \underset{\text{layers below } l - 1}{O(c)} + "
         r"\underset{\text{drift of } l - 1}{O(c / L)} + \underset{\text{response of } l - 1}{O(c^2 / L)}, "
-        r"\quad c = L^{1 - 2 \alpha}",
+        r"\quad c = L s^2 = L^{1 - 2 \alpha}",
     ),
     "coherence": (
         "The signs leave the size of each layer's response as it is, but then the responses of the layers "
         "are added with these signs.",
-        r"\tilde W_l = \epsilon_l W_l, \quad \epsilon_l = \pm 1, \quad "
-        r"\mathrm{E} \left( \frac{1}{L} \sum_l A_l g_l \right)^2 \propto "
+        r"\tilde W_l = \varepsilon_l W_l, \quad \varepsilon_l = \pm 1, \quad "
+        r"\mathrm{E} \left( \frac{1}{L} \sum_l A_l^{10} g_l^0 \right)^2 \propto "
         r"L^0 \text{ (equal)}, \; L^{-1} \text{ (random)}, \; L^{-2} \text{ (alternating)}",
     ),
     "correlation": (
@@ -129,7 +129,7 @@ ABOUT = {
         "a polynomial in rho with positive coefficients.",
         r"\Theta_\rho = \mathrm{E} h_L^2 + \frac{1}{L} \sum_l \Gamma_l^\rho \, \mathrm{E} \phi(h_{l-1})^2 + "
         r"\Gamma_0^\rho \frac{\| x \|^2}{d}, \quad \Theta_0 = \Theta_{\mathrm{NFD}}, \quad \Theta_1 = \Theta",
-        r"\Gamma_{l-1}^\rho = \left( 1 + \frac{\rho}{L} \mathrm{E} \phi'(h_{l-1})^2 \right) \Gamma_l^\rho, "
+        r"\Gamma_{l-1}^\rho = \left( 1 + \rho s^2 \, \mathrm{E} \phi'(h_{l-1})^2 \right) \Gamma_l^\rho, "
         r"\quad \cos(\text{update}, - \text{gradient}) = \frac{\Theta_\rho}{\Theta}",
     ),
     "orthogonal": (
@@ -140,21 +140,22 @@ ABOUT = {
     ),
     "two-layer-exponent": (
         "The update of W1 passes through W2 of the same block; this term has no factor of the branch scale.",
-        r"r_l = r_{l-1} + \frac{1}{L} ( C^x + C^h P^x + c \, r_{l-1} P^h P^x ), \quad "
-        r"r_l^{\mathrm{NFD}} = r_{l-1}^{\mathrm{NFD}} + \frac{1}{L} C^x, \quad c = L^{1 - 2 \alpha}",
+        r"r_l = r_{l-1} + \frac{1}{L} ( C_l^x + C_{l-1}^h P_l^x + c \, P_{l-1}^h P_l^x r_{l-1} ), \quad "
+        r"r_l^{\mathrm{NFD}} = r_{l-1}^{\mathrm{NFD}} + \frac{1}{L} C_l^x, "
+        r"\quad c = L s^2 = L^{1 - 2 \alpha}",
     ),
     "coupled-limit": (
         "With the responses A and B of dynamical mean-field theory nothing of the network is left out; depth "
         "and width then act as in the decoupled system.",
-        r"d h^k = d B^k + \sum_{j<k} ( A_t^{kj} - \eta \chi_j C_t^{jk} ) g^j \, dt",
-        r"d g^k = \phi'(h^k) \left( d \tilde B^k + \sum_{j \le k} B_t^{kj} \phi(h^j) \, dt - "
-        r"\eta \sum_{j<k} \chi_j \Gamma_t^{jk} \phi(h^j) \, dt \right)",
+        r"d h_t^k = d B_t^k + \sum_{j<k} ( A_t^{kj} - \eta \chi_j C_t^{jk} ) g_t^j \, dt",
+        r"d g_t^k = \phi'(h_t^k) \left( d \tilde B_t^k + \sum_{j \le k} B_t^{kj} \phi(h_t^j) \, dt - "
+        r"\eta \sum_{j<k} \chi_j \Gamma_t^{jk} \phi(h_t^j) \, dt \right)",
     ),
     "width-rate": (
         "Outputs and kernels are means over n coordinates that depend on each other through such means only.",
-        r"\mathrm{E} ( f^{(n)} - f^{(\infty)} )^2 = O(n^{-1}), \quad "
-        r"\mathrm{E} ( C^{(n)} - C^{(\infty)} )^2 = O(n^{-1}), \quad "
-        r"\mathrm{E} ( \Gamma^{(n)} - \Gamma^{(\infty)} )^2 = O(n^{-1})",
+        r"\mathrm{E} ( f_k(n) - f_k(\infty) )^2 = O(n^{-1}), \quad "
+        r"\mathrm{E} ( C_l^{jk}(n) - C_l^{jk}(\infty) )^2 = O(n^{-1}), \quad "
+        r"\mathrm{E} ( \Gamma_l^{jk}(n) - \Gamma_l^{jk}(\infty) )^2 = O(n^{-1})",
     ),
     "post-activation": (
         "ReLU after the matrix adds something positive in every layer, of order 1/sqrt(L), and L of them.",
@@ -169,13 +170,13 @@ ABOUT = {
     "two-layer-collapse": (
         "The gradient that reaches x_l is of order L^(-1/2), and so is what W1's own update changes in x_l, "
         "which is of order 1 itself; a rate larger by L^(1/2) makes up for it.",
-        r"x_l = \frac{W_{1,l} \phi(h_{l-1})}{\sqrt{n}}, \quad "
-        r"h_l = h_{l-1} + \frac{W_{2,l} \phi(x_l)}{\sqrt{n L}}, \quad W_{1,l} \text{ at rate } L^a \eta",
-        r"\text{own update of } x_l \text{, mean square} \propto L^{2 a - 1}, \quad "
-        r"\text{part of } f^1 \propto L^a",
+        r"x_l = \frac{W_l^{(1)} \phi(h_{l-1})}{\sqrt{n}}, \quad "
+        r"h_l = h_{l-1} + \frac{W_l^{(2)} \phi(x_l)}{\sqrt{n L}}, \quad W_l^{(1)} \text{ at rate } L^b \eta",
+        r"\text{own update of } x_l \text{, mean square} \propto L^{2 b - 1}, \quad "
+        r"\text{part of } f_1 \propto L^b",
     ),
     "transfer": (
-        "Where the training dynamics have a limit in depth, so has the best learning rate. With a = 1/2 "
+        "Where the training dynamics have a limit in depth, so has the best learning rate. With b = 1/2 "
         "the rate of W1 grows with the depth, and with reused weights its updates add up "
         "(two-layer-collapse), so a smaller eta is best; with decoupled weights too, if less so.",
         r"\text{claimed: } \eta^* (L) = \mathrm{arg min}_\eta \, \ell(\eta, L) \propto L^0",
@@ -192,11 +193,13 @@ def formulas(id):
     return ABOUT[id][1:] if id in ABOUT else ()
 
 
-NAMES = "alpha epsilon zeta eta lambda xi pi rho sigma varsigma phi chi Gamma Theta ell infty perp top"
-LETTERS = {f"\\{name}": letter for name, letter in zip(NAMES.split(), "αεζηλξπρσςφχΓΘℓ∞⊥⊤", strict=True)}
+NAMES = (
+    "alpha delta varepsilon zeta eta lambda xi pi rho sigma varsigma phi chi Gamma Theta ell infty perp top"
+)
+LETTERS = {f"\\{name}": letter for name, letter in zip(NAMES.split(), "αδεζηλξπρσςφχΓΘℓ∞⊥⊤", strict=True)}
 SIGNS = {
     r"\odot": "⊙", r"\partial": "∂", r"\le": "≤", r"\ge": "≥", r"\ne": "≠", r"\pm": "±", r"\propto": "∝",
-    r"\sum": "∑", r"\int": "∫", r"\max": "max", r"\cos": "cos", r"\|": "‖", r"\langle": "⟨",
+    r"\to": "→", r"\sum": "∑", r"\int": "∫", r"\max": "max", r"\cos": "cos", r"\|": "‖", r"\langle": "⟨",
     r"\rangle": "⟩", "-": "−", "*": "*",
 }  # fmt: skip
 NBSP = "\u00a0"

@@ -161,7 +161,7 @@ def test_diverged_runs_have_no_later_test_outputs():
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_only_w1_has_the_inner_rate(exponent):
-    """First version: after one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^a times W1's own
+    """First version: after one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^b times W1's own
     update make it."""
     n, L, eta = 30, 4, 0.3
     weights = nfd_min.draw_weights(n, L, 5, block="two-layer", rng=0)

@@ -24,15 +24,15 @@ RATES = {  # claim -> quantity -> expected exponent
     "width-rate": {"(f - limit)^2": -1, "(C - limit)^2": -1, "(Gamma - limit)^2": -1},
     "alignment": {"|loss gap|": 0},  # the paper: it shrinks
     "two-layer-collapse": {
-        "W1's own update, a = 0": -1,
-        "W1's own update, a = 1/2": 0,
-        "W1's part of f^1, a = 0": 0,
-        "W1's part of f^1, a = 1/2": 0.5,
+        "W1's own update, b = 0": -1,
+        "W1's own update, b = 1/2": 0,
+        "W1's part of f^1, b = 0": 0,
+        "W1's part of f^1, b = 1/2": 0.5,
     },
     "transfer": {
         "best eta, one-layer": 0,
-        "best eta, two-layer, a = 0": 0,
-        "best eta, two-layer, a = 1/2": -0.2,
+        "best eta, two-layer, b = 0": 0,
+        "best eta, two-layer, b = 1/2": -0.2,
     },  # the paper: 0
 }
 

@@ -111,7 +111,7 @@ def test_init_depth_case(monkeypatch, which):
 
 
 def test_two_layer_case(monkeypatch):
-    """First version: W1's own update of x is eta chi_0 L^a C_01 g, and its part of f^1 the difference to a
+    """First version: W1's own update of x is eta chi_0 L^b C_01 g, and its part of f^1 the difference to a
     fixed W1."""
 
     def made(stream, particles, L, *, internal_lr_exponent, **how):

@@ -69,6 +69,14 @@ def test_every_claim_has_formulas_and_a_reason():
                 assert all(len(each) == children for each in element.iter(tag)), (id, tag)
 
 
+def test_letters_are_those_of_theory():
+    """C is a kernel, c = L s^2, K and delta are constants, a is no exponent: docs/theory.md, Symbols."""
+    for id in CLAIMS:
+        for tex in nfd_report.formulas(id):
+            assert not re.search(r"(?<![\\\w])a\b|(?<![\\\w])C(?!_)|\\epsilon|\\ge c\b", tex), tex
+        assert not re.search(r"\ba = ", nfd_report.why(id) + CLAIMS[id].statement + CLAIMS[id].note), id
+
+
 @pytest.mark.parametrize(
     "tex, inside",
     [
@@ -98,7 +106,7 @@ def test_what_is_no_formula(tex):
         ("|g - g~|^2, L = 4", r"$\|g-\tilde{g}\|^2,\ L=4$"),
         ("(Gamma - limit)^2", r"$(\Gamma -\text{limit})^2$"),
         ("|loss gap|", r"$|\text{loss}\ \text{gap}|$"),
-        ("W1's part of f^1, a = 1/2", r"$W_1\text{'s}\ \text{part}\ \text{of}\ f^1,\ a=1/2$"),
+        ("W1's part of f^1, b = 1/2", r"$W_1\text{'s}\ \text{part}\ \text{of}\ f^1,\ b=1/2$"),
         ("|g - g_ref|^2, k = 0..2", r"$\|g-g_\text{ref}\|^2,\ k=0\ldots 2$"),
         ("best eta, two-layer", r"$\text{best}\ \eta ,\ \text{two-layer}$"),
     ],

@@ -263,7 +263,7 @@ def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_two_layer_closed_form(exponent):
     """First version: linear phi, two-layer blocks, one step, same input, |x|^2 = d: f_1 = -eta chi (2 E + (1
-    + L^a) E / (1 + 1/L)) for the network and -2 E eta chi for decoupled weights, whatever a."""
+    + L^b) E / (1 + 1/L)) for the network and -2 E eta chi for decoupled weights, whatever b."""
     L, eta = 16, 0.03
     E, rate, stream = (
         (1 + 1 / L) ** L,
