@@ -90,9 +90,9 @@ GREEK = dict(alpha=r"\alpha", eta=r"\eta")
 
 def tex(text):
     """Plain text, as in the JSON file, with its mathematics set as such."""
-    given = r"\b(alpha|eta|a|L|n) = ([\d./]*\d)"
+    given = r"\b(alpha|eta|b|L|n) = ([\d./]*\d)"
     text = re.sub(given, lambda m: f"${GREEK.get(m[1], m[1])}={m[2]}$", text)
-    return re.sub(r"1/[nL]\b|L\^a\b", r"$\g<0>$", text).replace("muP", r"$\mu$P")
+    return re.sub(r"1/[nL]\b|L\^b\b", r"$\g<0>$", text).replace("muP", r"$\mu$P")
 
 
 def canvas(rows, columns, title, caption, width=2.7, height=2.2):
@@ -644,13 +644,20 @@ def branch_numbers(points, sizes):
     return {"branch": dict(caption=caption, store=store, each=each, fits=fits, rhos=rhos, theta=theta)}
 
 
+PREDICTED_BY_THE_PAPER = dict(color=RED, marker="D", linestyle="none", markersize=6)
+
+
 def branch_draw(numbers, sizes):
     depths, exponents = sizes["depths"], sizes["exponents"]
     title = r"Where depth suppresses the coupling: branch scale $L^{-\alpha}$"
     figure, axes = canvas(1, 3, title, numbers["caption"], height=2.6)
     left, middle, right = axes[0]
     left.plot([0.5, 1], [0, -2], color=BLACK)
-    left.axhline(-2, color=RED, linestyle="--")
+    left.axvline(0.5, color=BLACK, linestyle=":", linewidth=0.6)
+    left.plot(0.5, -2, **PREDICTED_BY_THE_PAPER)
+    left.text(0.53, -1.97, "the paper\npredicts $-2$", fontsize=8)
+    if numbers["fits"].get(0.5):
+        left.text(0.55, 0, f"measured: {numbers['fits'][0.5].slope:.2f}", fontsize=8, va="center")
     for a, fit in numbers["fits"].items():
         if fit:
             bars = [[fit.slope - fit.low], [fit.high - fit.slope]]
@@ -668,8 +675,8 @@ def branch_draw(numbers, sizes):
     for name, style in kernels.values():
         right.plot(numbers["rhos"], numbers["theta"][name], **style)
     right.set(title=r"one step with $\widetilde W$", xlabel=r"correlation $\rho$ of $\widetilde W$ and $W$")
-    entries = {r"theory, $2-4\alpha$": dict(color=BLACK), "measured": dict(color=BLUE, marker="o")}
-    entries |= {"the paper: $-2$": dict(color=RED, linestyle="--")} | labelled("alpha = {:g}", styles)
+    entries = {r"the formula $2-4\alpha$": dict(color=BLACK), "measured": dict(color=BLUE, marker="o")}
+    entries |= {"the paper, $\\alpha=1/2$": PREDICTED_BY_THE_PAPER} | labelled("alpha = {:g}", styles)
     legend(figure, entries | {label: style for label, (_, style) in kernels.items()})
     return figure
 
@@ -800,9 +807,9 @@ def two_layer_numbers(points, sizes):
     }
     panels = transfer_panels(points, sizes, variants)
     caption = f"""Two-layer blocks whose first matrix learns at L^b times the rate of the second: what its
-        updates do in one step at infinite width (left), and the training loss of the second half of
-        {sizes["steps"]} steps of SGD (right; batch {sizes["batch"]}, width {sizes["width"]}, {sizes["seeds"]}
-        seeds). Triangles: the best learning rate of each depth."""
+        updates do in one step, by {sizes["particles"]:,} particles (left), and the training loss of the
+        second half of {sizes["steps"]} steps of SGD (right; batch {sizes["batch"]}, width {sizes["width"]},
+        {sizes["seeds"]} seeds). Triangles: the best learning rate of each depth."""
     store |= {f"{name}, b = {b}, {c}": each.mean(axis=0) for (name, b, c), each in shares.items()}
     store |= best_etas(panels)
     return {"two-layer": dict(caption=caption, store=store, shares=shares, fits=fits, panels=panels)}
@@ -999,7 +1006,7 @@ def coupling_numbers(points, sizes):
     store["2 standard errors of the networks' f, largest depth"] = 2 * deviations / np.sqrt(len(nets["f"]))
     caption = f"""Training on two digits in turn, eta = {COUPLING["eta"]}; pass k comes after k updates.
         Networks: width {sizes["width"]}, mean of {sizes["seeds"]} seeds, 2 standard errors; the others:
-        infinite width, on the same noise."""
+        {sizes["particles"]:,} particles without matrices, on the same noise."""
     return {"coupling": dict(caption=caption, store=store, values=values)}
 
 

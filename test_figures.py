@@ -228,7 +228,7 @@ def test_two_repetitions_are_no_slope():
 def test_mathematics_and_ticks():
     from matplotlib.figure import Figure
 
-    assert nfd_figures.tex("muP, eta = 0.3, a = 1/2.") == r"$\mu$P, $\eta=0.3$, $a=1/2$."
+    assert nfd_figures.tex("muP, eta = 0.3, b = 1/2.") == r"$\mu$P, $\eta=0.3$, $b=1/2$."
     for low, high, expected in (
         (0.21, 0.55, "0.3 0.4 0.5"),
         (0.015, 0.3, "0.02 0.05 0.1 0.2"),
