@@ -1372,7 +1372,8 @@ def check(parser, options):
 
 def main(arguments=None):
     """The command `nfd-audit`. Returns 0 if every verdict is the expected one and nothing moved, 1 if not or
-    if the workers are gone, 3 if it cannot write, 130 after Ctrl-C; exits with 2 for bad arguments."""
+    if the workers are gone, 3 if it cannot write, 130 after Ctrl-C, 2 if a file for --against lacks runs;
+    exits with 2 for other bad arguments."""
     command = parser()
     options = command.parse_args(arguments)
     return exit_status("nfd-audit", lambda: carry_out(command, options))
@@ -1391,8 +1392,11 @@ def carry_out(command, options):
             return 0
         if options.against:
             comparison = nfd_reference.against(options.against)
-            print(comparison)
-            return int(not comparison.ok)
+            missing = [row.setting for row in comparison.rows if row.verdict == "missing"]
+            number, all_of_them = len(comparison.rows) - len(missing), len(comparison.rows)
+            named = f"; missing: {', '.join(missing)}" if missing else ""
+            put(str(comparison), "", *screen().wrap(f"{number} of {all_of_them} runs were compared{named}."))
+            return 2 if missing and (comparison.ok or not number) else int(not comparison.ok)
         return measure(options, *check(command, options))
     except ValueError as error:
         command.error(str(error))

@@ -442,7 +442,7 @@ class Comparison:
         lines = [f"{row.setting:{width}} {row.verdict:15} {row.sentence}".rstrip() for row in self.rows]
         if self.mistakes:
             lines += ["", "This is what one gets if " + ", or if ".join(self.mistakes) + "."]
-        elif not self.ok:
+        elif any(row.verdict in ("differs", "error") for row in self.rows):
             lines += ["", "None of the usual mistakes explains it alone."]
         return "\n".join(lines)
 

@@ -87,6 +87,38 @@ def test_a_file_that_differs(tmp_path, capsys, change, lines):
     assert all(line in out for line in lines), out
 
 
+def without(names, of_about, change=lambda arrays, key: None):
+    """The shipped file without some runs: without their results, or without any word of them."""
+
+    def less(arrays, key):
+        change(arrays, key)
+        for name in names:
+            for array in [array for array in arrays if array.startswith(f"{key[name]}/")]:
+                if of_about or array.split("/")[1] in RESULTS:
+                    del arrays[array]
+        if of_about:
+            about = [each for each in json.loads(bytes(arrays["about"])) if each["name"] not in names]
+            arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+
+    return less
+
+
+@pytest.mark.parametrize("of_about", [False, True])
+def test_a_file_without_some_runs(tmp_path, capsys, of_about):
+    """They are named; the exit status is 2, or 1 if values differ in what is there."""
+    names, wrong = ("fresh", "pre, NFD, batch 2"), in_place("muP", "h", (1, 2), 0.1)
+    said = f"{len(RUNS) - 2} of {len(RUNS)} runs were compared; missing: {', '.join(names)}."
+    for change, status in (lambda arrays, key: None, 2), (wrong, 1):
+        path = changed(tmp_path / "less.npz", without(names, of_about, change))
+        assert main(["--against", str(path)]) == status
+        out = capsys.readouterr().out
+        assert out.splitlines()[-1] == said and out.count(" missing\n") == 2
+    path = changed(tmp_path / "none.npz", without([run[0] for run in RUNS], False))
+    assert main(["--against", str(path)]) == 2 and f"0 of {len(RUNS)} runs" in capsys.readouterr().out
+    assert main(["--against", str(SHIPPED)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{len(RUNS)} of {len(RUNS)} runs were compared."
+
+
 def test_a_file_without_what_is_optional(tmp_path):
     def change(arrays, key):
         for name in [name for name in arrays if name.endswith(("/C", "/Gamma", "/x", "/gx", "/chi"))]:
