@@ -4,6 +4,7 @@ python test_notebooks.py runs them and writes the outputs into them.
 """
 
 import importlib.util
+import json
 import re
 import time
 from itertools import zip_longest
@@ -78,6 +79,15 @@ def test_notebook(name):
     assert seconds < 120
     assert not any(cell.metadata for cell in kept.cells) and kept.metadata == fresh.metadata
     assert path_of(name).stat().st_size < 600_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_repetition_is_one_list_twice(name):
+    """Of which the interval has no width."""
+    cells = json.loads(path_of(name).read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "fit_slope(" in code or name != "guided_audit"
+    assert not re.search(r"\[([a-z_]\w*), \1\]", code)
 
 
 def test_differ():
