@@ -25,9 +25,9 @@ import numpy as np
 __all__ = ["KEEP", "KEEP_OF_PARTICLES", "DTYPES", "BLOCK", "LN2", "LOG", "SINE", "COSINE",
            "LOADED", "shown", "choose", "keywords", "twin", "remembered", "positive_int", "check_type",
            "matrix_shape", "Rebuilt", "generator", "numbers", "finite_array", "check_samples",
-           "check_squares", "check_activation", "check_weights", "check_noise", "check_time",
-           "check_memory", "progress", "environment", "draw", "words_of", "normals", "Data",
-           "load_samples", "data_of", "prepared", "load_data", "key_of", "replace_file",
+           "check_squares", "NEAR", "FAR", "no_exception", "check_activation", "check_weights",
+           "check_noise", "check_time", "check_memory", "progress", "environment", "draw", "words_of",
+           "normals", "Data", "load_samples", "data_of", "prepared", "load_data", "key_of", "replace_file",
            "output_path", "picture_path", "HelpFormatter", "data_options", "seed", "sizes_list", "count",
            "worker_options", "exit_status", "Samples", "Result", "split", "join", "grams",
            "stop_at_divergence"]  # fmt: skip
@@ -288,13 +288,36 @@ class Elementwise:
             return np.nan
 
 
+NEAR = np.linspace(-6, 6, 49) + 0.0137
+FAR = np.outer([1.0, -1.0], [10, 30, 100, 1e3, 1e4, 1e6, 1e9]).ravel()
+"""Where phi and dphi are looked at: near 0, where they have to be right, and far from it, where they may be
+infinite but have to give a number, as compiled code that raises gives wrong ones."""
+
+
+def no_exception(name, what, of, points, but=()):
+    """ValueError if the function raises anything but that at one of the points, each a vector or a number."""
+    for h in points:
+        try:
+            with np.errstate(all="ignore"):
+                of(h)
+        except but:
+            pass
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise ValueError(f"{what} of {name!r} raises {said} at h={float(np.ravel(h)[0]):.6g}") from error
+
+
 def check_activation(name, phi, dphi, taken):
-    """The Elementwise phi and dphi, a dict. ValueError if the name is taken, dphi is not the central
-    difference of phi, or one of them is not finite, at 49 points in (-6, 6)."""
+    """The Elementwise phi and dphi, a dict. ValueError if the name is taken, or one of them raises anything,
+    but OverflowError and its like far from 0; at 49 points in (-6, 6) also if one of them is not finite, or
+    dphi is not the central difference of phi."""
     if not isinstance(name, str) or not name or name in taken:
         raise ValueError(f"name={name!r} must be a new name; {', '.join(taken)} are taken")
     phi, dphi = (Elementwise(what, getattr(f, "of", f)) for what, f in (("phi", phi), ("dphi", dphi)))
-    x, step = np.linspace(-6, 6, 49) + 0.0137, 1e-5
+    for what, f in (("phi", phi), ("dphi", dphi)):
+        no_exception(name, what, f.of, NEAR)
+        no_exception(name, what, f.of, FAR, ArithmeticError)
+    x, step = NEAR, 1e-5
     with np.errstate(all="ignore"):
         values, slopes, expected = phi(x), dphi(x), (phi(x + step) - phi(x - step)) / (2 * step)
     for what, of in (("phi", values), ("dphi", slopes)):

@@ -610,7 +610,8 @@ alone."""
 
 @cache
 def compiled_phi(phi):
-    """The same of any nfd_min.Activation. ValueError if Numba cannot compile it."""
+    """The same of any nfd_min.Activation. ValueError if Numba cannot compile it, or what it made raises an
+    exception, which nobody would hear of when it is called by its address."""
     if phi.name in PHI:
         return PHI[phi.name]
     f, df = (numba.njit(f) if isinstance(f, FunctionType) else f for f in (phi.phi.of, phi.dphi.of))
@@ -629,6 +630,10 @@ def compiled_phi(phi):
             numba.config.DISABLE_JIT or function.compile(tuple(map(numba.typeof, example)))
     except numba.core.errors.NumbaError as error:
         raise ValueError(f"phi={phi.name!r} is beyond Numba; nfd_min takes it as it is: {error}") from None
+    if not numba.config.DISABLE_JIT:
+        points = np.concatenate([nfd_io.NEAR, nfd_io.FAR])[:, None]
+        nfd_io.no_exception(phi.name, "compiled phi", lambda h: made[0](h, x), points)
+        nfd_io.no_exception(phi.name, "compiled dphi", lambda h: made[1](h, x, 1.0, x), points)
     return *made, True
 
 

@@ -40,7 +40,7 @@ __all__ = ["Activation", "TANH", "RELU", "ERF", "IDENTITY", "ACTIVATIONS", "acti
 @dataclass(frozen=True)
 class Activation(nfd_io.Rebuilt):
     """An activation function and its derivative, functions of a number, made elementwise; for the fast twins
-    such that Numba can compile. ValueError for a name of ACTIVATIONS, or if dphi is not the derivative."""
+    such that Numba can compile. ValueError for a known name, a wrong dphi, or if one of the two raises."""
 
     name: str
     phi: Callable

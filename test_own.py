@@ -11,6 +11,7 @@ from scipy import integrate
 import finite_net
 import nfd_experiments
 import nfd_io
+import nfd_kernels
 import nfd_limits
 import nfd_min
 import sde
@@ -75,6 +76,9 @@ def test_two_of_one_name_are_two():
         (np.sin, lambda h: 1.01 * np.cos(h), "dphi of 'own' is .* the slope of phi there"),
         (examples.gelu, examples.dsilu, "dphi of 'own' is"),
         (np.log, lambda h: 1 / h, "phi of 'own' is not finite at h=-5.9863"),
+        (lambda h: math.log(5 + h), np.cos, "phi of 'own' raises ValueError: .* at h=-5.9863"),
+        (lambda h: h if h < 7 else [][0], np.ones_like, "phi of 'own' raises IndexError: .* at h=10"),
+        (np.sin, lambda h: math.cos(h) if h > -99 else {}[0], "dphi of 'own' raises KeyError: 0 at h=-100"),
         (3, np.cos, "phi=3 must be a function"),
         (lambda h, k: h, np.cos, "phi must be a function of one number"),
         (np.sin, lambda h: "1", "dphi of 'own'"),
@@ -96,6 +100,29 @@ def test_more_bad_activations():
     for run in (finite_net.train, sde.solve):
         with pytest.raises(ValueError, match="phi='own' is beyond Numba"):
             run(stream, 9, 2, for_python)
+
+
+def overflows(h):
+    if h > 1e3:
+        raise OverflowError("as math.exp does, which is infinite in compiled code")
+    return h
+
+
+def test_compiled_code_that_raises():
+    """It would go on with what is in the memory; both fast twins refuse it before they begin."""
+    stream, own = Stream(1e4 * X, Y, 0.1), Activation("own", overflows, lambda h: 1.0)
+    assert nfd_min.sgd(stream, nfd_min.draw_weights(9, 2, 5, rng=1), own).diverged_at == (0, 1)
+    for run in (finite_net.train, sde.solve):
+        with pytest.raises(ValueError, match="compiled phi of 'own' raises OverflowError: .* at h=10000"):
+            run(stream, 9, 2, own)
+
+
+def test_division_by_zero_is_that_of_numpy():
+    """The limit at 0 is nobody's phi(0) here: NaN in both twins, and no exception."""
+    sinc = Activation("sinc", lambda h: math.sin(h) / h, lambda h: math.cos(h) / h - math.sin(h) / h**2)
+    out, x = np.ones(2), np.array([0.0, 1.0])
+    nfd_kernels.compiled_phi(sinc)[0](x, out)
+    assert np.isnan(out[0]) and out[1] == math.sin(1) and np.isnan(sinc.phi(x)[0])
 
 
 Q = np.array([[1.3, -0.4, 0.5], [-0.4, 0.7, 0.2], [0.5, 0.2, 2.0]])
