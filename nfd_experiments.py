@@ -7,6 +7,7 @@ functions below return dicts; `data` is a nfd_io.Data or the path of a file, or 
 import hashlib
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -180,6 +181,20 @@ def local_workers(workers):
 
 
 @contextmanager
+def silent(*libraries):
+    """None of their loggers writes, for a while: what went wrong there is ours to say, once."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] in libraries]
+    before = {logger: logger.disabled for logger in map(logging.getLogger, names)}
+    for logger in before:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in before.items():
+            logger.disabled = disabled
+
+
+@contextmanager
 def workers_of(workers, dask=None):
     """`local_workers`, or an executor of the Dask cluster whose scheduler is at that address.
 
@@ -197,7 +212,7 @@ def workers_of(workers, dask=None):
             client = Client(dask, timeout=10)
         except (OSError, ValueError) as error:
             raise ValueError(f"dask={dask!r}: no scheduler answers there ({error})") from None
-        with client:
+        with silent("distributed", "tornado", "asyncio"), client:
             try:
                 client.wait_for_workers(1, timeout=30)
             except OSError:

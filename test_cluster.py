@@ -1,6 +1,7 @@
 """Sweeps on other machines: a Dask cluster, MPI. Where neither is installed nothing of this runs."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 import nfd_audit
 import nfd_figures
-from nfd_experiments import Case, sweep, train_case, workers_of
+from nfd_experiments import Case, silent, sweep, train_case, workers_of
 
 HERE = Path(__file__).parent
 TRAIN = dict(data=None, width=12, steps=3, batch=8, eta=0.3)
@@ -96,6 +97,51 @@ def test_a_cluster_that_gives_up(cluster, tmp_path):
             sweep(CASES, executor=executor, store=tmp_path / "store")
             sweep([*CASES, Case(always_dies, {}, 0)], executor=executor, store=tmp_path / "store")
     assert len((tmp_path / "store").read_text().split()) > 4
+
+
+@pytest.mark.slow
+def test_the_scheduler_dies(tmp_path):
+    """One message, of ours, and what was measured is kept; distributed's own tracebacks are not beside it."""
+    pytest.importorskip("distributed")
+    file, command = tmp_path / "scheduler.json", [sys.executable, "-m"]
+    how = dict(cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    started = []
+
+    def start(command):
+        started.append(subprocess.Popen(command, **how))
+        return started[-1]
+
+    begin = ["distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    scheduler = start([*command, *begin])
+    try:
+        while not file.exists() or not file.read_text():
+            assert scheduler.poll() is None
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        start([*command, "distributed.cli.dask_worker", address, "--local-directory", str(tmp_path)])
+        claims = "alignment,transfer,full-coupling,branch-exponent"
+        options = ["--claims", claims, "--dask", address, "--json", str(tmp_path / "a.json")]
+        audit = start([*command, "nfd_audit", *options])
+        while not (kept := list(tmp_path.glob("*.partial"))) or kept[0].read_text().count("\n") < 3:
+            assert audit.poll() is None
+            time.sleep(0.05)
+        scheduler.kill()
+        assert audit.wait(60) == 1
+        (line,) = audit.stderr.read().splitlines()
+        assert line.startswith("nfd-audit: the workers are gone; what was measured is kept in")
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def test_silence():
+    """Of those libraries alone, and for a while; what a caller had disabled stays so."""
+    ours, others, off = (logging.getLogger(name) for name in ("loud.a", "louder", "loud.b"))
+    off.disabled = True
+    with silent("loud"):
+        assert (ours.disabled, others.disabled, off.disabled) == (True, False, True)
+    assert (ours.disabled, others.disabled, off.disabled) == (False, False, True)
 
 
 def test_no_scheduler(capsys, monkeypatch, tmp_path):
