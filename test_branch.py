@@ -482,7 +482,7 @@ def one_site(stream, phi, how, order, noise):
 
 @pytest.mark.parametrize("phi", ["tanh", "erf"])
 def test_responses_are_derivatives(phi):
-    """[X3] by central differences of [X2] in u and z; exact, so it sees phi'' too."""
+    """[X3] by central differences of [X2] and [22] in u and z; exact, so it sees phi'' too."""
     rng, how, rho, L = np.random.default_rng(0), dict(branch_exponent=0.6), [0.8, -0.5, 1.0], 3
     stream = Stream(rng.standard_normal((3, 4)), [2.0, -1.5, 1.0], 0.8)
     run = finite_net.train(stream, 30, L, phi, backward=rho, rng=1, **how)

@@ -669,8 +669,8 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
 
 
 def test_linear_limit_one_step():
-    """f_1 and E h^2 after one step on the same input, at depth L and in the limit, for both couplings: [X2],
-    [X3]."""
+    """[20]-[22], [X2], [X3]: f_1, E h^2 and E g^2 after one step on the same input, at depth L and in the
+    limit, for both couplings."""
     same, a = Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), -0.1
     for L in (1, 8, 64):
         E = (1 + 1 / L) ** L
@@ -683,8 +683,9 @@ def test_linear_limit_one_step():
         )
     full, none = sde.linear_limit(same, "full"), sde.linear_limit(same, "none")
     assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(none.f[1], -2 * e * a, rtol=1e-8)
-    assert np.allclose(full.h2, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
-    assert np.allclose(none.h2, [e, e + 3 * a**2 * e**2], rtol=1e-8)
+    for of_full, of_none in ((full.h2, none.h2), (full.g2, none.g2)):  # turned round it is the same network
+        assert np.allclose(of_full, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
+        assert np.allclose(of_none, [e, e + 3 * a**2 * e**2], rtol=1e-8)
     assert np.allclose(full.chi, full.f - 1)
 
 
