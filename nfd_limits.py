@@ -271,7 +271,7 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
     for l in range(1, L + 1):
         r[l] = r[l - 1] + (C[l - 1] + rhos[l - 1] * c * P[l - 1] * r[l - 1]) / L  # [X5], [X6]
     toll = -rhos * c * P  # what layer l makes of r_{l-1} [X5]
-    below, near = np.r_[0, r[:-2] - r[0]], np.r_[0, C[:-1]] / L
+    below, near = np.r_[0, r[:-2] - r[0]], np.r_[0, C[:-1]] / L  # [X10], [17]
     parts = toll * [np.full(L, r[0]), below, near, np.r_[0, -toll[:-1] * r[:-2]] / L]  # [X10]
     A = parts.sum(axis=0)  # [X5]
     later = Gamma[1 + np.maximum.outer(np.arange(L), np.arange(L))]  # E[g_l g_m], l, m = 1..L
@@ -427,10 +427,10 @@ def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=
             drift = -total(a * (p[past, l - 1] @ p[k, l - 1] / n), dg[past, l]) / L  # [X2]
             answer = total(A[l - 1, k, past], dg[past, l]) / L  # [X2]
             dh[k, l] = near + drift + answer  # [X2]
-            dh[k, l, 0, k, l - 1] += s
+            dh[k, l, 0, k, l - 1] += s  # [X2]
             if l < L:
                 of_W = slope[k, l] * L * s * rhos[l] / n
-                below = near - dh[k, 0]
+                below = near - dh[k, 0]  # [X10]
                 for part, change in zip(parts, (dh[k, 0], below, drift, answer)):
                     part[l, k, now] = change[1, now, l] @ of_W  # [X10]
         parts[0, 0, k, now] = A[0, k, now]
@@ -440,7 +440,7 @@ def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=
             pull = B[l - 1, k, now].copy()
             pull[past] -= a * (g[past, l] @ g[k, l] / n)  # [X2]
             change = np.tensordot(pull, slope[now, None, None, None, l - 1] * dh[now, l - 1], 1) / L
-            change[1, k, l - 1] += s
+            change[1, k, l - 1] += s  # [X2]
             branch = g[k, l - 1] - g[k, l]  # [X2]
             dg[k, l - 1] = (
                 dg[k, l] + bend[k, l - 1] * dh[k, l - 1] * branch + slope[k, l - 1] * change
@@ -569,9 +569,9 @@ def _linear_network(stream, layers):
             C = mean(h[now, l - 1], h[k, l - 1])
             covariance[l, k, : k + 1] = covariance[l, : k + 1, k] = C
             response = layer.rho * h[k, l - 1, L + l, :k]  # rho d h^k_{l-1} / d z^j_l = A^{kj}_l / (L s) [X3]
-            h[k, l] = h[k, l - 1] + s * np.einsum("j,jli->li", response, g[:k, l])
+            h[k, l] = h[k, l - 1] + s * np.einsum("j,jli->li", response, g[:k, l])  # [X2]
             h[k, l] -= np.einsum("j,jli->li", a * C[past], g[past, l]) / L  # [20], [X2]
-            h[k, l, l, k] += s  # u^k_l
+            h[k, l, l, k] += s  # u^k_l [X2]
         g[k, L] = -np.einsum("j,jli->li", a, h[past, L])  # [22]
         g[k, L, 0, S] += 1
         f[k] = mean(g[k, L], h[k, L])  # [23]
@@ -581,9 +581,9 @@ def _linear_network(stream, layers):
             covariance[L + l, k, : k + 1] = covariance[L + l, : k + 1, k] = Gamma * (not layer.fresh)  # [X11]
             covariance[L + l, k, k] = Gamma[k]
             response = layer.rho * g[k, l, l, : k + 1]  # rho d g^k_l / d u^j_l = B^{kj}_l / (L s) [X3]
-            g[k, l - 1] = g[k, l] + s * np.einsum("j,jli->li", response, h[now, l - 1])
+            g[k, l - 1] = g[k, l] + s * np.einsum("j,jli->li", response, h[now, l - 1])  # [X2]
             g[k, l - 1] -= np.einsum("j,jli->li", a * Gamma[past], h[past, l - 1]) / L  # [21], [X2]
-            g[k, l - 1, L + l, k] += s  # z^k_l
+            g[k, l - 1, L + l, k] += s  # z^k_l [X2]
     h2, g2 = (np.array([mean(a[k], a[k]) for k in range(S)]) for a in (h[:, L], g[:, 0]))
     return LinearLimit(f, chi, h2, g2)
 
