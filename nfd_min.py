@@ -335,7 +335,7 @@ class LazyGaussian(LinearOperator):
         if not r <= SPANNED["float64"] * np.linalg.norm(x):  # also where x is not finite: nor is the answer
             q, Wq = rest / r, np.array(xi, float)
             for u, Wtu in zip(Q_P, N):
-                Wq = Wq + u * (self.rho * (Wtu @ q) - (1 - sqrt(1 - self.rho**2)) * (u @ Wq))  # [15], [45]
+                Wq = Wq + u * (self.rho * (Wtu @ q) - (1 - sqrt(1 - self.rho**2)) * (u @ Wq))  # [45]
             Q_X.append(q)
             M.append(Wq)
             answer = answer + r * Wq  # [45]

@@ -220,7 +220,7 @@ def test_update_innovation():
 
 
 def test_lazy_gaussian_is_one_matrix():
-    """[15], [45]: every answer is consistent with those about the transpose, and with those before."""
+    """[45]: every answer is consistent with those about the transpose, and with those before."""
     rng = np.random.default_rng(0)
     W = nfd_min.LazyGaussian((9, 6), rng=1)
     X, Y = rng.standard_normal((6, 6)), rng.standard_normal((6, 9))
