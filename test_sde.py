@@ -614,6 +614,7 @@ def test_relu_moments():
     assert (
         (post.mean[1:] >= post.bound[1:] * (1 - 1e-12)).all()
         and post.bound[1] == post.mean[1]
+        and post.bound.shape == post.mean.shape
         and np.allclose(post.bound[2:] / post.bound[1:-1], 1 + 1 / sqrt(2 * np.pi * 4000))
     )
     growth = np.log(post.square[-1] / sde.relu_moments(1, 1000, "post").square[-1]) / (
