@@ -27,7 +27,7 @@ MODULES = {
     "plain": ("nfd_min.py", "nfd_limits.py"),
     "fast": ("nfd_passes.py", "finite_net.py", "sde.py", "nfd_kernels.py"),
 }
-MOST = 3  # functions, and tests, that are named for one equation
+MOST, TESTS = 3, 4  # functions, and tests, that are named for one equation
 
 HEAD = """\
 # Every equation: what it says, where it is computed, which tests see it wrong
@@ -160,9 +160,9 @@ def cells(row):
     formulas = [f"`{line}`".replace("|", r"\|") for line in row["formula"].strip().splitlines()]
     yield "<br>".join([re.sub(r"([|~<])", r"\\\1", row["says"]), *formulas])
     lines = []
-    for part, between in (("plain", "."), ("fast", "."), ("tests", ".py::")):
+    for part, between, most in (("plain", ".", MOST), ("fast", ".", MOST), ("tests", ".py::", TESTS)):
         places = row[part] if isinstance(row[part], list) else []
-        links = [f"[`{file[:-3]}{between}{name}`](../{file})" for file, name in places[:MOST]]
+        links = [f"[`{file[:-3]}{between}{name}`](../{file})" for file, name in places[:most]]
         lines.append(f"*{part}* {', '.join(links) or row[part]}")
     for claim in row["claims"]:
         cases = dict.fromkeys(experiment.measure for experiment in claim.experiments)

@@ -269,14 +269,14 @@ def one_step(x0, x1, phi="tanh", depth=None, branch_exponent=0.5, rho=1.0):
     r = np.empty(L + 1)
     r[0] = Q[0, 0, 1]
     for l in range(1, L + 1):
-        r[l] = r[l - 1] + (C[l - 1] + rhos[l - 1] * c * P[l - 1] * r[l - 1]) / L  # [X5]
-    toll = -rhos * c * P  # what layer l makes of r_{l-1}
-    below, near = np.r_[0, r[:-2] - r[0]], np.r_[0, C[:-1]] / L
+        r[l] = r[l - 1] + (C[l - 1] + rhos[l - 1] * c * P[l - 1] * r[l - 1]) / L  # [X5], [X6]
+    toll = -rhos * c * P  # what layer l makes of r_{l-1} [X5]
+    below, near = np.r_[0, r[:-2] - r[0]], np.r_[0, C[:-1]] / L  # [X10], [17]
     parts = toll * [np.full(L, r[0]), below, near, np.r_[0, -toll[:-1] * r[:-2]] / L]  # [X10]
     A = parts.sum(axis=0)  # [X5]
     later = Gamma[1 + np.maximum.outer(np.arange(L), np.arange(L))]  # E[g_l g_m], l, m = 1..L
-    squares = np.einsum("pl,lm,pm->p", [A, *parts], later, [A, *parts]) / L**2
-    f = float(-(Q[-1, 0, 1] + r[-1]))
+    squares = np.einsum("pl,lm,pm->p", [A, *parts], later, [A, *parts]) / L**2  # [X6]
+    f = float(-(Q[-1, 0, 1] + r[-1]))  # [X5], [X6]
     h2 = _h2_of_one_step(r, Q, Gamma, c / L, phi)
     return OneStep(r, A, f, float(squares[0]), float(squares[3]), A**2 * Gamma[1:] / L**2, squares[1:], h2)
 
@@ -293,9 +293,9 @@ def _h2_of_one_step(r, Q, Gamma, s2, phi):
     L, r2, V = len(r) - 1, r**2, 0.0
     bend, both = _second_moments(Q[:-1], phi)
     for l in range(L):
-        bent = r2[l] * bend[l] + s2 * np.sum(r2[np.minimum(l, np.arange(L))] * Gamma[1:] * both[l])
-        V += s2 / 2 * (bend[l] * V + bent)
-    return np.array([Q[-1, 1, 1], V + r2[0] * Gamma[0] + np.sum(Gamma[1:] * np.diff(r2))])
+        bent = r2[l] * bend[l] + s2 * np.sum(r2[np.minimum(l, np.arange(L))] * Gamma[1:] * both[l])  # [X6]
+        V += s2 / 2 * (bend[l] * V + bent)  # [X6]
+    return np.array([Q[-1, 1, 1], V + r2[0] * Gamma[0] + np.sum(Gamma[1:] * np.diff(r2))])  # [X6]
 
 
 def _has_kink(phi):
@@ -341,7 +341,7 @@ def _one_step_at_infinite_depth(X, phi, rho, noise):
     def derivative(t, state):  # of Q, r, D = int E[phi'(h^0)^2], B = int A, and int A e^-D B
         Q, (r, D, B, _) = state[:4].reshape(2, 2), state[4:]
         phi_phi, dphi_dphi = gaussian_moments(Q, phi)
-        A = -rho * noise * dphi_dphi[0, 1] * r
+        A = -rho * noise * dphi_dphi[0, 1] * r  # [X5]
         return [*noise * phi_phi.ravel(), phi_phi[0, 1] - A, noise * dphi_dphi[0, 0], A, A * np.exp(-D) * B]
 
     t = np.linspace(0, 1, 65)
@@ -354,7 +354,7 @@ def _one_step_at_infinite_depth(X, phi, rho, noise):
         depths = np.array([6, 8, 12, 16, 24, 32, 48])
         rows = [one_step(*X, phi, L, rho=rho).h2 for L in depths]
         h2 = scipy.interpolate.BarycentricInterpolator(1 / depths, rows)(0.0)
-    accumulated, f = 2 * np.exp(end[5]) * end[7], -(end[1] + end[4])
+    accumulated, f = 2 * np.exp(end[5]) * end[7], -(end[1] + end[4])  # [X5]
     return OneStep(r, A, float(f), float(accumulated), 0.0, np.zeros(len(t)), np.full(4, np.nan), h2)
 
 
@@ -424,13 +424,13 @@ def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=
             near, of_W = dh[k, l - 1], slope[k, l - 1] * L * s * rhos[l - 1] / n
             to_z = lambda change: change[1, now, l - 1] @ of_W  # L s rho_l E[phi' change] for z^j_l, j <= k
             A[l - 1, k, now] = to_z(near)  # [X3]
-            drift = -total(a * (p[past, l - 1] @ p[k, l - 1] / n), dg[past, l]) / L
-            answer = total(A[l - 1, k, past], dg[past, l]) / L
+            drift = -total(a * (p[past, l - 1] @ p[k, l - 1] / n), dg[past, l]) / L  # [X2]
+            answer = total(A[l - 1, k, past], dg[past, l]) / L  # [X2]
             dh[k, l] = near + drift + answer  # [X2]
-            dh[k, l, 0, k, l - 1] += s
+            dh[k, l, 0, k, l - 1] += s  # [X2]
             if l < L:
                 of_W = slope[k, l] * L * s * rhos[l] / n
-                below = near - dh[k, 0]
+                below = near - dh[k, 0]  # [X10]
                 for part, change in zip(parts, (dh[k, 0], below, drift, answer)):
                     part[l, k, now] = change[1, now, l] @ of_W  # [X10]
         parts[0, 0, k, now] = A[0, k, now]
@@ -438,10 +438,10 @@ def responses_of(run, stream, phi="tanh", *, backward="reused", branch_exponent=
         for l in range(L, 0, -1):
             B[l - 1, k, now] = L * s * rhos[l - 1] * dg[k, l, 0, now, l - 1].mean(axis=-1)  # [X3]
             pull = B[l - 1, k, now].copy()
-            pull[past] -= a * (g[past, l] @ g[k, l] / n)
+            pull[past] -= a * (g[past, l] @ g[k, l] / n)  # [X2]
             change = np.tensordot(pull, slope[now, None, None, None, l - 1] * dh[now, l - 1], 1) / L
-            change[1, k, l - 1] += s
-            branch = g[k, l - 1] - g[k, l]
+            change[1, k, l - 1] += s  # [X2]
+            branch = g[k, l - 1] - g[k, l]  # [X2]
             dg[k, l - 1] = (
                 dg[k, l] + bend[k, l - 1] * dh[k, l - 1] * branch + slope[k, l - 1] * change
             )  # [X2]
@@ -569,9 +569,9 @@ def _linear_network(stream, layers):
             C = mean(h[now, l - 1], h[k, l - 1])
             covariance[l, k, : k + 1] = covariance[l, : k + 1, k] = C
             response = layer.rho * h[k, l - 1, L + l, :k]  # rho d h^k_{l-1} / d z^j_l = A^{kj}_l / (L s) [X3]
-            h[k, l] = h[k, l - 1] + s * np.einsum("j,jli->li", response, g[:k, l])
+            h[k, l] = h[k, l - 1] + s * np.einsum("j,jli->li", response, g[:k, l])  # [X2]
             h[k, l] -= np.einsum("j,jli->li", a * C[past], g[past, l]) / L  # [20], [X2]
-            h[k, l, l, k] += s  # u^k_l
+            h[k, l, l, k] += s  # u^k_l [X2]
         g[k, L] = -np.einsum("j,jli->li", a, h[past, L])  # [22]
         g[k, L, 0, S] += 1
         f[k] = mean(g[k, L], h[k, L])  # [23]
@@ -581,9 +581,9 @@ def _linear_network(stream, layers):
             covariance[L + l, k, : k + 1] = covariance[L + l, : k + 1, k] = Gamma * (not layer.fresh)  # [X11]
             covariance[L + l, k, k] = Gamma[k]
             response = layer.rho * g[k, l, l, : k + 1]  # rho d g^k_l / d u^j_l = B^{kj}_l / (L s) [X3]
-            g[k, l - 1] = g[k, l] + s * np.einsum("j,jli->li", response, h[now, l - 1])
+            g[k, l - 1] = g[k, l] + s * np.einsum("j,jli->li", response, h[now, l - 1])  # [X2]
             g[k, l - 1] -= np.einsum("j,jli->li", a * Gamma[past], h[past, l - 1]) / L  # [21], [X2]
-            g[k, l - 1, L + l, k] += s  # z^k_l
+            g[k, l - 1, L + l, k] += s  # z^k_l [X2]
     h2, g2 = (np.array([mean(a[k], a[k]) for k in range(S)]) for a in (h[:, L], g[:, 0]))
     return LinearLimit(f, chi, h2, g2)
 
@@ -602,7 +602,7 @@ def _linear_without_noise(stream, points):
         @ np.linalg.inv(np.polynomial.chebyshev.chebvander(x, points - 1))
         / 2
     )  # int_0^t of what is given at the points
-    down = up - up[-1]  # -int_t^1
+    down = up - up[-1]  # -int_t^1 [X4]
     h, g = np.zeros((2, S, points, S + 1))
     f, chi = np.empty((2, S))
 
@@ -612,7 +612,7 @@ def _linear_without_noise(stream, points):
         system = np.einsum("qp,pei->qepi", integral, kernel).reshape(points * (S + 1), -1)
         start = np.broadcast_to(end, (points, S + 1)).ravel()
         try:
-            return np.linalg.solve(np.eye(len(system)) + system, start).reshape(points, S + 1)
+            return np.linalg.solve(np.eye(len(system)) + system, start).reshape(points, S + 1)  # [X4]
         except np.linalg.LinAlgError:  # a rate beyond all bounds
             return np.full((points, S + 1), np.nan)
 

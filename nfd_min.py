@@ -153,7 +153,7 @@ def backward(h, v, W, layers):
     g[-1] = v
     for t, layer in reversed(list(enumerate(layers, 1))):
         z = next(W).T @ g[t] / sqrt(n) if layer.matrix else g[t]
-        g[t - layer.back] += layer.skip * g[t]
+        g[t - layer.back] += layer.skip * g[t]  # [3]
         g[t - 1] += layer.s * layer.phi.dphi(h[t - 1]) * z  # [3]
     return g
 
@@ -188,17 +188,17 @@ def sgd(stream, weights, phi="tanh", *, block="pre", **network):
         for b in range(0, S, stream.batch):
             batch = slice(b, b + stream.batch)
             for k in range(S)[batch]:
-                h[k] = forward(U @ stream.X[k] / sqrt(stream.d), W, layers)
-                f[k] = v @ h[k, -1] / n
+                h[k] = forward(U @ stream.X[k] / sqrt(stream.d), W, layers)  # [79], [80], [83], [84]
+                f[k] = v @ h[k, -1] / n  # [1]
                 chi[k] = stream.chi(f[k], k)
-                g[k] = backward(h[k], v, W_back[k % len(W_back)] + moved, layers)
+                g[k] = backward(h[k], v, W_back[k % len(W_back)] + moved, layers)  # [8], [81], [82]
             if nfd_io.stop_at_divergence(out, h[batch], g[batch], b, len(layers) // L):
                 break
             for k in range(S)[batch]:
                 dU, dW, dv = (n * df for df in gradients(stream.X[k], h[k], g[k], layers))
                 step = stream.rate * chi[k]  # theta <- theta - eta n dloss/dtheta, dloss = chi df [2]
-                U, v, W = U - step * dU, v - step * dv, W - step * rates * dW
-                moved = moved - step * rates * dW
+                U, v, W = U - step * dU, v - step * dv, W - step * rates * dW  # [2], [12]
+                moved = moved - step * rates * dW  # [8]
         (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
         fill_kernels(out, out.h, out.g, phi)
         if not layers[0].fresh and -1 not in rho and out.diverged_at is None:
@@ -255,7 +255,7 @@ def innovations(h, g, W, phi="tanh", *, rng=None):
         across = z - p_hat * np.sum(p_hat * z, axis=-1, keepdims=True)  # (I - p p^T / |p|^2) z [6]
         xi[..., l - 1, :] = np.where(norm_p, p_hat @ W[l - 1].T, fresh_xi)  # [7]
         along = p_hat * fresh_zeta[..., :1]
-        across *= sqrt(n) / np.where(norm_g, norm_g, 1)
+        across *= sqrt(n) / np.where(norm_g, norm_g, 1)  # [7], [40]
         zeta[..., l - 1, :] = np.where(norm_g, across + along, fresh_zeta)  # [38]-[40]
     return xi, zeta
 
@@ -279,11 +279,11 @@ def update_innovation(h, g, h1, W, phi="tanh", *, rng=None):
         p0, p1, g_l = phi.phi(h[l - 1]), phi.phi(h1[l - 1]), g[l]
         u0, u1, z0 = W[l - 1] @ p0 / sqrt(n), W[l - 1] @ p1 / sqrt(n), W[l - 1].T @ g_l / sqrt(n)
         rho = p0 @ p1 / (p0 @ p0) if p0.any() else 0.0
-        p_perp, g_hat = p1 - rho * p0, g_l / np.linalg.norm(g_l) if g_l.any() else g_l
+        p_perp, g_hat = p1 - rho * p0, g_l / np.linalg.norm(g_l) if g_l.any() else g_l  # [15]
         if np.linalg.norm(p_perp) > SPANNED["float64"] * np.linalg.norm(p1):
-            aligned = g_l * (z0 @ p_perp) / (g_l @ g_l) if g_l.any() else 0.0
+            aligned = g_l * (z0 @ p_perp) / (g_l @ g_l) if g_l.any() else 0.0  # [15]
             noise = (u1 - rho * u0 - aligned) * sqrt(n) / np.linalg.norm(p_perp)  # .. xi^1_l [15]
-            xi1[l - 1] = noise + g_hat * (g_hat @ xi1[l - 1])
+            xi1[l - 1] = noise + g_hat * (g_hat @ xi1[l - 1])  # [15]
     return xi1
 
 
@@ -294,7 +294,7 @@ def decoupled_backward(h, v, zeta, phi="tanh"):
     for l in range(L, 0, -1):
         g_l = g[..., l, :]
         z = np.linalg.norm(g_l, axis=-1, keepdims=True) / sqrt(n) * zeta[..., l - 1, :]  # [8]
-        g[..., l - 1, :] = g_l + phi.dphi(h[..., l - 1, :]) * z / sqrt(L)
+        g[..., l - 1, :] = g_l + phi.dphi(h[..., l - 1, :]) * z / sqrt(L)  # [8]
     return g
 
 
@@ -327,15 +327,15 @@ class LazyGaussian(LinearOperator):
         answer, rest = np.zeros(len(xi)), np.asarray(x).astype(float, casting="same_kind")
         for q, Wq in 2 * list(zip(Q_X, M)):  # twice, or the rest of a nearly spanned x is not orthogonal
             a = q @ rest
-            answer, rest = answer + a * Wq, rest - a * q
+            answer, rest = answer + a * Wq, rest - a * q  # [45]
         r = np.linalg.norm(rest)
         if not r <= SPANNED["float64"] * np.linalg.norm(x):  # also where x is not finite: nor is the answer
             q, Wq = rest / r, np.array(xi, float)
             for u, Wtu in zip(Q_P, N):
-                Wq = Wq + u * (self.rho * (Wtu @ q) - (1 - sqrt(1 - self.rho**2)) * (u @ Wq))  # [15], [45]
+                Wq = Wq + u * (self.rho * (Wtu @ q) - (1 - sqrt(1 - self.rho**2)) * (u @ Wq))  # [45]
             Q_X.append(q)
             M.append(Wq)
-            answer = answer + r * Wq
+            answer = answer + r * Wq  # [45]
         return answer
 
     def times(self, x, xi):
@@ -424,29 +424,29 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
             a = stream.rate * chi[past]  # eta chi_j, j < k
             C, P, Gamma = np.zeros((3, T + 2, len(a)))  # of pass k with pass j; C_{-1} := 0, Gamma_{T+1} := 0
             Ux = U.times(stream.X[k], u[k])  # [24]
-            h[k, 0] = Ux / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22]
+            h[k, 0] = Ux / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22], [97]
             for t, layer in enumerate(layers, 1):
                 p = layer.phi.phi(h[k, t - 1])
                 C[t - 1] = layer.phi.phi(h[past, t - 1]) @ p / N  # [23]
                 P[t - 1] = np.mean(layer.phi.dphi(h[past, t - 1]) * layer.phi.dphi(h[k, t - 1]), axis=-1)
-                dB = layer.s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25]
-                drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]
+                dB = layer.s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25], [101]
+                drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]  # [20], [98]
                 c = -(a * C[t - 2] * P[t - 1]) @ g[past, t] * layer.s**2 / L  # [17], [103]
-                h[k, t] = layer.skip * h[k, t - layer.back] + dB + drift + nearest * c  # [20]
+                h[k, t] = layer.skip * h[k, t - layer.back] + dB + drift + nearest * c  # [20], [98], [112]
 
             g[k] = 0
-            g[k, T] = v - a @ h[past, T]  # [22]
+            g[k, T] = v - a @ h[past, T]  # [22], [99]
             f[k] = np.mean(g[k, T] * h[k, T])  # [23]
             chi[k] = stream.chi(f[k], k)
             for t, layer in reversed(list(enumerate(layers, 1))):
                 p = layer.phi.phi(h[past, t - 1])
                 Gamma[t] = g[past, t] @ g[k, t] / N  # [23]
                 W_back = LazyGaussian((N, N)) if layer.fresh else W[t - 1]  # [X11]
-                dB = layer.s * W_back.transpose_times(g[k, t], zeta[k, t - 1]) / sqrt(N)  # [25]
-                drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p
+                dB = layer.s * W_back.transpose_times(g[k, t], zeta[k, t - 1]) / sqrt(N)  # [25], [102]
+                drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p  # [21], [100]
                 d = -(a * Gamma[t + 1] * P[t]) @ p * layer.s**2 / L  # [104]
-                g[k, t - layer.back] += layer.skip * g[k, t]
-                g[k, t - 1] += layer.phi.dphi(h[k, t - 1]) * (dB + drift + nearest * d)  # [21]
+                g[k, t - layer.back] += layer.skip * g[k, t]  # [21]
+                g[k, t - 1] += layer.phi.dphi(h[k, t - 1]) * (dB + drift + nearest * d)  # [21], [100]
             if nfd_io.stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
                 break
         (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)

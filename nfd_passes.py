@@ -67,7 +67,7 @@ def _see(asked, theirs, c, scale, seen):
     times(theirs, asked, seen, np.int64(0), len(theirs))
     for b in range(len(asked)):
         for j in range(len(theirs)):
-            seen[b, j] *= -c[j] * scale
+            seen[b, j] *= -c[j] * scale  # [12]
 
 
 @kernel
@@ -159,7 +159,7 @@ def _update_ends(X, g, h, c, U, v):
     for b in range(len(c)):
         plus(-c[b], h[b], v)  # [2]
         for i in range(len(v)):
-            steps[i, b] = -c[b] * g[b, i]
+            steps[i, b] = -c[b] * g[b, i]  # [2]
     add_times(steps, np.int64(0), X, U)  # [2]
 
 
@@ -290,7 +290,7 @@ def after(weights, waiting, pending, net):
         return None
     (U, W, v, W_back), (p, g, c) = weights, waiting
     for m, (t, layer) in enumerate((t, layer) for t, layer in enumerate(net.layers) if layer.matrix):
-        steps = -layer.rate * layer.s / sqrt(net.n) * c[:pending, None] * g[t + 1, :pending]
+        steps = -layer.rate * layer.s / sqrt(net.n) * c[:pending, None] * g[t + 1, :pending]  # [2]
         for rows in (slice(i, i + ROWS) for i in range(0, net.n, ROWS)):
             update = steps[:, rows].T @ p[t, :pending]  # [2]
             W[m, rows] += update

@@ -165,17 +165,17 @@ def _owed(D, up, known, fresh, R, R_other, k, rho):
         if R_other[i, i] > 0:
             d, y[i] = known[i], fresh[i]
             for j in range(k):
-                d -= R[k, j] * theirs[i, j]
+                d -= R[k, j] * theirs[i, j]  # [45]
             for j in range(i):
-                y[i] -= R_other[i, j] * y[j]
+                y[i] -= R_other[i, j] * y[j]  # [45]
             y[i] /= R_other[i, i]
             theirs[i, k] = d / R[k, k]
-            ours[i, k] = rho * theirs[i, k] + free * y[i]
-            w[i] = ours[i, k] - y[i]
+            ours[i, k] = rho * theirs[i, k] + free * y[i]  # [X1]
+            w[i] = ours[i, k] - y[i]  # [45]
     for i in range(len(known) - 1, -1, -1):
         if R_other[i, i] > 0:
             for j in range(i + 1, len(known)):
-                w[i] -= R_other[j, i] * w[j]
+                w[i] -= R_other[j, i] * w[j]  # [45]
             w[i] /= R_other[i, i]
     return w
 
@@ -254,13 +254,13 @@ def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
         if step > 0:
             layer = chain[number]
             for j in range(k + 1):
-                noise[j] = layer.s * factor[r, k, j]  # [25]
+                noise[j] = layer.s * factor[r, k, j]  # [25], [101], [102]
             if layer.fresh and not up:
                 for j in range(k):
                     noise[j] = 0
                 noise[k] = layer.s * sqrt(gram[r, k, k])  # [X11]
             for j in range(J):
-                drift[j] = -layer.rate * layer.s**2 * a[j] * gram[r, k, j]  # [20], [21]
+                drift[j] = -layer.rate * layer.s**2 * a[j] * gram[r, k, j]  # [20], [21], [98], [100]
                 if len(P) > 0 and step > 1:
                     drift[j] -= a[j] * gram[q, k, j] * P[r, j] * layer.s**2 / T  # [17], [103], [104]
             if known > 0:
@@ -290,7 +290,7 @@ def _passes(begin, end, inputs, forward, backward, features, coupling, chain, re
         now = Features(features.h[min(k, len(features.h) - 1)], features.every)
         for j in range(J):
             a[j] = rate * chi[j]
-            drift[j], drift_0[j] = -a[j], -a[j] * K[k, j]  # [22]
+            drift[j], drift_0[j] = -a[j], -a[j] * K[k, j]  # [22], [97], [99]
         for j in range(k + 1):
             U_k[j] = U[k, j]  # [24]
         start = Start(U_k, u, drift_0, g)
@@ -462,6 +462,6 @@ def responses(run, forward, backward, D, scale):
     of_W, of_W_back = D[:, 0, :done, :done], D[:, 1, :done, :done]
     alpha, beta = np.tril(R) @ np.triu(of_W_back, 1).transpose(0, 2, 1), np.tril(R_back) @ np.tril(of_W)
     A, B = np.full((2, L, S, S), np.nan)
-    A[:, :done, :done] = scale * right_solve(alpha, R_back)
-    B[:, :done, :done] = scale * right_solve(beta, R)
+    A[:, :done, :done] = scale * right_solve(alpha, R_back)  # [X3]
+    B[:, :done, :done] = scale * right_solve(beta, R)  # [X3]
     return A, B

@@ -160,6 +160,8 @@ def test_closed_forms_of_one_linear_step(L, alpha):
     assert np.allclose(step.share, s2**2 * r[:-1] ** 2 * q ** (L - l[1:]), rtol=1e-13)
     h2 = E * (1 + a**2 * E) + a**2 * np.sum(q ** (2 * (L - l[1:])) * (r[1:] ** 2 - r[:-1] ** 2))
     assert np.isclose(full.h2[1], h2, rtol=1e-13) and np.isclose(step.h2 @ [1, a**2], h2, rtol=1e-13)  # [X6]
+    twice = nfd_limits.one_step(X6, 2 * X6, "identity", L, alpha)  # h^1 is linear in x_1
+    assert np.isclose(twice.f, 2 * step.f, rtol=1e-13) and np.allclose(twice.h2, 4 * step.h2, rtol=1e-13)
 
 
 def test_infinite_depth():
@@ -182,6 +184,15 @@ def test_infinite_depth():
         for order in (1, 2, 3):  # 1/L, 1/L^2, .. removed in turn
             at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
         assert np.abs(at[0] - limit).max() < 8 / (10 * 20 * 40) * error  # order 4, of size 1 / (10 20 40 80)
+    other = np.array([1.5, 0.5, -0.5, 1.0])
+    for rho in (1.0, -0.6):  # tanh
+        steps = [nfd_limits.one_step(X6, other, depth=L, rho=rho) for L in (10, 20, 40, 80)]
+        limit = nfd_limits.one_step(X6, other, rho=rho)
+        at = [np.array([step.f, step.accumulated]) for step in steps]
+        error = np.abs(at[-1] - [limit.f, limit.accumulated])
+        for order in (1, 2, 3):
+            at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
+        assert (np.abs(at[0] - [limit.f, limit.accumulated]) < 8 / (10 * 20 * 40) * error).all()  # [X5]
     for rho in (0.25, 0.75):
         kernel = nfd_limits.first_step_kernel(X6, "identity", rho=rho)
         assert np.isclose(kernel.Theta_rho, e + e**rho + (e - e**rho) / (1 - rho), rtol=1e-9)  # [X7]
@@ -482,7 +493,7 @@ def one_site(stream, phi, how, order, noise):
 
 @pytest.mark.parametrize("phi", ["tanh", "erf"])
 def test_responses_are_derivatives(phi):
-    """[X3] by central differences of [X2] in u and z; exact, so it sees phi'' too."""
+    """[X3] by central differences of [X2] and [22] in u and z; exact, so it sees phi'' too."""
     rng, how, rho, L = np.random.default_rng(0), dict(branch_exponent=0.6), [0.8, -0.5, 1.0], 3
     stream = Stream(rng.standard_normal((3, 4)), [2.0, -1.5, 1.0], 0.8)
     run = finite_net.train(stream, 30, L, phi, backward=rho, rng=1, **how)

@@ -208,7 +208,8 @@ def test_losses_of_a_train_case():
 
 
 def test_a_depth_case():
-    """What [27] is about: h and g against those of more layers on the same paths, at the same depths."""
+    """What [27] and Thm 5.6 are about: h and g against those of more layers on the same paths, at the same
+    depths."""
     given = dict(data=None, order=(0, 1, 0), eta=0.5, particles=50, depths=(3, 5), reference=45)
     case = depth_case(**given, coupling="full", against=("none",), seed=(0, 0))["none"]
     rng = np.random.default_rng([0, 0])
@@ -238,7 +239,7 @@ def test_a_width_case():
 
 
 def test_a_coupling_case():
-    """What [28] is about: h with the coupling against h without it on the same noise."""
+    """What [28], [X9], [X12] are about: h with the coupling against h without it on the same noise."""
     given = dict(data=None, order=(0, 0), eta=0.5, particles=40, depths=(2, 6), couplings=("none", "full"))
     case = coupling_case(**given, seed=(0, 0))
     rng = np.random.default_rng([0, 0])

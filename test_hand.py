@@ -57,7 +57,8 @@ def test_step_takes_all_samples_at_once():
 @pytest.mark.parametrize("block", nfd_min.BLOCKS)
 @pytest.mark.parametrize("backward", ["reused", "decoupled", 0.3, [0.9, -0.5, 0.0]])
 def test_weights_after_training(block, backward):
-    """Steps, one after another, are a run of both twins, W' of [X1] included; updates that wait as well."""
+    """[2]: steps, one after another, are a run of both twins, W' of [X1] included; updates that wait as
+    well."""
     weights = first = net(block=block, decoupled=backward != "reused")
     how = dict(block=block, backward=backward)
     for k in range(6):

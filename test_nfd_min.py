@@ -119,17 +119,19 @@ def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
 
 def test_gaussian_representation_at_initialisation():
     """Prop 4.1 [7] gives the network's own increments [5] back, from innovations that are standard normal and
-    independent [38], [39]."""
+    independent [38], [39]; along p, zeta_l is the first fresh number of the layer [40]."""
     n, L = 40, 5
     rng = np.random.default_rng(0)
     all_xi, all_zeta = [], []
-    for _ in range(40):
+    for seed in range(40):
         U, W, v = nfd_min.draw_weights(n, L, 3, rng=rng)
         run = nfd_min.sgd(Stream(rng.standard_normal((1, 3)), [1.0], 0.1), (U, W, v))
         h, g = run.h[0], run.g[0]
-        xi, zeta = nfd_min.innovations(h, g, W, rng=rng)
+        xi, zeta = nfd_min.innovations(h, g, W, rng=seed)
+        fresh = np.random.default_rng(seed).standard_normal((L, 2, n))
         for l in range(1, L + 1):
             p, u = np.tanh(h[l - 1]), (h[l] - h[l - 1]) * sqrt(L)
+            assert np.isclose(p @ zeta[l - 1] / np.linalg.norm(p), fresh[l - 1, 1, 0])
             assert np.allclose(u, np.linalg.norm(p) / sqrt(n) * xi[l - 1])
             z = W[l - 1].T @ g[l] / sqrt(n)
             across = zeta[l - 1] - p * (p @ zeta[l - 1]) / (p @ p)
@@ -190,12 +192,16 @@ def test_innovations_are_projected():
 
 
 def test_update_innovation():
-    """Prop 5.1 [15] gives the second forward increments back; degenerate directions drop out."""
+    """Prop 5.1 [15] gives the second forward increments back; degenerate directions drop out. Along g, xi^1_l
+    is what is fresh."""
     n, L, rng = 9, 3, np.random.default_rng(0)
     U, W, v = nfd_min.draw_weights(n, L, 3, rng=rng)
     run = nfd_min.sgd(Stream(rng.standard_normal((2, 3)), [1.0, 2.0], 0.5), (U, W, v))
     (h, h1), g = run.h, run.g[0]
-    xi1 = nfd_min.update_innovation(h, g, h1, W, rng=rng)
+    xi1, fresh = (
+        nfd_min.update_innovation(h, g, h1, W, rng=7),
+        np.random.default_rng(7).standard_normal((L, n)),
+    )
     for l in range(1, L + 1):
         p0, p1 = np.tanh(h[l - 1]), np.tanh(h1[l - 1])
         rho = p0 @ p1 / (p0 @ p0)
@@ -205,7 +211,7 @@ def test_update_innovation():
         )
         u1 += np.linalg.norm(p1 - rho * p0) / sqrt(n) * across
         assert np.allclose(u1, W[l - 1] @ p1 / sqrt(n), atol=1e-13)
-        assert abs(g[l] @ xi1[l - 1]) > 1e-6  # the free direction is filled
+        assert np.isclose(g[l] @ xi1[l - 1], g[l] @ fresh[l - 1])
     for h_, g_, h1_ in ((0 * h, g, h1), (h, 0 * g, h1), (h, g, h), (h, g, 0 * h)):
         assert np.isfinite(nfd_min.update_innovation(h_, g_, h1_, W, rng=0)).all()
 

@@ -201,6 +201,7 @@ def test_the_first_step_has_one_depth(monkeypatch):
 
 @pytest.mark.parametrize("phi, odd", [("tanh", True), ("erf", True), ("relu", False)])
 def test_orthogonal_inputs_are_for_odd_activations(monkeypatch, phi, odd):
+    """[X13] is measured from one input to an orthogonal one of the same length, where phi is odd."""
     monkeypatch.setattr(ex, "phi_in_use", lambda: nfd_min.activation(phi))
     given, streams = dict(data=None, eta=0.1, particles=8, depths=(2, 4), seed=0), []
     made = ex.stream_of
@@ -246,7 +247,7 @@ def test_what_the_innovations_are_projected_on(monkeypatch):
     ],
 )
 def test_residuals_are_of_every_layer(monkeypatch, case, innovations, name, layer):
-    """An innovation that is off in one layer shows."""
+    """The residuals of [7] and [15] are rounding; an innovation that is off in one layer shows."""
 
     def wrong(*arguments, right=getattr(nfd_min, innovations), **how):
         out = right(*arguments, **how)

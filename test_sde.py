@@ -614,6 +614,7 @@ def test_relu_moments():
     assert (
         (post.mean[1:] >= post.bound[1:] * (1 - 1e-12)).all()
         and post.bound[1] == post.mean[1]
+        and post.bound.shape == post.mean.shape
         and np.allclose(post.bound[2:] / post.bound[1:-1], 1 + 1 / sqrt(2 * np.pi * 4000))
     )
     growth = np.log(post.square[-1] / sde.relu_moments(1, 1000, "post").square[-1]) / (
@@ -669,9 +670,10 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
 
 
 def test_linear_limit_one_step():
-    """f_1 and E h^2 after one step on the same input, at depth L and in the limit, for both couplings: [X2],
-    [X3]."""
+    """[20]-[22], [X2], [X3]: f_1, E h^2 and E g^2 after one step on the same input, at depth L and in the
+    limit, for both couplings."""
     same, a = Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), -0.1
+    twice = Stream([same.X[0], 2 * same.X[1]], same.y, same.eta)
     for L in (1, 8, 64):
         E = (1 + 1 / L) ** L
         assert np.allclose(
@@ -681,10 +683,14 @@ def test_linear_limit_one_step():
         assert np.allclose(sde.linear_limit(same, "none", L).h2[0], E) and np.allclose(
             sde.linear_limit(same, "none", L).g2[0], E
         )
+        for coupling in ("full", "none"):  # f_1 is linear in x_1
+            once, double = (sde.linear_limit(stream, coupling, L).f[1] for stream in (same, twice))
+            assert np.isclose(double, 2 * once, rtol=1e-13)
     full, none = sde.linear_limit(same, "full"), sde.linear_limit(same, "none")
     assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(none.f[1], -2 * e * a, rtol=1e-8)
-    assert np.allclose(full.h2, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
-    assert np.allclose(none.h2, [e, e + 3 * a**2 * e**2], rtol=1e-8)
+    for of_full, of_none in ((full.h2, none.h2), (full.g2, none.g2)):  # turned round it is the same network
+        assert np.allclose(of_full, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
+        assert np.allclose(of_none, [e, e + 3 * a**2 * e**2], rtol=1e-8)
     assert np.allclose(full.chi, full.f - 1)
 
 
