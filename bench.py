@@ -1,6 +1,7 @@
 """How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the machine allows.
 
     python bench.py
+    python bench.py --json docs/bench.json && python pages.py    for docs/speed.md and docs/scale.md
 
 Every row alternates ours and the peers (A B A B ..) in this process and compares medians; peers that are not
 installed are left out (`pip install -e ".[bench]"`). Peers get the same weights or the same noise, already
@@ -11,6 +12,7 @@ import argparse
 import heapq
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -34,6 +36,8 @@ from nfd_experiments import fit_slope
 from nfd_io import DTYPES, output_path, replace_file
 from nfd_kernels import entry, normals
 from nfd_min import Stream
+
+HERE = Path(__file__).parent
 
 # ------------------------------------------------------------------------------------------------------------
 # The same work elsewhere. Each returns a function without arguments that trains and gives f, shape (S,).
@@ -453,9 +457,15 @@ def machine(repeat):
     return out
 
 
+NETWORKS = [(128, 64, 32, 1), (512, 32, 16, 1), (2048, 16, 8, 1), (128, 32, 256, 16), (128, 32, 512, 128)] + [
+    (16, 4, 4, 1), (32, 4, 8, 1), (32, 8, 512, 64), (16, 8, 512, 128), (48, 16, 64, 1), (300, 24, 32, 1),
+    (3000, 6, 4, 1), (96, 48, 256, 8), (200, 16, 512, 64), (48, 16, 512, 128),
+]  # fmt: skip
+PARTICLES = 10_000, 100_000, 1_000_000, 3_000, 30_000, 3_000_000
+
+
 def table_networks(limits, options):
-    sizes = [(128, 64, 32, 1), (512, 32, 16, 1), (2048, 16, 8, 1), (128, 32, 256, 16), (128, 32, 512, 128)]
-    for n, L, S, B in options.networks or (sizes[:1] + sizes[3:4] if options.quick else sizes):
+    for n, L, S, B in options.networks or (NETWORKS[:1] + NETWORKS[3:4] if options.quick else NETWORKS):
         for dtype in DTYPES:
             stream = Stream.digits(S, 0.1, batch=B, rng=0)
             weights = nfd_min.draw_weights(n, L, stream.d, dtype=dtype, rng=0)
@@ -476,7 +486,7 @@ def table_networks(limits, options):
 
 
 def table_particles(limits, options):
-    for N in options.particles or ((10_000,) if options.quick else (10_000, 100_000, 1_000_000)):
+    for N in options.particles or PARTICLES[: 1 if options.quick else None]:
         S, L = 3, 16 if N < 10**6 else 8
         scale = 1e9 / (2 * S * L * N)
         stream = Stream.digits(S, 0.1, rng=0)
@@ -485,6 +495,8 @@ def table_particles(limits, options):
             limit = max(traffic(N, L, dtype), 0.5 / limits[f"tanh/s, {dtype}"])
             solve = partial(sde.solve, stream, N, L, dtype=dtype, keep="outputs")
             peers = particle_peers(stream, noise)
+            if N > 10**6:  # the others would need too much memory
+                peers = {"numpy": peers["numpy"]}
             yield compare(
                 f"B. particles, normals given, {dtype}",
                 f"N {N}, L {L}, {S} passes",
@@ -572,6 +584,68 @@ def table_width(options):
     yield compare("width without matrices, float32", f"n {n}, L {L}, 3 passes", runs, "ms", 1e3, None, 3)
 
 
+def table_calls(options):
+    """Microseconds of the smallest runs, weights or noise given, and of one of many small networks."""
+    two, eight = Stream.digits(2, 0.01, rng=0), Stream.digits(8, 0.01, rng=0)
+    weights, noise = nfd_min.draw_weights(4, 2, 64, rng=0), sde.draw_noise(2, 4, 2, rng=0)
+    many, small = 100 if options.quick else 1000, dict(width=16, depth=4, keep="outputs")
+    runs = {
+        "train, n 4, L 2, 2 samples": (many, lambda: [one() for _ in range(many)]),
+        "solve, N 4, L 2, 2 samples": (many, lambda: [other() for _ in range(many)]),
+        "train, n 16, L 4, 8 samples, its weights too": (
+            many, lambda: [finite_net.train(eight, **small, rng=seed) for seed in range(many)],
+        ),
+        "train_many, the same, each": (
+            10 * many, lambda: finite_net.train_many(eight, **small, seeds=range(10 * many)),
+        ),
+    }  # fmt: skip
+    one = partial(finite_net.train, two, 4, 2, weights=weights, keep="outputs")
+    other = partial(sde.solve, two, 4, 2, noise=noise, keep="outputs")
+    seconds, _ = alternate({work: run for work, (_, run) in runs.items()}, options.repeat)
+    for work, (count, _) in runs.items():
+        print(f"{work:46} {1e6 * seconds[work] / count:8.3g} us", flush=True)
+        yield dict(work=work, microseconds=1e6 * seconds[work] / count)
+
+
+def child_large(width, depth, passes):
+    """Prints the seconds of a network without matrices and the most memory the process ever had (Linux)."""
+    run = partial(sde.solve, coupling="full", dtype="float32", keep="kernels", rng=0)
+    run(Stream.digits(2, 0.01, rng=0), 100, 2)
+    start = time.perf_counter()
+    run(Stream.digits(passes, 0.01, rng=0), width, depth)
+    print(json.dumps([time.perf_counter() - start, peak()]))
+
+
+def table_large(options):
+    """Networks of a width at which their matrices would not fit, float32."""
+    sizes = ((100_000, 16, 3),) if options.quick else ((1_000_000, 64, 3), (20_000, 64, 48))
+    for size in sizes:
+        seconds, memory = in_a_new_process("child_large", *size)
+        print("width {:,}, depth {}, {} passes:".format(*size), f"{seconds:.2g} s, {memory / 2**30:.2g} GiB")
+        yield dict(zip(("width", "depth", "passes"), size), seconds=seconds, memory=memory)
+
+
+def table_first(options):
+    """Seconds of whole commands, the audit also with nothing compiled."""
+    claims = ["--claims", "gradients"] if options.quick else []
+    with tempfile.TemporaryDirectory() as empty:
+        environment = os.environ | dict(NUMBA_CACHE_DIR=empty)
+        for work, command in {
+            "nfd-audit, nothing compiled": ["-m", "nfd_audit", *claims],
+            "nfd-audit": ["-m", "nfd_audit", *claims],
+            "import sde": ["-c", "import sde"],
+        }.items():
+            times = []
+            for _ in range(1 if "nothing" in work else 3):
+                start = time.perf_counter()
+                subprocess.run(
+                    [sys.executable, *command], capture_output=True, check=True, env=environment, cwd=HERE
+                )
+                times.append(time.perf_counter() - start)
+            print(f"{work:30} {median(times):6.3g} s", flush=True)
+            yield dict(work=work, seconds=median(times))
+
+
 def of_network(width, depth):
     stream, weights = (
         Stream.digits(4, 0.01, rng=0),
@@ -604,7 +678,7 @@ def table_growth(options):
         "\n"
         + "{:28} {:24} {:>9} {:>9} {:>18}".format("varied", "sizes", "expected", "measured", "95% interval")
     )
-    for name, sizes, run_of, expected in GROWTH:
+    for name, sizes, run_of, expected in GROWTH[:: 3 if options.quick else 1]:
         runs, times = {size: run_of(size) for size in sizes}, []
         for _ in range(1 + options.repeat):
             row = []
@@ -632,7 +706,7 @@ def in_a_new_process(function, *arguments, **environment):
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(__file__).parent,
+        cwd=HERE,
         env=os.environ | environment,
     )
     return json.loads(run.stdout)
@@ -660,7 +734,7 @@ def table_threads(options):
     cores = numba.config.NUMBA_NUM_THREADS
     counts = dict.fromkeys((1, cores, 4 * cores))
     print(f"\n{'threads, ms':30} " + " ".join(f"{count:>9}" for count in counts) + "   ratios")
-    for work in THREADS:
+    for work in list(THREADS)[:: 3 if options.quick else 1]:
         times = [
             in_a_new_process("child_threads", work, count, NUMBA_NUM_THREADS=str(4 * cores))
             for count in counts
@@ -675,7 +749,9 @@ def table_audit(options):
     """How long the audit would take on more cores: its cases do not wait for each other. Each is measured on
     one thread and given, in the audit's order, to the worker that is free first."""
     with nfd_kernels.threads(1):
-        cases = [case for claim in CLAIMS.values() for case in sum(claim.cases(None, False, 0), [])]
+        cases = [
+            case for claim in CLAIMS.values() for case in sum(claim.cases(None, claim.plans(False), 0), [])
+        ]
         seconds = []
         for case in cases[:: 50 if options.quick else 1]:
             start = time.perf_counter()
@@ -727,7 +803,7 @@ def table_compile(options):
     """Seconds that Numba needs for each kernel, from an empty cache."""
     print(f"\n{'kernel':30} " + " ".join(f"{dtype + ', s':>12}" for dtype in DTYPES))
     seconds = {}
-    for dtype in DTYPES:
+    for dtype in list(DTYPES)[:: 2 if options.quick else 1]:
         with tempfile.TemporaryDirectory() as empty:
             seconds[dtype] = in_a_new_process("child_compiles", dtype, NUMBA_CACHE_DIR=empty)
             seconds[dtype]["all"] = sum(seconds[dtype].values())
@@ -763,12 +839,14 @@ MEMORY = {  # (module, function, its arguments)
 }
 
 
+def peak():
+    """The most bytes this process ever had (Linux)."""
+    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
 def child_memory(work):
     """Prints the bytes that the run's check of memory counts and by how much it raises the most the process
     ever had (Linux)."""
-
-    def most():
-        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
     module, function, arguments, samples = MEMORY[work]
     module, counted = {"finite_net": finite_net, "sde": sde}[module], []
@@ -780,9 +858,9 @@ def child_memory(work):
     if "width" in arguments:
         run(2, depth=1)  # the kernels of that width
     nfd_min.check_memory = module.check_memory = lambda needed, what: counted.append(needed)
-    before = most()
+    before = peak()
     run(samples)
-    print(json.dumps([max(counted), most() - before]))
+    print(json.dumps([max(counted), peak() - before]))
 
 
 def table_memory(options):
@@ -790,10 +868,15 @@ def table_memory(options):
     if sys.platform != "linux":
         return
     print(f"\n{'memory':30} {'formula, MB':>12} {'measured, MB':>13} {'ratio':>6}")
-    for work in list(MEMORY)[:: 3 if options.quick else 1]:
+    for work in list(MEMORY)[:: 4 if options.quick else 1]:
         counted, measured = in_a_new_process("child_memory", work)
         print(f"{work:30} {counted / 1e6:12.0f} {measured / 1e6:13.0f} {measured / counted:6.2f}", flush=True)
         yield dict(work=work, formula=counted, measured=measured)
+
+
+def processor():
+    """Its name (Linux)."""
+    return re.search(r"model name\s*: (.*)|$", Path("/proc/cpuinfo").read_text())[1] or platform.processor()
 
 
 def sizes(fields, text):
@@ -810,7 +893,14 @@ def main(arguments=None):
     parser = argparse.ArgumentParser("bench.py", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few and small sizes")
     parser.add_argument("--json", type=output_path, metavar="FILE", help="write the table")
-    parser.add_argument("--repeat", type=int, default=7, metavar="R", help="medians of so many (default: 7)")
+    parser.add_argument(
+        "--repeat",
+        type=int,
+        choices=range(2, 100),
+        default=7,
+        metavar="R",
+        help="medians of so many (default: 7)",
+    )
     parser.add_argument(
         "--networks",
         type=partial(sizes, 4),
@@ -821,15 +911,20 @@ def main(arguments=None):
         "--particles", type=partial(sizes, 1), metavar="'N ..'", help="numbers of particles of the rows B"
     )
     options = parser.parse_args(arguments)
+    nfd_kernels.cores()
     limits = machine(options.repeat)
     print("this machine:", ", ".join(f"{name} {value:.3g}" for name, value in limits.items()), end="\n\n")
     header = ROW.format("work", "size", "ours", "best peer", "", "ratio", "limit", "fraction")
     print(header, "-" * len(header), sep="\n", flush=True)
     rows = [*table_networks(limits, options), *table_particles(limits, options), *table_width(options)]
     report = dict(
-        machine=limits,
-        peers=sorted(installed()),
+        machine=dict(processor=processor(), cores=os.cpu_count(), python=platform.python_version()),
+        limits=limits,
+        peers={name: module.__version__ for name, module in installed().items()},
         rows=rows,
+        calls=list(table_calls(options)),
+        first=list(table_first(options)),
+        large=list(table_large(options)),
         growth=list(table_growth(options)),
         threads=list(table_threads(options)),
         audit=list(table_audit(options)),

@@ -640,7 +640,8 @@ def branch_numbers(points, sizes):
         network minus NFD on the same noise, {sizes["particles"]} particles, {sizes["seeds"]} samples, 95%
         intervals. Right: one step with backward weights that correlate with the forward ones, against the
         network's."""
-    store = {"accumulated coupling": each, "slopes": fits, "rho": rhos, "kernels": theta}
+    slopes = {f"alpha = {alpha}": fit for alpha, fit in fits.items()}
+    store = {"accumulated coupling": each, "slopes": slopes, "rho": rhos, "kernels": theta}
     return {"branch": dict(caption=caption, store=store, each=each, fits=fits, rhos=rhos, theta=theta)}
 
 

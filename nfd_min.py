@@ -536,7 +536,7 @@ def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float6
     """The tuple U (n, d), W (L, n, n), or (L, M, n, n) for a block with M matrices (weight_shape), v (n,).
 
     All entries are independent and N(0,1): what scales them, 1 / sqrt(n) and s, is in `forward`.
-    decoupled : also W' of W's shape, drawn last, so that one seed gives the same U, W, v either way
+    decoupled : also W~ of W's shape, drawn last, so that one seed gives the same U, W, v either way
     dtype : "float64" or "float32";  rng : seed or numpy.random.Generator, for `by`: `normals`, or its twin
     ValueError for sizes that are no integers >= 1, an unknown name, and more than fits into the memory.
     """

@@ -77,7 +77,7 @@ def test_every_gradient_is_the_central_difference_of_the_loss(phi, block, a, sca
         )
         assert np.linalg.norm(exact - difference) < 1e-6 * np.linalg.norm(difference), "UWv"[i]
         if w.ndim == 4:
-            exact[:, 0] *= 3**a if a > 0 else a == 0  # L^a for W1
+            exact[:, 0] *= 3**a if a > 0 else a == 0  # L^b for W1
         stepped.append(w - eta * n * exact)
     assert np.allclose(run.f[batch:], [output(stepped, x) for x in X[batch:]], rtol=1e-11)
 

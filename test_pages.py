@@ -1,5 +1,7 @@
 """README.md and docs/ print what they say; their tables are those of docs/audit.json."""
 
+import re
+
 import pytest
 
 import pages
@@ -18,10 +20,48 @@ def test_readme_is_short_and_what_it_links_is_there():
     text = (pages.HERE / "README.md").read_text()
     assert len(text.splitlines()) <= 150
     assert "<!-- claims -->" in text and len(pages.PYTHON.findall(text)) == 1
+    assert len(re.findall("^    python3 .*", text, re.MULTILINE)) == 2  # which .ci/run runs
+
+
+@here
+def test_every_option_is_in_a_command_that_ci_runs():
+    assert not pages.never_run([path.read_text() for path in pages.PAGES])
+
+
+COMMANDS = """
+<!-- file: mine.py -->
+```python
+import sys
+
+sys.exit(len(sys.argv) - 1)
+```
+```text
+```
+`python mine.py`, once, is not `mine.py --a`; see `--c`.
+
+```sh
+python mine.py --a b  # exit status 2
+python mine.py
+sleep 100 & python mine.py --b
+```
+`python mine.py FILE`
+"""
+
+
+def test_commands(monkeypatch, tmp_path):
+    """In the order of the page, once, with the exit status it says; background jobs end with their line."""
+    monkeypatch.setattr(pages, "HERE", tmp_path)
+    ran = list(pages.run([COMMANDS]))
+    commands = ["python mine.py", "python mine.py --a b", "sleep 100 & python mine.py --b"]
+    assert [command for _, command, _ in ran] == commands and sum(seconds for seconds, *_ in ran) < 50
+    assert [wrong.split("\n")[0] for *_, wrong in ran] == ["", "", "exit status 1, not 0"]
+    assert pages.never_run([COMMANDS]) == {"--c"}
 
 
 PAGE = (
-    "```python\nx = 2\nprint(x, 0.25)\n```\n```text\n2 0.25\n```\n<!-- not run -->\n```python\n1 / 0\n```\n"
+    "```python\nx = 2\nprint(x, 0.25)\n```\n```text\n2 0.25\n```\n"
+    "<!-- file: two.py -->\n```python\ny = 2\n```\n"
+    "```python\nimport two\n\nprint(two.y + x)\n```\n```text\n4\n```\n"
 )
 
 
@@ -41,7 +81,8 @@ def test_what_is_wrong_is_seen():
 
 @here
 def test_a_changed_table_is_seen():
-    page = f"<!-- claims -->\n{pages.tables()['claims']}<!-- end -->"
-    assert not list(pages.differs(page)) and pages.written(page) == page
-    wrong = page.replace("-0.974", "-0.9")
-    assert list(pages.differs(wrong)) and pages.written(wrong) == page
+    for name, text in pages.tables().items():
+        page = f"<!-- {name} -->\n{text}<!-- end -->"
+        assert not list(pages.differs(page)) and pages.written(page) == page
+        wrong = page.replace(re.findall(r"\d\.\d|\d\d+", text)[-1], "7")
+        assert list(pages.differs(wrong)) and pages.written(wrong) == page
