@@ -261,6 +261,7 @@ STEP = re.compile(
 FORM = re.compile(r"\b(FILE|CLAIM|TEXT)\b")  # to be filled in
 
 IN_CI = {  # it takes minutes otherwise
+    "nfd-audit --baseline docs/audit.json": "nfd-audit --baseline docs/audit.json --claims gia-width",
     "nfd-audit --html report.html": "nfd-audit --html report.html --claims gradients,full-coupling",
     "nfd-audit --seeds 25": "nfd-audit --seeds 3 --claims gradients,full-coupling",
     "nfd-figures all": "nfd-figures all --tiny",
