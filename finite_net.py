@@ -87,14 +87,16 @@ def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep
         raise ValueError(f"seeds must be seeds of numpy.random.default_rng: {error}") from None
     if any(isinstance(seed, (np.random.Generator, np.random.BitGenerator, type(None))) for seed in seeds):
         raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
-    parts, work = min(len(seeds), nfd_kernels.cores()), len(stream) // stream.batch * _work(net, stream)
+    S, numbers = len(stream), len(stream) * (net.T + 1) * net.n * bool(kept)  # of h, and of g
+    of_each = real().itemsize * (2 * numbers * ("h" in kept) + net.matrices * net.n**2 * ("weights" in kept))
+    needed = len(seeds) * (of_each + 16 * net.L * S * S * bool(kept))
+    check_memory(needed, f"train_many of {len(seeds)} networks")
+    parts, work = min(len(seeds), nfd_kernels.cores()), S // stream.batch * _work(net, stream)
     alone = len(seeds) < 2 or not (net.reused or net.drawn) or "weights" in kept
     if alone or work > 8 * SPAN or nfd_kernels.numba.config.DISABLE_JIT:
         how = network | dict(dtype=dtype, keep=keep)
         return [train(stream, width, depth, phi, rng=seed, **how) for seed in progress(seeds, "training")]
-    numbers = len(stream) * (net.T + 1) * net.n * bool(kept)  # of h, and of g
     _check_memory(stream, net, False, real().itemsize * parts, (), 0)
-    check_memory(2 * real().itemsize * numbers * len(seeds), f"train_many of {len(seeds)} networks")
     at_once = parts * max(1, min(8 * SPAN // work, 2**26 // (numbers * parts + 1)))
     runs = [*range(0, len(seeds), at_once), len(seeds)]
     out = []

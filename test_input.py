@@ -115,6 +115,17 @@ def test_unknown_keywords(call, message):
         call()
 
 
+@pytest.mark.parametrize("keep", ["all", "kernels", "weights"])
+def test_many_networks_that_do_not_fit_are_refused_before_the_first(keep):
+    """Each by itself would: what is kept of all of them is C and Gamma, or the weights."""
+    depth, width, samples = (4, 9000, 4) if keep == "weights" else (2, 4, 6000)
+    stream = Stream(np.zeros((samples, 3)), np.zeros(samples), 0.1)
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match="train_many of 10000 networks needs .* GiB; this machine has"):
+        finite_net.train_many(stream, width, depth, range(10_000), keep=keep)
+    assert time.perf_counter() - begin < 5
+
+
 def test_every_keyword_is_taken():
     """What the messages say is allowed."""
     how = dict(scaling="depth-mup", internal_lr_exponent=0, backward="reused", branch_exponent=0.5)
