@@ -34,9 +34,10 @@ HEAD = """\
 
 `python equations.py` writes this page from `equations.toml` and from the numbers in comments and docstrings
 of the code: the paper's, and those with an X, which are this project's own. *plain* is the text to read,
-*fast* its compiled twin; `grep -n '\\[15\\]' *.py` finds the lines themselves. Of several tests the one that
-sees most of the wrong formulas of `python mutants.py formulas` comes first. A *claim* is one of `nfd-audit`,
-with what measures it. Numbers of the paper that have no row are [at the end](#numbers-that-restate-others).
+*fast* its compiled twin; `grep -nE '# .*\\[15\\]' *.py` finds the lines themselves. A wrong sign in one of
+them is seen by at least one of the tests of its row; the test that sees most of the wrong formulas of
+`python mutants.py formulas` comes first. A *claim* is one of `nfd-audit`, with what measures it.
+Numbers of the paper that have no row are [at the end](#numbers-that-restate-others).
 """
 
 
@@ -61,6 +62,11 @@ def cited(text):
     """The N of every (N), (M)-(N) and \\tag{N} of docs/theory.md, but of values like Q(0)."""
     text = re.sub(r"\\tag\{(X?\d+)\}", r" [\1]", text)
     return numbers(re.sub(r"(?<![\w)}\]])\((X?\d{1,3})\)", r"[\1]", text))
+
+
+def anchor(heading):
+    """What a link to a heading of Markdown ends with."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def of_range(text):
@@ -194,13 +200,14 @@ def index():
     holes = fill(rows, sources, CLAIMS, wrong)
     holes += unexplained(PAGE.with_name("theory.md").read_text(), rows, restated)
     for section in sections:
-        lines += [f"## {section['title']}\n", "| | what it says | where it is |", "|---|---|---|"]
+        places = (f"[{place}](theory.md#{anchor(place)})" for place in section["where"])
+        lines += [f"## {section['title']}\n", f"Derived in {', '.join(places)}.\n"]
+        lines += ["| | what it says | where it is |", "|---|---|---|"]
         lines += [*(f"| {' | '.join(cells(row))} |" for row in section["equation"]), ""]
     lines += ["## Numbers that restate others\n", "| | what it says | where it is treated |", "|---|---|---|"]
     for each in restated:
-        name = re.sub(r"\d+", r"[\g<0>]", each["numbers"])
-        section = each["where"].lower().replace(" ", "-")
-        lines.append(f"| {name} | {each['says']} | [{each['where']}](theory.md#{section}) |")
+        name = ", ".join(f"[{number}]" for number in sorted(of_range(each["numbers"]), key=int))
+        lines.append(f"| {name} | {each['says']} | [{each['where']}](theory.md#{anchor(each['where'])}) |")
     return "\n".join([*lines, ""]), holes
 
 

@@ -84,7 +84,7 @@ def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep
         seeds = list(seeds)
         generators = [np.random.default_rng(seed).bit_generator for seed in seeds]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"seeds must be seeds of numpy.random.default_rng: {error}") from None
+        raise ValueError(f"seeds must be a list for numpy.random.default_rng, as range(9): {error}") from None
     if any(isinstance(seed, (np.random.Generator, np.random.BitGenerator, type(None))) for seed in seeds):
         raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
     S, numbers = len(stream), len(stream) * (net.T + 1) * net.n * bool(kept)  # of h, and of g

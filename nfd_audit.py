@@ -685,7 +685,7 @@ CLAIMS = {
                     ex.coupling_case,
                     (4, 6),
                     tuple(
-                        Rate(f"{what}, {alpha:g}", 2 - 4 * alpha, 0.2, at(alpha, read))
+                        Rate(f"{what}, alpha = {alpha:g}", 2 - 4 * alpha, 0.2, at(alpha, read))
                         for alpha in ALPHAS
                         for what, read in (
                             ("|change of h_L|^2", worst("full", "h_L", 1)),
@@ -716,7 +716,7 @@ CLAIMS = {
                     (4, 6),
                     (
                         *(
-                            Rate(f"{part}, {alpha:g}", slope, 0.15, by_depth(part))
+                            Rate(f"{part}, alpha = {alpha:g}", slope, 0.15, by_depth(part))
                             for part, slope in zip(("U", "below", "drift", "response"), slopes)
                         ),
                         *(Mean("particles / exact", 1, 0.1) for _ in range(alpha == 0.5)),

@@ -1057,8 +1057,8 @@ def coupling_depth_numbers(points, sizes):
     N = sizes["particles"]
     caption = f"""Network minus NFD after one step, on the same noise, {N} particles ({8 * N} for alpha = 1),
         tanh, {sizes["seeds"]} samples, 2 standard errors. The paper's closed form, of the nearest layer,
-        decays as predicted; the whole coupling does so for a branch scale 1/L (alpha = 1), not for the
-        paper's."""
+        decays as predicted, at large depth; the whole coupling does so for a branch scale 1/L (alpha = 1),
+        not for the paper's."""
     store = {f"{label}, [seed][depth]": each for label, each in shares.items()} | {"slopes": fits}
     return {"coupling-depth": dict(caption=caption, store=store, shares=shares, fits=fits)}
 

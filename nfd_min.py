@@ -310,7 +310,7 @@ class LazyGaussian(LinearOperator):
     rho < 1 its transpose is that of another one, W~ = rho W + sqrt(1 - rho^2) W' [X1].
 
     Kept are orthonormal vectors Q_X that W has multiplied, with their images M = W Q_X, and Q_P, N = W^T Q_P
-    likewise. A new vector x = Q_X a + r q, with q a unit vector orthogonal to Q_X, has the image [45]
+    likewise. A new vector x = Q_X b + r q, with q a unit vector orthogonal to Q_X, has the image [45]
 
         W x = M a + r W q,   W q = rho Q_P N^T q + (I - (1 - sqrt(1 - rho^2)) Q_P Q_P^T) xi,
 

@@ -126,7 +126,7 @@ ABOUT = {
     ),
     "correlation": (
         "Backward weights of correlation rho let the true and the used gradient have the kernel Gamma^rho, "
-        "a polynomial in rho with positive coefficients.",
+        "a polynomial in rho with positive coefficients: convex, so 1/2 goes less than half of the way.",
         r"\Theta_\rho = \mathrm{E} h_L^2 + \frac{1}{L} \sum_l \Gamma_l^\rho \, \mathrm{E} \phi(h_{l-1})^2 + "
         r"\Gamma_0^\rho \frac{\| x \|^2}{d}, \quad \Theta_0 = \Theta_{\mathrm{NFD}}, \quad \Theta_1 = \Theta",
         r"\Gamma_{l-1}^\rho = \left( 1 + \rho s^2 \, \mathrm{E} \phi'(h_{l-1})^2 \right) \Gamma_l^\rho, "
@@ -569,10 +569,34 @@ QUANTITIES = {
 }  # fmt: skip
 """What short names of results and couplings stand for."""
 
+MEASURED = {
+    "relative error": "The largest difference of an entry, over the largest entry.",
+    "|g - g~|^2, L = 4": "The mean square, against the width.",
+    "|g - g~|^2, L = 16": "The mean square, against the width.",
+    "|g - g~|^2, L = 64": "The mean square, against the width.",
+    "n |g - g~|^2": "Width times the mean square, against the depth.",
+    "(kernels - limit)^2": "The squared error, against the width.",
+    "|kernels - limit|": "The largest error, against the depth.",
+    "residual of [7]": "The largest difference of the two sides.",
+    "residual of [15]": "The largest difference of the two sides.",
+    "p-value": "The smallest p-value of the Kolmogorov-Smirnov tests.",
+    "distance, reused / none": "The largest distance of the laws with reused and with decoupled weights.",
+    "network / Theta": "The change of f by one step of the network, over -eta chi_0 Theta.",
+    "NFD / Theta_NFD": "The change of f by one step of NFD, over -eta chi_0 Theta_NFD.",
+    "particles / exact": "The accumulated coupling of particles, over the exact one.",
+    "half / Theta_rho": "The change of f by one step of particles with rho = 1/2, over -eta chi_0 Theta_rho.",
+    "share of Theta - Theta_NFD": "(Theta_rho - Theta_NFD) / (Theta - Theta_NFD) at rho = 1/2, by "
+    "quadrature: a formula at L = 16 against its limit, not a run. Below 1/2, as Theta_rho is convex.",
+    "cos(update, gradient), linear": "By quadrature, against 2/3 of the closed form; not a run.",
+    "cos(update, gradient), tanh": "By quadrature, against the number of docs/theory.md; not a run.",
+    "(f_1 - NFD) / (limit - NFD)": "The mean f_1 of the networks, on that scale.",
+}
+"""What a quantity is that a measurement gives as it is, by its label."""
+
 
 def reading(part):
     """What a Part takes of a result, in words."""
-    return _words(part.read) if part.read else "the number that the measurement gives under this name"
+    return _words(part.read) if part.read else MEASURED[part.label]
 
 
 def _words(read):
@@ -901,6 +925,40 @@ def facts(about):
     ]
 
 
+BARS = "Bars in the plots are those of the points; a slope is fitted within each repetition."
+
+SYMBOLS = (
+    (r"n, L, d", "width, depth, dimension of the inputs x; t = l / L is depth as time"),
+    (
+        r"U, W_l, v",
+        "weights of the input, of layer l, of the readout; W~ those of the backward pass, where not W",
+    ),
+    (
+        r"W_l^{(1)}, W_l^{(2)}",
+        "of two-layer blocks, whose first matrix learns at L^b times the rate; x_l is between them",
+    ),
+    (r"\phi, s", "the activation; the scale of a branch, L^-alpha, in the paper L^(-1/2)"),
+    (
+        r"h_l^k, g_l^k",
+        "features of layer l in pass k, n numbers; n times the derivative of the output in them",
+    ),
+    (r"f_k, \chi_k", "output; derivative of the loss at the output, f_k - y_k for squared loss"),
+    (r"\eta", "the learning rate: every parameter moves at eta n"),
+    (r"C_l^{jk}, \Gamma_l^{jk}", "kernels: means over the width of phi(h^j) phi(h^k) and of g^j g^k"),
+    (r"A, B", "responses of the forward and of the backward pass: what a matrix returns of its own answers"),
+    (r"C^x, P^x, C^h, P^h", "means of phi phi and of phi' phi' at x_l and at h_l"),
+    (
+        r"Q_X, M, Q_P, N",
+        "what a matrix has been asked, orthonormal, with its answers M; its transpose, with N",
+    ),
+    (
+        r"\text{NFD}",
+        "Neural Feature Dynamics, the paper's limit, with backward weights independent of the forward ones",
+    ),
+)
+"""What the letters on the page are, in words."""
+
+
 def page(results, about, command):
     """The text of a page that needs nothing else: what `nfd-audit --html` writes."""
     begun = "Interrupted: only the claims that were decided until then. " * bool(about.get("interrupted"))
@@ -913,6 +971,7 @@ def page(results, about, command):
     head = "".join(f'<th scope="col">{name}</th>' for name in ("claim", "verdict", "equation"))
     head += '<th scope="col" class="wide">statement</th>'
     items = "".join(f"<dt>{key}</dt><dd>{html.escape(text)}</dd>" for key, text in facts(about))
+    letters = "".join(f"<dt>{mathml(tex)}</dt><dd>{html.escape(text)}</dd>" for tex, text in SYMBOLS)
     title = "Audit of Neural Feature Dynamics"
     return f"""<!doctype html>
 <html lang="en-GB"><head><meta charset="utf-8"/><title>{title}: {html.escape(last_line(results))}</title>
@@ -924,7 +983,8 @@ nfd-min.</p>
 {paragraphs(begun + last_line(results), name="lead")}{paragraphs(" ".join(found(results)))}</header>
 <main><section aria-labelledby="verdicts"><h2 id="verdicts">Verdicts</h2>
 {box(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>", "verdicts")}
-{paragraphs(RULE, expectations(results), name="soft")}</section>
+{paragraphs(RULE, expectations(results), BARS, name="soft")}</section>
+<section aria-labelledby="symbols"><h2 id="symbols">Symbols</h2><dl>{letters}</dl></section>
 {"".join(claim_section(r, about) for r in results)}
 <section aria-labelledby="made"><h2 id="made">How this page was made</h2>
 <pre>{html.escape(command)}</pre><dl>{items}</dl></section></main></body></html>

@@ -400,8 +400,8 @@ def test_of_many_networks_some_diverge():
 @pytest.mark.parametrize(
     "seeds, message",
     [
-        (7, "seeds must be seeds of numpy.random.default_rng: 'int' object is not iterable"),
-        ([1, -1], "seeds must be seeds of numpy.random.default_rng: "),
+        (7, "seeds must be a list for numpy.random.default_rng, as range\\(9\\): 'int' object is not"),
+        ([1, -1], "seeds must be a list for numpy.random.default_rng, as range\\(9\\): "),
         ([1, None], "seeds must be numbers or SeedSequences, not Generators or None"),
         ([1, np.random.default_rng(0)], "seeds must be numbers or SeedSequences, not Generators or None"),
     ],
