@@ -791,11 +791,11 @@ class OwnTime(Listener):
             self.under_way[-1][1] += total
 
 
-def child_compiles(dtype):
-    """Prints {kernel: seconds of its compilation}."""
+def child_compiles(dtype, few):
+    """Prints {kernel: seconds of its compilation}; of few of them, those of normals."""
     own = OwnTime()
     with install_listener("numba:compile", own):
-        every_kernel(dtype)
+        normals(np.random.default_rng(0), (10,), dtype) if few else every_kernel(dtype)
     print(json.dumps(own.seconds))
 
 
@@ -805,7 +805,7 @@ def table_compile(options):
     seconds = {}
     for dtype in list(DTYPES)[:: 2 if options.quick else 1]:
         with tempfile.TemporaryDirectory() as empty:
-            seconds[dtype] = in_a_new_process("child_compiles", dtype, NUMBA_CACHE_DIR=empty)
+            seconds[dtype] = in_a_new_process("child_compiles", dtype, options.quick, NUMBA_CACHE_DIR=empty)
             seconds[dtype]["all"] = sum(seconds[dtype].values())
     for name in dict.fromkeys(name for each in seconds.values() for name in each):
         row = {dtype: each.get(name, 0.0) for dtype, each in seconds.items()}
