@@ -868,7 +868,7 @@ def table_memory(options):
     if sys.platform != "linux":
         return
     print(f"\n{'memory':30} {'formula, MB':>12} {'measured, MB':>13} {'ratio':>6}")
-    for work in list(MEMORY)[:: 4 if options.quick else 1]:
+    for work in list(MEMORY)[: 1 if options.quick else None]:
         counted, measured = in_a_new_process("child_memory", work)
         print(f"{work:30} {counted / 1e6:12.0f} {measured / 1e6:13.0f} {measured / counted:6.2f}", flush=True)
         yield dict(work=work, formula=counted, measured=measured)
