@@ -409,7 +409,7 @@ def _margin(rate):
 # On a terminal
 
 COLUMNS = "claim", "equation", "quantity", "predicted", "measured", "95% interval", "verdict"
-ROW = "{:18} {:20} {:29} {:>9} {:>9} {:>18}  {}"
+ROW = "{:18} {:18} {:32} {:>9} {:>9} {:>17}  {}"
 HEADER = "\n".join([ROW.format(*COLUMNS), "-" * len(ROW.format(*COLUMNS))])
 COLOURS = {"holds": 32, "fails": 31, "error": 31, "inconclusive": 33}
 
