@@ -33,7 +33,7 @@ import nfd_min
 import sde
 from nfd_audit import CLAIMS
 from nfd_experiments import fit_slope
-from nfd_io import DTYPES, output_path, replace_file
+from nfd_io import DTYPES, count, output_path, replace_file
 from nfd_kernels import entry, normals
 from nfd_min import Stream
 
@@ -602,9 +602,9 @@ def table_calls(options):
     one = partial(finite_net.train, two, 4, 2, weights=weights, keep="outputs")
     other = partial(sde.solve, two, 4, 2, noise=noise, keep="outputs")
     seconds, _ = alternate({work: run for work, (_, run) in runs.items()}, options.repeat)
-    for work, (count, _) in runs.items():
-        print(f"{work:46} {1e6 * seconds[work] / count:8.3g} us", flush=True)
-        yield dict(work=work, microseconds=1e6 * seconds[work] / count)
+    for work, (calls, _) in runs.items():
+        print(f"{work:46} {1e6 * seconds[work] / calls:8.3g} us", flush=True)
+        yield dict(work=work, microseconds=1e6 * seconds[work] / calls)
 
 
 def child_large(width, depth, passes):
@@ -680,7 +680,7 @@ def table_growth(options):
     )
     for name, sizes, run_of, expected in GROWTH[3:4] if options.quick else GROWTH:
         runs, times = {size: run_of(size) for size in sizes}, []
-        for _ in range(1 + options.repeat):
+        for _ in range(1 + max(2, options.repeat)):
             row = []
             for size, run in runs.items():
                 run()  # its memory and caches
@@ -894,12 +894,7 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="few and small sizes")
     parser.add_argument("--json", type=output_path, metavar="FILE", help="write the table")
     parser.add_argument(
-        "--repeat",
-        type=int,
-        choices=range(2, 100),
-        default=7,
-        metavar="R",
-        help="medians of so many (default: 7)",
+        "--repeat", type=count, default=7, metavar="R", help="medians of so many (default: 7)"
     )
     parser.add_argument(
         "--networks",

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nfd_min
+from nfd_io import DTYPES
 from nfd_report import HEADER, cells_of, lines
 
 HERE = Path(__file__).parent
@@ -77,9 +78,6 @@ def slope_of(fit):
     return f"{fit['slope']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
 
 
-DTYPES = "float64", "float32"
-
-
 def next_to_others(rows):
     """The tables of what bench.py compares, from its rows."""
     runs, ratios = {}, []
@@ -109,10 +107,8 @@ def sizes(row):
 def of_bench():
     """{name: its Markdown} from the benchmark of docs/bench.json."""
     bench = json.loads((HERE / "docs" / "bench.json").read_text())
-    machine, peers = (
-        bench["machine"],
-        ", ".join(f"{name} {version}" for name, version in bench["peers"].items()),
-    )
+    peers = ", ".join(f"{name} {version}" for name, version in bench["peers"].items())
+    machine = bench["machine"]
     machine = f"{machine['cores']} cores, {machine['processor']}; Python {machine['python']}, {peers}.\n"
     compiled = [row["seconds"] for row in bench["compile"] if row["kernel"] != "all"]
     first = [(row["work"], short(row["seconds"])) for row in bench["first"]]
@@ -143,7 +139,8 @@ def of_bench():
 
 def keep_pictures(directory):
     """The pictures of figures.md from a directory of `nfd-figures`; their fits, to docs/pictures.json."""
-    kept = {}
+    store = HERE / "docs" / "pictures.json"
+    kept = json.loads(store.read_text())
     for file in sorted(Path(directory).glob("*.json")):
         drawn = json.loads(file.read_text())
         for picture, about in drawn["pictures"].items():
@@ -153,7 +150,7 @@ def keep_pictures(directory):
                     seed=drawn["seed"], sizes=drawn["sizes"], seconds=drawn["seconds"],
                     fits=dict(fits(about["numbers"])),
                 )  # fmt: skip
-    (HERE / "docs" / "pictures.json").write_text(json.dumps(kept, indent=1) + "\n")
+    store.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def fits(numbers):
@@ -166,11 +163,7 @@ def fits(numbers):
 def of_pictures():
     """{name: its Markdown} from docs/pictures.json."""
     rows = [
-        (
-            f"[{picture}]({picture}.png)",
-            plain(name),
-            f"{fit['slope']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]",
-        )
+        (f"[{picture}]({picture}.png)", plain(name), slope_of(fit))
         for picture, about in json.loads((HERE / "docs" / "pictures.json").read_text()).items()
         for name, fit in about["fits"].items()
     ]
