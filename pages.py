@@ -211,8 +211,13 @@ def printed(page):
 
 
 def alike(ours, theirs):
-    """Whether two texts are the same, but for last digits of numbers: another machine rounds elsewhere."""
-    if re.sub(NUMBER, "#", ours) != re.sub(NUMBER, "#", theirs):
+    """Whether two texts say the same: the same words, and numbers that are close.
+
+    Another machine rounds elsewhere: neither the last digits of a number count, nor the blanks and rules of a
+    table, whose columns are as wide as the numbers in them.
+    """
+    words = [re.sub(r"[\s-]+", " ", re.sub(NUMBER, "#", text)).strip() for text in (ours, theirs)]
+    if words[0] != words[1]:
         return False
     pairs = zip(re.findall(NUMBER, ours), re.findall(NUMBER, theirs))
     return all(isclose(float(a), float(b), rel_tol=1e-3, abs_tol=0.011) for a, b in pairs)

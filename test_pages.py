@@ -79,6 +79,15 @@ def test_what_is_wrong_is_seen():
     assert pages.alike("slope -1.003 [a]", "slope -1.004 [a]") and not pages.alike("-1.00", "-1.02")
 
 
+def test_neither_blanks_nor_rounding_are_held_to():
+    """A column is as wide as its numbers, which another machine rounds elsewhere; words and numbers count."""
+    table = "setting  error\n-------  -----\nplain    1e-11\n"
+    assert pages.alike(table, "setting  error\n-------  -------\nplain    9.1e-12\n")
+    assert not pages.alike(table, table.replace("plain", "other"))
+    assert not pages.alike(table, table.replace("1e-11", "0.1"))
+    assert not pages.alike(table, table.replace("1e-11", ""))
+
+
 @here
 def test_a_changed_table_is_seen():
     for name, text in pages.tables().items():
