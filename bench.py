@@ -32,7 +32,7 @@ import nfd_kernels
 import nfd_min
 import sde
 from nfd_audit import CLAIMS
-from nfd_experiments import fit_slope
+from nfd_audit.experiments import fit_slope
 from nfd_io import DTYPES, count, output_path, replace_file
 from nfd_kernels import entry, normals
 from nfd_min import Stream

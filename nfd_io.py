@@ -659,7 +659,7 @@ def _read(path):
         return _read_csv(path)
     if path is not None and not str(path).endswith(".npz"):
         raise ValueError("the name must end in .npz or .csv")
-    shipped = resources.files("nfd_min_data").joinpath("digits.npz")
+    shipped = resources.files("nfd_audit").joinpath("digits.npz")
     with shipped.open("rb") if path is None else open(path, "rb") as file:
         check_memory(_announced(file), "what it holds")
         with np.load(file, allow_pickle=False) as npz:

@@ -1,0 +1,7 @@
+"""The command `nfd-audit`, as `python -m nfd_audit`."""
+
+import sys
+
+from nfd_audit.command import main
+
+sys.exit(main())

@@ -1,7 +1,0 @@
-"""The data that travel with the project: digits.npz, X (1797, 64) of pixels 0..16, y (1797,) of labels.
-
-These are the 1,797 test images (8 x 8) of E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten
-Digits", UCI Machine Learning Repository (1998), https://doi.org/10.24432/C50P49, under the Creative Commons
-Attribution 4.0 International licence (CC BY 4.0, https://creativecommons.org/licenses/by/4.0/legalcode). The
-numbers are unchanged; only the file format is ours.
-"""

@@ -1,0 +1,297 @@
+"""Input that is wrong is refused by name; what is at the ends of the range gives the right number."""
+
+import copy
+import inspect
+import pickle
+import time
+import tracemalloc
+import zipfile
+
+import numpy as np
+import pytest
+
+import finite_net
+from nfd_audit import networks
+import nfd_io
+import nfd_kernels
+import nfd_limits
+import nfd_min
+import sde
+from nfd_audit import CLAIMS, audit
+from nfd_audit.experiments import fit_slope
+from nfd_min import Stream
+
+X, Y = np.random.default_rng(0).standard_normal((4, 5)), np.ones(4)
+STREAM, HUGE = Stream(X, Y, 0.1), 10**400
+WEIGHTS, NOISE = nfd_min.draw_weights(7, 3, 5, rng=0), nfd_min.draw_noise(4, 9, 3, rng=0)
+masked = lambda a: np.ma.masked_array(a, mask=a > 0)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        # arrays
+        (lambda: Stream(masked(X), Y, 0.1), "X must be .* it is masked"),
+        (lambda: Stream(X, masked(Y), 0.1), "y must be .* it is masked"),
+        (lambda: Stream(np.full((4, 5), "2020-01-01", "M8[D]"), Y, 0.1), "X must be .* it is dates"),
+        (lambda: Stream(X.astype(str), Y, 0.1), "X must be .* it is text"),
+        (lambda: Stream([["1", "2"]], [1], 0.1), "X must be .* it is text"),
+        (lambda: Stream([[1, "2"]], [1], 0.1), "X must be .* it is text"),
+        (lambda: Stream(None, Y, 0.1), "X must be .* no real number"),
+        (lambda: Stream(X * 1e-200, Y, 0.1), "X is too small"),
+        (lambda: Stream(X * 1e200, Y, 0.1), "X is too large"),
+        (lambda: finite_net.train(STREAM, 7, 3, test=masked(X)), "test must be .* masked"),
+        (
+            lambda: finite_net.train(STREAM, 7, 3, weights=(masked(WEIGHTS[0]), *WEIGHTS[1:])),
+            "U must be .* masked",
+        ),
+        # weights and noise of the plain text
+        (lambda: nfd_min.sgd(STREAM, (1, 2, 3)), "weights: v has shape"),
+        (lambda: nfd_min.sgd(STREAM, WEIGHTS[:2]), "weights must be a tuple of 3 or 4 arrays"),
+        (lambda: nfd_min.sgd(STREAM, (WEIGHTS[0][:, :3], *WEIGHTS[1:])), "weights: U has shape"),
+        (lambda: nfd_min.sgd(STREAM, (WEIGHTS[0], WEIGHTS[1][:, :, :5], WEIGHTS[2])), "weights: W has shape"),
+        (lambda: nfd_min.sgd(STREAM, WEIGHTS, block="two-layer"), "weights: W has shape"),
+        (lambda: nfd_min.sgd(STREAM, (WEIGHTS[0] * np.nan, *WEIGHTS[1:])), "weights: U must be finite"),
+        (lambda: nfd_min.sgd(3, WEIGHTS), "stream must be a Stream, not int"),
+        (lambda: nfd_min.nfd(STREAM, 3), "noise must be a Noise"),
+        (lambda: nfd_min.nfd(STREAM, NOISE._replace(u=NOISE.u[:2])), "noise: u has shape"),
+        (lambda: nfd_min.nfd(3, NOISE), "stream must be a Stream"),
+        (lambda: nfd_min.coarsen(3, 2), "noise must be a Noise, not int"),
+        (lambda: nfd_min.LazyGaussian((3, 3), rho=10**5000), "rho=a number of too many digits must be"),
+        (lambda: Stream(X, Y, 10**5000), "eta=a number of too many digits must be"),
+        (lambda: nfd_min.LazyGaussian((3, 3), rho=2), r"rho=2 must be a number in \[-1, 1\]"),
+        # sizes
+        (lambda: finite_net.train(STREAM, HUGE, 3), "width is too large: an integer of 1329 bits"),
+        (lambda: finite_net.train(STREAM, 3, HUGE), "depth is too large"),
+        (lambda: finite_net.train(STREAM, 3, 10**9), "chain of depth 1000000000 needs"),
+        (lambda: sde.solve(STREAM, 3, 10**9), "chain of depth 1000000000 needs"),
+        (lambda: sde.solve(STREAM, HUGE, 3), "particles is too large"),
+        (lambda: sde.draw_noise(HUGE, 3, 3), "samples is too large"),
+        (lambda: nfd_min.coarsen(NOISE, HUGE), "m is too large"),
+        (lambda: Stream(X, Y, 0.1, HUGE), "batch is too large"),
+        (lambda: Stream.digits(10**12, 0.1), "samples=1000000000000.* needs"),
+        (lambda: sde.init_kernels(X, depth=10**7), "init_kernels of 4 inputs .* minutes"),
+        (lambda: sde.first_step_kernel(X[0], depth=10**7), "would take about .* minutes"),
+        (lambda: sde.first_step_kernel(np.zeros(3), "erf"), "x has no features"),
+        (lambda: sde.relu_moments(1, 10**9), "relu_moments.* minutes"),
+        (lambda: sde.linear_limit(STREAM, depth=10**7), "linear_limit.* needs"),
+        (lambda: nfd_limits.one_step(X[0], X[1], depth=10**7), "one_step.* needs"),
+        (lambda: nfd_min.draw_weights(7, 3, 0), "d=0 must be an integer >= 1"),
+        (lambda: nfd_min.draw_weights(7, 1.5, 5), "depth=1.5 must be an integer"),
+        # names and seeds
+        (lambda: nfd_min.draw_weights(7, 3, 5, block="two_layer"), "block='two_layer' is unknown"),
+        (lambda: finite_net.train(STREAM, 7, 3, X), "phi=array.* is unknown"),
+        (lambda: finite_net.train(STREAM, 7, 3, rng="x"), "rng='x' must be a seed"),
+        (lambda: sde.solve(STREAM, 7, 3, rng=1.5), "rng=1.5 must be a seed"),
+        (lambda: nfd_min.draw_weights(7, 3, 5, rng=-1), "rng=-1 must be a seed"),
+        (lambda: Stream.digits(5, 0.1, rng="a"), "rng='a' must be a seed"),
+        (lambda: Stream.digits(5, 0.1, classes="ab"), "classes='ab' must be two"),
+        (lambda: Stream.digits(5, 0.1, data=3), "data=3 must be the path"),
+    ],
+)
+def test_refused_by_name_at_once(call, message):
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        call()
+    assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: finite_net.train(STREAM, width=7, dept=3), r"finite_net.train\(\) .* dept;.*mean depth\?"),
+        (lambda: finite_net.train_many(STREAM, 7, 3, [0], blok=1), r"finite_net.train_many\(\) .* blok;"),
+        (lambda: finite_net.sgd(STREAM, WEIGHTS, width=7), r"finite_net.sgd\(\) .* width; .* test_every,"),
+        (lambda: nfd_min.sgd(STREAM, WEIGHTS, depth=3), r"nfd_min.sgd\(\) .* depth; .* block, scaling,"),
+        (lambda: nfd_min.step(STREAM, WEIGHTS, scalin=3), r"nfd_min.step\(\) .* scalin;.*mean scaling\?"),
+        (lambda: nfd_min.nfd(STREAM, NOISE, coupled=1), r"nfd_min.nfd\(\) .* coupled; .* coupling, block"),
+        (lambda: sde.solve(STREAM, 7, 3, scaling="mup"), r"sde.solve\(\) .* scaling; allowed: stream, part"),
+        (lambda: Stream.digits(4, etta=0.1), r"Stream.digits\(\) .* etta; allowed: samples,.*mean eta\?"),
+    ],
+)
+def test_unknown_keywords(call, message):
+    """By the name of the function that was called, with all that it has; depth is no keyword of sgd."""
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("keep", ["all", "kernels", "weights"])
+def test_many_networks_that_do_not_fit_are_refused_before_the_first(keep):
+    """Each by itself would: what is kept of all of them is C and Gamma, or the weights."""
+    depth, width, samples = (4, 9000, 4) if keep == "weights" else (2, 4, 6000)
+    stream = Stream(np.zeros((samples, 3)), np.zeros(samples), 0.1)
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match="train_many of 10000 networks needs .* GiB; this machine has"):
+        finite_net.train_many(stream, width, depth, range(10_000), keep=keep)
+    assert time.perf_counter() - begin < 5
+
+
+def test_every_keyword_is_taken():
+    """What the messages say is allowed."""
+    how = dict(scaling="depth-mup", internal_lr_exponent=0, backward="reused", branch_exponent=0.5)
+    fast = dict(block="pre", dtype="float64", rng=0, keep="all", test=X, test_every=2)
+    for call, given in (
+        (finite_net.train, dict(stream=STREAM, width=7, depth=3, phi="tanh", weights=None) | fast | how),
+        (nfd_min.sgd, dict(stream=STREAM, weights=WEIGHTS, phi="tanh", block="pre") | how),
+        (finite_net.sgd, dict(stream=STREAM, weights=WEIGHTS, phi="tanh") | fast | how),
+    ):
+        assert set(call.allowed) == given.keys()
+        assert np.isfinite(call(**given).f).all()
+
+
+def test_help_of_the_fast_twins():
+    """Shapes and errors of the plain ones, without `by`."""
+    for plain, fast in (nfd_min.draw_weights, finite_net.draw_weights), (nfd_min.draw_noise, sde.draw_noise):
+        assert inspect.getdoc(fast).startswith(inspect.getdoc(plain)) and fast.__name__ == plain.__name__
+        assert [*inspect.signature(fast).parameters, "by"] == [*inspect.signature(plain).parameters]
+        assert pickle.loads(pickle.dumps(fast)) is fast
+    assert all(word in finite_net.draw_weights.__doc__ for word in ("(L, n, n)", "ValueError"))
+
+
+def test_no_network_at_all():
+    with pytest.raises(TypeError, match="3 is not a callable"):
+        networks.compare(3)
+
+
+def test_an_archive_that_announces_more_than_there_is_memory(tmp_path):
+    """Its header is read before anything is unpacked."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, shape in (("X.npy", (10**6, 10**7)), ("y.npy", (10**6,))):
+            with archive.open(name, "w") as file:
+                header = dict(descr="<f8", fortran_order=False, shape=shape)
+                np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(ValueError, match="what it holds needs 7.45e.04 GiB"):
+        Stream.digits(2, 0.1, data=tmp_path / "a.npz")
+
+
+def test_closed_forms_at_the_ends_of_the_range():
+    """E erf(h)^2 -> 1 and E erf'(h)^2 -> 0 for large inputs; relu is homogeneous; slopes of any size."""
+    x = X[:2] / np.linalg.norm(X[:2], axis=1)[:, None]
+    with np.errstate(all="raise", under="ignore"):
+        Q = x @ x.T
+        square, slope = nfd_limits.gaussian_moments(1e200 * Q, nfd_min.ERF)
+        assert np.allclose(square, 2 / np.pi * np.arcsin(Q.clip(-1, 1))) and np.allclose(slope, 0)
+        unit, far = (sde.init_kernels(x * c, "relu", 3) for c in (1, 1e150))
+        assert np.allclose(far.Q / 1e300, unit.Q) and np.allclose(far.Gamma, unit.Gamma)
+    slope = fit_slope([1e-300, 1e300], [[1e-300, 1e300], [1e-300, 1e300]])
+    assert np.isclose(slope.slope, 1)
+
+
+def test_the_derivative_of_tanh_at_saturation():
+    """1 / cosh^2, to rounding where 1 - tanh^2 has no digit left."""
+    h = np.array([0.0, 1e-3, 0.5, 3, 15, 20, 100, 300, 1000])
+    exact = (1 / np.cosh(h.astype(np.longdouble)) ** 2).astype(float)
+    with np.errstate(all="raise", under="ignore"):
+        for sign in (1, -1):
+            assert np.allclose(nfd_min.TANH.dphi(sign * h), exact, rtol=1e-14, atol=0)
+    g = np.ones(len(h))
+    _, times_dphi, _ = nfd_kernels.compiled_phi(nfd_min.TANH)
+    times_dphi(h, np.tanh(h), 1.0, g)  # from tanh alone, whose own rounding it cannot undo
+    assert np.allclose(g, exact, rtol=0, atol=2**-52) and np.allclose(g[:4], exact[:4], rtol=1e-13, atol=0)
+
+
+def test_how_far_the_series_of_one_step_goes():
+    """E|h^1_L|^2 needs E w'', by a series for E h^2 up to 33, as OneStep says."""
+    x = X[:2] / np.linalg.norm(X[:2], axis=1)[:, None] * np.sqrt(5)
+    inside, beyond = (nfd_limits.one_step(*(c**0.5 * x), "tanh", 2).h2 for c in (29.0, 36.0))
+    assert np.isfinite(inside).all() and np.isnan(beyond[1]) and np.isfinite(beyond[0])
+
+
+def test_responses_of_saturated_neurons():
+    """erf' is 0 there, and erf'' / erf' no number."""
+    stream = Stream(100 * X, Y, 0.1)
+    run = nfd_min.sgd(stream, WEIGHTS, "erf")
+    assert (nfd_min.ERF.dphi(run.h) == 0).any()
+    with np.errstate(all="raise", under="ignore"):
+        out = nfd_limits.responses_of(run, stream, "erf")
+    assert np.isfinite(out.A).all() and np.isfinite(out.B).all()
+
+
+def test_copies_stay_what_they_are():
+    """Read-only streams, the same activations."""
+    stream = Stream(X, np.sign(X[:, 0]), 0.1, 2, "logistic")
+    for other in (pickle.loads(pickle.dumps(stream)), copy.copy(stream), copy.deepcopy(stream)):
+        assert np.array_equal(other.X, X) and (other.eta, other.batch, other.loss) == (0.1, 2, "logistic")
+        assert not other.X.flags.writeable and not other.y.flags.writeable
+    for phi in nfd_min.ACTIVATIONS.values():
+        assert pickle.loads(pickle.dumps(phi)) is phi and copy.deepcopy(phi) is phi
+    for claim in CLAIMS.values():
+        assert pickle.loads(pickle.dumps(claim)) is claim and copy.deepcopy(claim) is claim
+        other = claim._replace(note="another")
+        assert copy.copy(other) == other == copy.deepcopy(other)
+    own = nfd_min.Activation("own", np.sin, np.cos)
+    assert pickle.loads(pickle.dumps(own)).phi.of is np.sin
+    for public in (nfd_min.sgd(STREAM, WEIGHTS), nfd_min.chain("pre", "tanh", 3), NOISE,
+                   nfd_min.LazyGaussian((3, 3), rng=0), sde.init_kernels(X), audit([])):  # fmt: skip
+        pickle.dumps(public)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The bytes that check_memory is asked about, {what for: bytes}."""
+    found = {}
+    for module in (nfd_io, nfd_min, nfd_limits, finite_net, sde):
+        monkeypatch.setattr(
+            module, "check_memory", lambda size, what: found.update({what.split("(")[0]: size})
+        )
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_memory_of_what_is_drawn(asked, dtype):
+    """The bytes of all arrays, or one N more."""
+    arrays = nfd_min.draw_weights(7, 3, 5, block="two-layer", decoupled=True, dtype=dtype)
+    assert asked["draw_weights"] == sum(a.nbytes for a in arrays)
+    noise = nfd_min.draw_noise(1, 7, 3, dtype=dtype)
+    assert asked["draw_noise"] == sum(a.nbytes for a in noise)
+
+
+def peak(work):
+    work()  # tables that are made once
+    tracemalloc.start()
+    work()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+def test_memory_of_closed_forms(asked):
+    """Enough, and not so many times as much."""
+    for what, times, work in (
+        ("init_kernels of 3 inputs at depth 200", 4, lambda: nfd_limits.init_kernels(X[:3], "erf", 200)),
+        ("one_step", 2, lambda: nfd_limits.one_step(X[0], X[1], "relu", 200)),
+        ("linear_limit", 2.5, lambda: nfd_limits.linear_limit(STREAM, "full", 60)),
+    ):
+        most = peak(work)
+        assert most < asked[what] < times * most, what
+
+
+@pytest.mark.parametrize("keep, passes", [("all", 2 * 40), ("outputs", 0)])
+@pytest.mark.parametrize("batch, waiting", [(1, 3), (8, 8)])
+def test_memory_of_training(asked, keep, passes, batch, waiting):
+    """M n^2 + n d weights, 2 S (T+1) n features and gradients if kept, and those of the n / 16 or n / 4
+    samples whose updates wait, of a mini-batch and of the test inputs; W, W~ and W'."""
+    n, L, d, S = 48, 5, 3, 40
+    stream = Stream(np.ones((S, d)), np.ones(S), 0.1, batch)
+    for matrices, backward in (L, "reused"), (2 * L, "decoupled"), (3 * L, 0.3):
+        finite_net.train(stream, n, L, rng=0, keep=keep, backward=backward, test=np.ones((9, d)))
+        vectors = passes + 2 * waiting + batch + 2 * 9
+        numbers = matrices * n * n + n * d + vectors * (L + 1) * n
+        assert asked["train"] == 8 * numbers + 16 * L * S * S * (keep == "all")
+
+
+def test_memory_of_given_weights(asked):
+    """They are copied where they are written to: where more samples come than updates wait."""
+    n, L = 48, 5
+    weights, X = nfd_min.draw_weights(n, L, 3, rng=0), np.ones((16, 3))
+    for S, copies in (8, 1), (16, 2):
+        finite_net.train(Stream(X[:S], np.ones(S), 0.1, 8), n, L, weights=weights, keep="outputs")
+        assert asked["train"] == 8 * (copies * L * n * n + n * 3 + (2 * 8 + 8) * (L + 1) * n)
+
+
+def test_memory_of_particles(asked):
+    """8 bytes for each of 4 S (T+1) N numbers, 5 with keep="all", one more with "nearest" and erf."""
+    for factor, keep, coupling in ((4, "outputs", "none"), (5, "all", "none"), (6, "all", "nearest")):
+        sde.solve(STREAM, 2000, 6, "erf", coupling=coupling, keep=keep, rng=0)
+        counted = 8 * factor * 4 * 7 * 2000
+        assert counted < 1.2 * asked["solve"] and asked["solve"] < 1.2 * counted

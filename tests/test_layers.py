@@ -1,0 +1,264 @@
+"""A block is a line in a table; compiled code sees a change of the machine room."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import finite_net
+import nfd_kernels
+import nfd_min
+import sde
+from nfd_min import IDENTITY, Layer, Stream
+
+HERE = Path(__file__).parents[1]
+NEW_BLOCKS = {
+    "three-layer": lambda phi, s, skip, inner: [
+        Layer(phi, rate=inner), Layer(phi), Layer(phi, s, skip, back=3)
+    ],
+    "two skips from one place": lambda phi, s, skip, inner: [
+        Layer(phi, 0.8, 0.5), Layer(phi, s, skip, back=2, rate=2.0)
+    ],
+    "activation at both ends": lambda phi, s, skip, inner: [
+        Layer(phi), Layer(phi, matrix=False), Layer(IDENTITY, s, skip, back=3)
+    ],
+}  # fmt: skip
+FIELDS = ("f", "chi", "h", "g", "x", "gx", "C", "Gamma")
+
+
+@pytest.fixture(params=NEW_BLOCKS)
+def block(request, monkeypatch):
+    monkeypatch.setitem(nfd_min.BLOCKS, request.param, NEW_BLOCKS[request.param])
+    return request.param
+
+
+def stream_of(S, batch=1):
+    rng = np.random.default_rng(0)
+    return Stream(rng.standard_normal((S, 5)), rng.standard_normal(S), 0.1, batch)
+
+
+def same(a, b):
+    for name in FIELDS:
+        x, y = getattr(a, name), getattr(b, name)
+        assert x.shape == y.shape, name
+        if x.size:
+            assert np.max(np.abs(x - y)) <= 1e-12 * np.max(np.abs(y)), name
+
+
+def branch(block, phi, W, h, L):
+    """h_l from h_{l-1}, written without layers; W: the matrices of the block."""
+    n = len(h)
+    if block == "three-layer":
+        x = W[1] @ phi(W[0] @ phi(h) / sqrt(n)) / sqrt(n)
+        return h + W[2] @ phi(x) / sqrt(n * L)
+    if block == "two skips from one place":
+        x = 0.5 * h + 0.8 * W[0] @ phi(h) / sqrt(n)
+        return h + W[1] @ phi(x) / sqrt(n * L)
+    return h + W[1] @ phi(W[0] @ phi(h) / sqrt(n)) / sqrt(n * L)
+
+
+def test_a_fourth_block_has_the_right_gradients(block):
+    """[1], [3], [2]: f and its gradient in all weights against a forward pass of its own and central
+    differences."""
+    n, L, eps = 6, 2, 1e-6
+    weights = nfd_min.draw_weights(n, L, 5, block=block, rng=1)
+    x, layers = stream_of(1).X[0], nfd_min.chain(block, "tanh", L)
+
+    def f(U, W, v):
+        h = U @ x / sqrt(5)
+        for W_l in W:
+            h = branch(block, np.tanh, W_l, h, L)
+        return v @ h / n
+
+    U, W, v = weights
+    W_t = W.reshape(-1, n, n)
+    h = nfd_min.forward(U @ x / sqrt(5), W_t, layers)
+    assert np.isclose(v @ h[-1] / n, f(*weights), rtol=1e-13)
+    g = nfd_min.backward(h, v, W_t, layers)
+    for w, exact in zip(weights, nfd_min.gradients(x, h, g, layers)):
+        difference = np.empty_like(w)
+        for index in np.ndindex(w.shape):
+            keep = w[index]
+            w[index] = keep + eps
+            up = f(*weights)
+            w[index] = keep - eps
+            difference[index] = (up - f(*weights)) / (2 * eps)
+            w[index] = keep
+        exact = exact.reshape(w.shape)
+        assert np.linalg.norm(exact - difference) < 1e-7 * np.linalg.norm(difference)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+def test_a_fourth_block_is_trained_by_all_twins(block, backward, batch):
+    """[1]-[3], [8] with matrices; [20], [21] without, where every layer has one."""
+    stream, L = stream_of(6, batch), 3
+    weights = nfd_min.draw_weights(30, L, 5, block=block, decoupled=True, rng=1)
+    fast = finite_net.train(stream, 30, L, block=block, backward=backward, weights=weights)
+    same(fast, nfd_min.sgd(stream, weights[: 3 + (backward == "decoupled")], block=block))
+    layers = nfd_min.chain(block, "tanh", L)
+    if all(layer.matrix for layer in layers):
+        coupling = "full" if backward == "reused" else "none"
+        noise = nfd_min.draw_noise(6, 3000, len(layers), rng=1)
+        fast = sde.solve(stream, 3000, L, block=block, coupling=coupling, noise=noise)
+        same(fast, nfd_min.nfd(stream, noise, block=block, coupling=coupling))
+    else:
+        with pytest.raises(ValueError, match="is unknown; allowed: pre, two-layer"):
+            sde.solve(stream, 30, L, block=block)
+
+
+def test_the_inner_rate_of_a_fourth_block(monkeypatch):
+    monkeypatch.setitem(nfd_min.BLOCKS, "three-layer", NEW_BLOCKS["three-layer"])
+    layers = nfd_min.chain("three-layer", "tanh", 9, internal_lr_exponent=0.5)
+    assert [layer.rate for layer in layers[:4]] == [3, 1, 1, 3] and len(layers) == 27
+    with pytest.raises(ValueError, match="is for block="):
+        nfd_min.chain("pre", "tanh", 9, internal_lr_exponent=0.5)
+
+
+@pytest.mark.parametrize("layers", [[Layer(IDENTITY, skip=1.0, back=2)], [Layer(IDENTITY, matrix=False)]])
+def test_blocks_that_make_no_sense(layers, monkeypatch):
+    monkeypatch.setitem(nfd_min.BLOCKS, "odd", lambda phi, s, skip, inner: layers)
+    for call in (
+        lambda: finite_net.train(stream_of(2), 5, 3, block="odd", rng=0),
+        lambda: sde.solve(stream_of(2), 5, 3, block="odd", rng=0),
+    ):
+        with pytest.raises(
+            ValueError, match="block='odd' has no matrix, or a layer whose back reaches before h_0"
+        ):
+            call()
+
+
+PROGRAM = """
+import nfd_passes, nfd_kernels, numpy as np
+nfd_kernels.finite_array("x", np.ones(2**17), ("n",))  # on all threads, the second time from the cache
+x, out, seen = np.array([[1.0, 2.0, -3.0]]), np.zeros((1, 3)), np.zeros((1, 1))
+nfd_kernels.PHI["relu"][0](x[0], out[0])
+print(*out[0])
+nfd_kernels.ready((nfd_kernels.times, x, x, x, 0, 0))
+nfd_kernels.entry(nfd_passes._see.py_func)(x, x, np.ones(1), 1.0, seen)  # -<x, x>
+print(*seen[0])
+"""
+
+
+def test_compiled_code_sees_a_change_of_the_machine_room(tmp_path):
+    """Numba's cache on disk does not look at other files; the stamp in the functions' names makes it."""
+    shutil.copytree(
+        HERE, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "docs", "*.egg-info", "build")
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    how = dict(cwd=tmp_path / "copy", env=environment, capture_output=True, text=True, check=True)
+
+    def run():
+        numbers = subprocess.run([sys.executable, "-c", PROGRAM], **how).stdout.split()
+        return [float(number) for number in numbers]
+
+    assert run() == run() == [1, 2, 0, -14]
+    room = tmp_path / "copy" / "nfd_kernels.py"
+    text = room.read_text()
+    for old, new in (
+        ("out[m] = x[m] if x[m] > 0", "out[m] = 5 * x[m] if x[m] > 0"),
+        ("s += w[m] * x[m]", "s += 2 * w[m] * x[m]"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    room.write_text(text)
+    assert run() == [5, 10, 0, -28]
+
+
+def test_without_compiling():
+    """NUMBA_DISABLE_JIT, to step through the fast code: the same numbers."""
+    program = """
+import numpy as np, finite_net, sde
+from nfd_min import Stream
+stream = Stream(np.eye(3), [1.0, 2.0, 3.0], 0.1)
+print(*finite_net.train(stream, 5, 2, block="post", rng=0).f)
+print(*sde.solve(stream, 6, 2, coupling="full", rng=0).f)
+"""
+    how = dict(cwd=HERE, capture_output=True, text=True, check=True)
+    slow = subprocess.run([sys.executable, "-c", program], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, **how)
+    fast = subprocess.run([sys.executable, "-c", program], **how)
+    assert np.allclose([*map(float, slow.stdout.split())], [*map(float, fast.stdout.split())], rtol=1e-12)
+
+
+def test_small_functions():
+    """Under 60 lines and 10 parameters at most."""
+    for path in HERE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+                a, name = node.args, f"{path.name}: {getattr(node, 'name', 'lambda')}"
+                assert len(a.posonlyargs + a.args + a.kwonlyargs) <= 10, name
+                assert node.end_lineno - node.lineno + 1 < 60, name
+
+
+SPREADING = """
+import sys, numpy as np
+from nfd_kernels import apart, compiled, entry, ready, spread
+
+@apart
+def each(i, x):
+    x[i] += i
+
+@entry
+def one(x):
+    spread(each, len(x), False, (x,))
+
+@entry
+def two(x):
+    spread(each, len(x), False, (x,))
+    spread(each, len(x), True, (x,))
+
+x = np.zeros(5)
+ready((each, 0, x))
+for name in sys.argv[1:]:
+    compiled(globals()[name], x)(x)
+print(*x)
+"""
+
+
+def test_what_is_spread_over_threads_comes_whole_from_the_cache(tmp_path):
+    """`two` is compiled where `one` came from the cache, and comes from the cache where `one` was not."""
+    (tmp_path / "mine.py").write_text(SPREADING)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(HERE)}
+    for names, times in (["one"], 1), (["one", "two"], 3), (["two"], 2):
+        command = [sys.executable, tmp_path / "mine.py", *names]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert [float(x) for x in run.stdout.split()] == [i * times for i in range(5)]
+
+
+def test_what_is_compiled_for_compiled_code_alone_refuses_python():
+    with pytest.raises(
+        TypeError, match=r"plus is for compiled code; from Python, call entry\(plus.py_func\)"
+    ):
+        nfd_kernels.plus(1.0, *np.ones((2, 2)))
+
+
+def test_what_is_compiled_apart_is_made_ready_first():
+    """Else code from the cache would look for a name that nobody has said, and end the process."""
+
+    @nfd_kernels.entry
+    def twice(x):
+        nfd_kernels.add(x, x[None, None], 0, 0, 1, np.int32(1), x)
+
+    with pytest.raises(TypeError, match=r"ready\(\(add, ..\)\) comes first"):
+        twice(np.ones(1))
+
+
+def test_threads_that_are_the_first_to_need_a_kernel():
+    """None of them calls code whose names another one is still making known."""
+    program = """
+from concurrent.futures import ThreadPoolExecutor
+import sde
+from nfd_min import Stream
+stream = Stream([[1.0, 2.0]], [1.0], 0.1)
+with ThreadPoolExecutor(4) as pool:
+    runs = list(pool.map(lambda seed: sde.solve(stream, 50, 2, rng=seed).f[0], 4 * [3]))
+assert len(set(runs)) == 1
+"""
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program], cwd=HERE, check=True)
