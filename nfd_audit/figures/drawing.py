@@ -1,4 +1,9 @@
-"""How all figures are drawn: colours, the canvas, axes, curves and legends."""
+"""How all figures are drawn: the canvas, curves and legends.
+
+Of the colours of `nfd_audit.plots` black is for networks, blue for the coupled limit,
+red for NFD and for what the paper predicts, orange for the nearest-layer formula.
+Markers and line styles differ too.
+"""
 
 import re
 import textwrap
@@ -8,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nfd_audit.figures.recipe import array
+from nfd_audit.plots import BLACK, SIZE_NAMES
 from nfd_audit.slopes import Slope
 
 if TYPE_CHECKING:
@@ -16,12 +22,6 @@ if TYPE_CHECKING:
 
 Style = dict[str, Any]
 """Keywords of a matplotlib line."""
-
-BLACK, BLUE, RED = "#000000", "#0072B2", "#D55E00"
-GREEN, ORANGE, PURPLE = "#009E73", "#E69F00", "#CC79A7"
-"""Okabe and Ito's colours, which the colour-blind can tell apart; markers and line
-styles differ too. Black is for networks, blue for the coupled limit, red for NFD and
-for what the paper predicts, orange for the nearest-layer formula."""
 
 MARKERS = "osD^vP*X"
 DIVERGED: Style = dict(color=BLACK, marker="x", linestyle="none")
@@ -38,7 +38,7 @@ RC = {
 }
 """matplotlib's settings for all figures."""
 
-WIDTH, DEPTH = "width $n$", "depth $L$"
+WIDTH, DEPTH = SIZE_NAMES["n"], SIZE_NAMES["L"]
 
 # --------------------------------------------------------------------------------------
 # Text and canvas
@@ -121,36 +121,6 @@ def log_y(*axes: "Axes") -> None:
         heights = [np.asarray(line.get_ydata(), float) for line in ax.lines]
         if any(np.any(y > 0) for y in heights):
             ax.set_yscale("log")
-
-
-def log_sizes(ax: "Axes", sizes: Sequence[int], label: str, y: str = "log") -> None:
-    """A logarithmic x axis with a tick at each size; `y` is the scale of the other."""
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(sizes, [str(size) for size in sizes])
-    ax.xaxis.minorticks_off()
-    ax.set_xlabel(label)
-    if y == "log":
-        log_y(ax)
-    else:
-        ax.set_yscale(y)
-
-
-def few_ticks(ax: "Axes") -> None:
-    """Few numbers on the y axis: at each decade, or at 1, 2, 5 where there are too few
-    decades; on a linear scale five at most."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
-    axis, scale = ax.yaxis, ax.get_yscale()
-    low, high = ax.get_ylim()
-    axis.set_minor_formatter(NullFormatter())
-    if scale == "linear" or scale == "log" and high < 6 * low:
-        axis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10)))
-    elif scale == "log" and high < 60 * low:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    elif scale == "log":
-        axis.set_major_locator(LogLocator(numticks=6))
-    if scale == "log" and high < 60 * low:
-        axis.set_major_formatter("{x:g}")
 
 
 # --------------------------------------------------------------------------------------
