@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import finite_net
 from nfd_audit.claim import Case
-from nfd_audit.experiments import sequence
+from nfd_audit.data import sequence
 from nfd_audit.figures.drawing import (
     canvas,
     curve,
@@ -29,7 +30,7 @@ from nfd_audit.figures.recipe import (
 )
 from nfd_audit.measure import train
 from nfd_audit.plots import log_sizes
-from nfd_min import chain, draw_weights, forward
+from nfd_min import chain, forward
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +78,9 @@ def coordinate_case(
     rng = np.random.default_rng(seed)
     stream = sequence(data, (STEPS + 1) * [0], eta, rng=rng)
     how = dict(block="pre") | network
-    weights = draw_weights(width, depth, stream.d, block=how["block"], rng=rng)
+    weights = finite_net.draw_weights(
+        width, depth, stream.d, block=how["block"], rng=rng
+    )
     run = train(stream, width, depth, weights=weights, **network)
     layers = chain(phi="tanh", depth=depth, **how)
     of_block = layers[: len(layers) // depth]

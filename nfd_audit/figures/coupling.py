@@ -6,7 +6,7 @@ import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.coupling import coupling_case
-from nfd_audit.experiments import sequence
+from nfd_audit.data import sequence
 from nfd_audit.figures.drawing import DEPTH, canvas, curve, legend
 from nfd_audit.figures.recipe import (
     Picture,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nfd_audit.claim import Case
-from nfd_audit.experiments import sequence
+from nfd_audit.data import sequence
 from nfd_audit.figures.drawing import (
     DEPTH,
     WIDTH,
