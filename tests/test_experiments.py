@@ -1,12 +1,5 @@
-"""Sweeps that do not depend on where they run, slopes, data, and what each case measures."""
+"""Slopes, data, and what each case measures."""
 
-import json
-import multiprocessing
-import os
-import signal
-import time
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from math import sqrt
 
 import numpy as np
@@ -15,7 +8,6 @@ import pytest
 import finite_net
 import sde
 from nfd_audit.experiments import (
-    Case,
     best_eta,
     best_eta_slope,
     coordinate_case,
@@ -24,129 +16,14 @@ from nfd_audit.experiments import (
     fit_slope,
     images,
     late_loss,
-    local_workers,
     mean_gap,
     sequence,
-    sweep,
     train_case,
     width_case,
 )
 from nfd_min import Stream, coarsen
 
 TRAIN = dict(data=None, width=12, steps=3, batch=8, eta=0.3)
-CASES = [Case(train_case, TRAIN | dict(depth=L), (0, s)) for s in range(2) for L in (2, 3)]
-
-
-class Backwards(Executor):
-    """Runs nothing until it has everything, then the last case first."""
-
-    def __init__(self, expected):
-        self.expected, self.waiting = expected, []
-
-    def submit(self, run, /, *args, **given):
-        future = Future()
-        self.waiting.append((future, run, args, given))
-        if len(self.waiting) == self.expected:
-            for future, run, args, given in reversed(self.waiting):
-                future.set_result(run(*args, **given))
-        return self.waiting[-1][0]
-
-
-def test_results_do_not_depend_on_the_executor():
-    here = sweep(CASES)
-    assert len({json.dumps(result) for result in here}) == 4
-    assert sweep(CASES, executor=Backwards(4)) == here
-    with ThreadPoolExecutor(3) as pool:
-        assert sweep(CASES, executor=pool) == here
-    with local_workers(2) as pool:
-        assert sweep(CASES, executor=pool) == here
-
-
-def fails_at_3(seed):
-    if seed == 3:
-        raise KeyboardInterrupt
-    return seed
-
-
-def dies_at_3(seed):
-    if seed == 3:
-        time.sleep(1)  # the others are done by then
-        os.kill(os.getpid(), signal.SIGKILL)
-    return seed
-
-
-def unchanged(seed):
-    return seed
-
-
-def test_an_interrupted_sweep_keeps_its_points_and_goes_on(tmp_path, monkeypatch):
-    store = tmp_path / "a.partial"
-    with pytest.raises(KeyboardInterrupt):
-        sweep([Case(fails_at_3, {}, i) for i in range(6)], store=store)
-    with open(store, "a") as file:
-        file.write('\n["half a li')
-    seen = []
-
-    def fails_at_3_no_more(seed):
-        seen.append(seed)
-        return seed
-
-    fails_at_3_no_more.__qualname__ = "fails_at_3"
-    cases = [Case(fails_at_3_no_more, {}, i) for i in range(6)]
-    assert sweep(cases, store=store) == list(range(6)) and seen == [3, 4, 5]
-    assert sweep(cases, store=store) == list(range(6)) and seen == [3, 4, 5]
-
-
-def test_a_killed_worker(tmp_path):
-    store, cases = tmp_path / "a.partial", [Case(dies_at_3, {}, i) for i in range(4)]
-    with local_workers(2) as pool, pytest.raises(BrokenProcessPool):
-        sweep(cases, executor=pool, store=store)
-    assert len(store.read_text().split("\n")) == 1 + 3
-
-
-def test_all_are_heard_at_once_also_from_a_store(tmp_path):
-    cases, heard = [Case(unchanged, {}, i) for i in range(4)], []
-    sweep(cases[1:3], store=tmp_path / "a")
-    with local_workers(2) as pool:
-        sweep(cases, store=tmp_path / "a", executor=pool, hear=lambda i, result: heard.append((i, result)))
-    assert heard[:2] == [(1, 1), (2, 2)] and sorted(heard) == [(i, i) for i in range(4)]
-
-
-def waits(seed):
-    time.sleep(60)
-
-
-def test_workers_end_with_an_exception():
-    start = time.monotonic()
-    with pytest.raises(ZeroDivisionError), local_workers(2) as pool:
-        pool.submit(waits, 0)
-        pool.submit(divmod, 1, 0).result()
-    assert time.monotonic() - start < 30 and not multiprocessing.active_children()
-
-
-def test_sigterm_is_an_interrupt_and_no_longer_afterwards():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), local_workers(1) as pool:
-        assert pool is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_lines_of_a_store_that_are_no_results(tmp_path):
-    (tmp_path / "a").write_bytes(b'5\nnull\n[[1], 2]\n[{}, 1]\n\xff\xfe\n00000000 ["x", 1]\n["x"')
-    assert sweep([Case(unchanged, {}, 2)], store=tmp_path / "a") == [2]
-    assert sweep([Case(unchanged, {}, 2), Case(fails_at_3, {}, 2)], store=tmp_path / "a") == [2, 2]
-
-
-def test_a_line_of_a_store_that_was_changed_is_measured_again(tmp_path):
-    store, case = tmp_path / "a", Case(unchanged, {}, 2)
-    assert sweep([case], store=store) == [2]
-    text = store.read_text()
-    store.write_text(text.replace(", 2]", ", 3]"))
-    assert store.read_text() != text and sweep([case], store=store) == [2]
-
-
 def test_mean_gap():
     a, b = np.array([1.0, 2, 3]), np.array([1.0, 1, 0])
     assert mean_gap(a, b) == mean_gap(b, a) == 2 and mean_gap(b, b) == 0  # without the first step
