@@ -518,7 +518,8 @@ def rates(results: Any, columns: int = 4) -> Any:
         axes = figure.add_subplot(rows, columns, i + 1)
         draw(axes, rate, result["expected"], legend=i == 0)
         head = f"{result['id']}, {result['equation']}"
-        axes.set_title(f"{head}\n{plots.mathtext(rate['label'])}", "left", fontsize=9)
+        label = plots.mathtext(rate["label"])
+        axes.set_title(f"{head}\n{label}", loc="left", fontsize=9)
     return plots.inline(figure)
 
 
