@@ -1,8 +1,8 @@
 """The samples of an audit: the digits that come with the package, or those of a file.
 
-A file is an archive, `.npz` with arrays X (N, d) and y (N,), which needs NumPy alone, or
-a table with a sample in each row, `.csv`, `.tsv`, `.xlsx` or `.parquet`, which pandas
-reads. Where a table can be read in two ways (is the first row a header, which column
+A file is an archive, `.npz` with arrays X (N, d) and y (N,), which needs NumPy alone,
+or a table with a sample in each row, `.csv`, `.tsv`, `.xlsx` or `.parquet`, which needs
+pandas. Where a table can be read in two ways (is the first row a header, which column
 has the target, does a column only number the rows?) nothing is guessed: a ValueError
 names the field of `Data`, and the option of the command line, that settles it.
 """
@@ -14,7 +14,7 @@ import re
 import shlex
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache, partial
 from importlib import resources
 from math import prod
@@ -40,19 +40,9 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
-    "CURVATURE",
-    "TARGETS",
-    "Data",
-    "data_of",
-    "images",
-    "load_data",
-    "load_samples",
-    "pool",
-    "prepared",
-    "sequence",
-    "stream",
-    "stream_of",
-]
+    "CURVATURE", "TARGETS", "Data", "data_of", "images", "load_data", "load_samples",
+    "pool", "prepared", "sequence", "stream", "stream_of",
+]  # fmt: skip
 
 TARGETS = {"classes": None, "real": None}
 TABLES = ".csv", ".tsv", ".xlsx", ".parquet"
@@ -62,17 +52,18 @@ class Data(NamedTuple):
     """Which samples there are, and what their targets are.
 
     path : of a file; None, the shipped digits
-    label : the column of a table that has y: "first", "last", or its name in the header;
-        None, the last one, if nothing speaks for another one
-    classes : (a, b), only those two labels, with target +1 for a and -1 for b; None, all:
-        of two labels the larger is +1, of more the smallest is +1, the next -1, and so on
+    label : the column of a table that has y: "first", "last", or its name in the
+        header; None, the last one, if nothing speaks for another one
+    classes : (a, b), only those two labels, with target +1 for a and -1 for b; None,
+        all: of two labels the larger is +1, of more the smallest is +1, the next -1,
+        the next +1, and so on
     target : "classes", or "real": y less its mean, divided by its standard deviation
     loss : one of nfd_min.LOSSES
     drop : names of columns that are left out
-    keep : names of columns that are inputs although they look like row numbers or like a
-        part of the label
-    header : whether the first row of a table has the names of the columns; None, it does
-        if they are no numbers
+    keep : names of columns that are inputs although they look like row numbers or like
+        a part of the label
+    header : whether the first row of a table has the names of the columns; None, it
+        does if they are no numbers
 
     Columns without a name are called by their number, "1", "2", ..
 
@@ -192,8 +183,9 @@ def _signs(y: Floats, classes: Any) -> tuple[Any, Floats, str]:
         keep = np.full(len(y), True)
     else:
         if classes[0] == classes[1] or not np.isin(classes, found).all():
+            allowed = _some(found)
             raise ValueError(
-                f"classes={classes!r} must be two different labels out of {_some(found)}"
+                f"classes={classes!r} must be two different labels out of {allowed}"
             )
         plus = found[found == classes[0]]
         keep = np.isin(y, classes)
@@ -274,7 +266,7 @@ def stream_of(data: AnyData, X: Any, y: Any, eta: float, batch: int = 1) -> Stre
 def sequence(
     data: AnyData, order: Iterable[int], eta: float, batch: int = 1, *, rng: Rng
 ) -> Stream:
-    """The Stream of different samples in that order: (0, 1, 0) is two of them in turn."""
+    """The Stream of different samples in that order: (0, 1, 0) is of two in turn."""
     X, y = pool(data)
     rng = np.random.default_rng(rng)
     order = list(order)
@@ -311,19 +303,23 @@ def load_data(data: AnyData = None) -> tuple[Floats, Floats, str]:
     """
     data = data_of(data)
     try:
-        whole = _read(_version(data), data.header)
-        for field in ("drop", "keep"):
-            _check_names(field, getattr(data, field), whole)
-        table = _without(whole, data.drop)
+        table = _read(_version(data), data.header)
+        names = [*table.columns]
+        _check_names("drop", data.drop, names, table.header)
+        _check_names("keep", data.keep, names, table.header)
+        left = {name: a for name, a in table.columns.items() if name not in data.drop}
+        if not left:
+            raise ValueError("every column is dropped")
+        chosen = table._replace(columns=left)
         if table.y is None:
-            X, y, name = _from_table(table, data)
-            where = f", label in column {[*whole.columns].index(name) + 1}"
+            X, y, name = _from_table(chosen, data)
+            where = f", label in column {names.index(name) + 1}"
             return X, y, where + (f" ({name})" if table.header else "")
-        if data.label is not None or data.header is not None:
-            field = "label" if data.label is not None else "header"
-            raise ValueError(f"{field} is for tables; this file has arrays X and y")
-        X = np.column_stack(list(table.columns.values()))
-        _refuse_row_numbers(X, table, data.keep)
+        for field in ("label", "header"):
+            if getattr(data, field) is not None:
+                raise ValueError(f"{field} is for tables; this file has arrays X and y")
+        X = np.column_stack([*left.values()])
+        _refuse_row_numbers(X, chosen, data.keep)
         return X, table.y, ""
     except Exception as error:  # a malformed file may raise anything
         name = "the shipped digits" if data.path is None else repr(data.path)
@@ -394,9 +390,7 @@ def _read_table(path: Path, header: bool | None) -> Table:
     try:
         import pandas
     except ImportError:
-        raise ValueError(
-            "a table needs pandas: pip install 'nfd-min[audit]'"
-        ) from None
+        raise ValueError("a table needs pandas: pip install 'nfd-min[audit]'") from None
     if path.suffix.lower() == ".parquet":
         if header is not None:
             raise ValueError("a .parquet file always has names; header is for others")
@@ -427,7 +421,7 @@ def _excel(path: Path, **how: Any) -> pandas.DataFrame:
 
 
 def _delimited(path: Path) -> Callable[..., pandas.DataFrame]:
-    """pandas.read_csv for that file, as text files and as Excel in any country write it."""
+    """pandas.read_csv for that file, which Excel may have written in any country."""
     import pandas
 
     with open(path, encoding="utf-8-sig") as file:
@@ -484,6 +478,8 @@ def _columns(frame: pandas.DataFrame, header: bool) -> Table:
         names = [str(i + 1) for i in range(frame.shape[1])]
     if len(frame) == 0:
         raise ValueError("there are no rows of numbers")
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns have the same name: {', '.join(names)}")
     return Table(
         {name: frame.iloc[:, i] for i, name in enumerate(names)}, header=header
     )
@@ -501,16 +497,19 @@ def _from_table(table: Table, data: Data) -> tuple[Floats, Floats, str]:
     values = np.column_stack([_numbers(*item) for item in table.columns.items()])
     if not table.header and data.header is None:
         _refuse_header_of_numbers(values)
+    named = {"first": names[0], "last": names[-1]} | {name: name for name in names}
+    label = names[-1]
     if data.label is None:
         _refuse_row_numbers(values, table, data.keep)
         _refuse_to_guess_the_label(values, names, data.target)
-        at = len(names) - 1
     else:
-        at = _column(data.label, names, table.header)
-        _refuse_row_numbers(values, table, (*data.keep, names[at]))
+        _check_names("label", (data.label,), named, table.header)
+        label = named[data.label]
+        _refuse_row_numbers(values, table, (*data.keep, label))
+    at = names.index(label)
     _refuse_one_hot(values, names, at, data.keep)
     X = np.ascontiguousarray(np.delete(values, at, axis=1))
-    return X, values[:, at], names[at]
+    return X, values[:, at], label
 
 
 def _numbers(name: str, column: pandas.Series) -> Floats:
@@ -526,65 +525,41 @@ def _numbers(name: str, column: pandas.Series) -> Floats:
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(
-            f"column {name}: {str(column.iloc[row])!r} in row {row + 1} is not a finite "
-            f"number; --drop {shlex.quote(name)} leaves the column out"
+            f"column {name}: {str(column.iloc[row])!r} in row {row + 1} is not a "
+            f"finite number; --drop {shlex.quote(name)} leaves the column out"
         )
     return values
 
 
-def _check_names(field: str, names: tuple[str, ...], table: Table) -> None:
+def _check_names(
+    field: str, names: Iterable[Any], columns: Collection[str], header: bool
+) -> None:
     """ValueError if one of the names is not that of a column."""
     for name in names:
-        if name not in table.columns:
+        if not isinstance(name, str) or name not in columns:
+            called = "the header has" if header else "it has no header; allowed are"
             raise ValueError(
-                f"{field}={name!r} is no column; {_called(table.columns, table.header)}"
+                f"{field}={name!r} is no column; {called} {', '.join(columns)}"
             )
-
-
-def _called(names: Iterable[str], header: bool) -> str:
-    """What the columns are called."""
-    if header:
-        return f"the header has {', '.join(names)}"
-    return f"it has no header; the columns are called 1 to {len(list(names))}"
-
-
-def _without(table: Table, drop: tuple[str, ...]) -> Table:
-    """The table without the columns that are dropped."""
-    left = {name: a for name, a in table.columns.items() if name not in drop}
-    if not left:
-        raise ValueError("every column is dropped")
-    return table._replace(columns=left)
-
-
-def _column(label: str, names: list[str], header: bool) -> int:
-    """The index of the label's column."""
-    at = {"first": 0, "last": len(names) - 1}
-    at |= {name: i for i, name in enumerate(names)}
-    if not isinstance(label, str) or label not in at:
-        raise ValueError(
-            f"label={label!r} must be first, last or the name of a column; "
-            f"{_called(names, header)}"
-        )
-    return at[label]
 
 
 # --------------------------------------------------------------------------------------
 # What is refused, as it would have to be guessed
 
 ROW_NUMBERS = re.compile(
-    r"|unnamed: 0(\.\d+)*|\.\.\.1|#|idx|index|row|row[ _.-]?(names?|numbers?|nr|no|index)"
-    r"|no\.?|nr\.?|(.*[ _.-])?id",
+    r"unnamed: 0(\.\d+)*|\.\.\.1|#|idx|index|no\.?|nr\.?|(.*[ _.-])?id"
+    r"|row([ _.-]?(names?|numbers?|nr|no|index))?",
     re.IGNORECASE,
 )
-"""Names that R, pandas, readr, Kaggle and people give to a column of row numbers."""
+"""Names that R, pandas, readr and people give to a column of row numbers."""
 
-LABELS = {"label", "class", "target", "y", "species", "category", "diagnosis"}
-LABELS |= {"labels", "classes", "targets"}
+LABELS = {"label", "labels", "class", "classes", "target", "targets", "y", "species",
+          "category", "diagnosis"}  # fmt: skip
 """Names of a column that has the labels, in lower case."""
 
 
 def _refuse_row_numbers(X: Floats, table: Table, keep: tuple[str, ...]) -> None:
-    """ValueError if a column counts the rows, ten or more in any order, or its name does."""
+    """ValueError if a column, by its values or its name, only numbers the rows."""
     for name, column in zip(table.columns, X.T):
         if name in keep:
             continue
@@ -594,8 +569,8 @@ def _refuse_row_numbers(X: Floats, table: Table, keep: tuple[str, ...]) -> None:
         if counts or (table.header and named):
             option = shlex.quote(name)
             raise ValueError(
-                f"column {name} only numbers the rows, it seems: --drop {option} (drop) "
-                f"leaves it out, --keep {option} (keep) makes it an input"
+                f"column {name} only numbers the rows, it seems: drop (--drop "
+                f"{option}) leaves it out, keep (--keep {option}) makes it an input"
             )
 
 
@@ -606,24 +581,20 @@ def _refuse_header_of_numbers(values: Floats) -> None:
         return
     low, high = rest.min(axis=0), rest.max(axis=0)
     distance = np.maximum(low - first, first - high)
+    far = (distance > high - low) & (distance > 0)
     whole = (rest == np.rint(rest)).all(axis=0)
-    beyond = (distance > high - low) & (distance > 0)
+    even = _evenly_spaced(values[:1001])
     if (
-        _only_the_first(values, _evenly_spaced)
-        or _only_the_first(values, _sorted)
-        or 2 * beyond.sum() > len(first)
-        or (whole & (first != np.rint(first))).any()
+        far.mean() > 0.5  # 2016, 2020, 2024 above 1, 7, 3
+        or (
+            whole & (first != np.rint(first))
+        ).any()  # 3, 3.1, 5, as pandas mangles 3, 3
+        or (even[0] and even[1:].mean() < 0.01)  # 10, 20, 30
     ):
         raise ValueError(
             f"the first row, {_some(first)}, may be a header of numbers; "
             "header (--header, --no-header) says whether it is"
         )
-
-
-def _only_the_first(values: Floats, looks: Callable[[Floats], Floats]) -> bool:
-    """Whether the first row looks so, and hardly any of the next thousand."""
-    found = looks(values[:1001])
-    return bool(found[0]) and found[1:].mean() < 0.01
 
 
 def _evenly_spaced(rows: Floats) -> Floats:
@@ -635,92 +606,63 @@ def _evenly_spaced(rows: Floats) -> Floats:
     return even & (steps[:, 0] != 0)
 
 
-def _sorted(rows: Floats) -> Floats:
-    """Which rows are six or more numbers in rising or falling order."""
-    steps = np.diff(rows)
-    if steps.shape[1] < 5:
-        return np.full(len(rows), False)
-    return (steps > 0).all(axis=1) | (steps < 0).all(axis=1)
-
-
 def _refuse_to_guess_the_label(values: Floats, names: list[str], target: str) -> None:
     """ValueError unless it is plain that the last column has the label."""
-    named = [i for i, name in enumerate(names) if name.lower() in LABELS]
     last = len(names) - 1
+    named = [i for i, name in enumerate(names) if name.lower() in LABELS]
     if named == [last]:
         return
     if target == "real":
         raise ValueError(
-            'target="real" needs to be told where y is: label (--label) "last", "first" '
-            "or a name in the header"
+            'target="real" has to be told where y is: label (--label) "last", "first" '
+            "or the name of a column"
         )
     others = [i for i in named if i != last]
     if not others:
-        if not _may_be_labels(values[:, 0]) and _ends_in_labels(values):
+        in_first = 1 < _labels(values[:, 0]) <= len(values) / 3
+        in_last = _labels(values[:, -1]) <= max(20, len(values) / 2)
+        fraction = not _whole(values[:, -1])  # which is refused later
+        if (in_last or fraction) and not in_first:
             return
         others = [0]
     where = [
-        f"column {i + 1} ({names[i]}), which holds {_some(np.unique(values[:, i]))}"
+        f"column {names[i]}, which holds {_some(np.unique(values[:, i]))}"
         for i in [last, *others]
     ]
     raise ValueError(
-        f"y may be in {', or in '.join(where)}; "
-        'label (--label) "last", "first" or a name in the header says where it is, '
+        f"y may be in {', or in '.join(where)}; label (--label) "
+        '"last", "first" or the name of a column says where it is, '
         'and target (--target) "real" that it is not a class'
     )
-
-
-def _may_be_labels(column: Floats) -> bool:
-    """Whether the first column holds integers, each many times, and is not of pixels."""
-    found = np.unique(column)
-    pixels = len(found) > 3 and _is_background(column, column)
-    return _whole(found) and 2 <= len(found) <= min(100, len(column) / 3) and not pixels
-
-
-def _ends_in_labels(values: Floats) -> bool:
-    """Whether the last column may have labels; one that is not whole is refused later."""
-    last, before = values[:, -1], values[:, -2]
-    found = np.unique(last)
-    if not _whole(found):
-        return True
-    few = len(found) <= max(20, len(last) / 2)
-    return few and not _is_background(last, before)
 
 
 def _whole(values: Floats) -> bool:
     return bool((values == np.rint(values)).all())
 
 
-def _is_background(column: Floats, neighbour: Floats) -> bool:
-    """Whether most integers of a column are one value, and its neighbour's too: pixels."""
-    found, counts = np.unique(column, return_counts=True)
-    usual = found[counts.argmax()]
-    most = min(counts.max(), np.sum(neighbour == usual))
-    return len(found) > 2 and 2 * most > len(column) and _whole(neighbour)
+def _labels(column: Floats) -> float:
+    """How many labels it holds, if it holds labels, which are integers."""
+    return len(np.unique(column)) if _whole(column) else np.inf
 
 
 def _refuse_one_hot(
     values: Floats, names: list[str], at: int, keep: tuple[str, ...]
 ) -> None:
     """ValueError if the label and columns beside it are the digits of one label."""
-    total = values[:, at].copy()
-    if not np.isin(total, (0, 1)).all():
-        return
-    siblings = []
-    for way in (range(at - 1, -1, -1), range(at + 1, len(names))):
-        for i in way:
+    total = values[:, at]
+    siblings: list[str] = []
+    for side in (range(at - 1, -1, -1), range(at + 1, len(names))):
+        for i in side:
             both = total + values[:, i]
-            if not np.isin(values[:, i], (0, 1)).all() or both.max() > 1:
+            if total.min() == 1 or not np.isin([values[:, i], both], (0, 1)).all():
                 break
             total = both
             siblings.append(names[i])
-            if total.min() == 1:
-                break
     siblings = [name for name in siblings if name not in keep]
     if total.min() == 1 and siblings:
         drop = " ".join(f"--drop {shlex.quote(name)}" for name in siblings[:3])
         raise ValueError(
-            f"columns {', '.join([names[at], *siblings])} are one label, one-hot: with "
-            f"label={names[at]!r} the others give it away; drop them ({drop} ..), or keep "
-            "them (--keep) as inputs"
+            f"columns {', '.join([names[at], *siblings])} are one label, one-hot: the "
+            f"others tell {names[at]}; drop ({drop} ..) leaves them out, keep (--keep) "
+            "makes them inputs"
         )
