@@ -1,12 +1,12 @@
 """Small runs of every block and every backward pass in a file, for other languages.
 
-A `.npz` file holds `schema`, the number of this layout; `about`, a list in JSON as bytes
-of UTF-8, with key, name, kind and setting of each run; and for each run arrays, which
-are called "key/X" and so on:
+A `.npz` file holds `schema`, the number of this layout; `about`, a list in JSON as
+bytes of UTF-8, with key, name, kind and setting of each run; and for each run arrays,
+which are called "key/X" and so on:
 
     X (S, d), y (S,)         the samples; eta, batch and loss are in the setting
     U (n, d), W, v (n,)      the weights of kind "network", W of nfd_min.weight_shape
-    W_back                   and W' where W~ is not W: of W's shape, or (S, ..) if fresh
+    W_prime                  and W' where W~ is not W: of W's shape, or (S, ..) if fresh
     u (S, N), v (N,), xi, zeta (S, T, N)        the noise of kind "particles"
     f, chi (S,), h, g (S, L+1, n), x, gx (S, T-L, n), C, Gamma (L, S, S)     the results
 
@@ -115,7 +115,7 @@ def _inputs(
     backward = setting.get("backward", "reused")
     if backward != "reused":
         shape = (S, *W.shape) if backward == "fresh" else W.shape
-        given["W_back"] = rng.standard_normal(shape)
+        given["W_prime"] = rng.standard_normal(shape)
     return given
 
 
@@ -131,7 +131,7 @@ def _stream(setting: Setting, given: Arrays) -> tuple[Stream, Setting]:
 
 
 def _weights(given: Arrays) -> list[Floats]:
-    return [given[name] for name in ("U", "W", "v", "W_back") if name in given]
+    return [given[name] for name in ("U", "W", "v", "W_prime") if name in given]
 
 
 def computed(
@@ -181,9 +181,9 @@ def read(path: str | Path) -> list[tuple[str, str, Setting, Arrays]]:
 def against(path: str | Path) -> Comparison:
     """The Comparison of the results in a file with what nfd_min makes of its inputs.
 
-    Results in float32 are compared to 1e-3, others to 1e-7, of the largest entry of each
-    array; C and Gamma, x and gx may be missing. A run of `write` that the file lacks, or
-    has without results, is "missing". ValueError if the file cannot be used.
+    Results in float32 are compared to 1e-3, others to 1e-7, of the largest entry of
+    each array; C and Gamma, x and gx may be missing. A run of `write` that the file
+    lacks, or has without results, is "missing". ValueError if the file cannot be used.
     """
     rows = []
     left, failed = dict(MISTAKES), False
