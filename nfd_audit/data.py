@@ -20,7 +20,7 @@ from importlib import resources
 from math import prod
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Data(NamedTuple):
         return {"data": fields.pop("path") or "digits"} | fields
 
 
-AnyData = Data | str | os.PathLike | None
+AnyData = Data | str | os.PathLike[str] | None
 
 
 def data_of(data: AnyData = None, **how: Any) -> Data:
@@ -99,15 +99,15 @@ def data_of(data: AnyData = None, **how: Any) -> Data:
     if unknown:
         allowed = ", ".join(Data._fields[1:])
         raise ValueError(f"unknown {', '.join(sorted(unknown))}; allowed: {allowed}")
-    data = (data if isinstance(data, Data) else Data(data))._replace(**how)
-    path = os.fspath(data.path) if isinstance(data.path, os.PathLike) else data.path
-    if path is not None and not isinstance(path, str):
+    path: Any = data.path if isinstance(data, Data) else data
+    if path is not None and not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"data={path!r} must be the path of a file, or a Data")
+    data = (data if isinstance(data, Data) else Data())._replace(**how)
     choose("target", data.target, TARGETS)
     if data.header not in (None, True, False):
         raise ValueError(f"header={data.header!r} must be True, False or None")
     return data._replace(
-        path=path,
+        path=None if path is None else os.fspath(path),
         classes=_pair(data.classes),
         drop=_names("drop", data.drop),
         keep=_names("keep", data.keep),
@@ -356,7 +356,7 @@ def _read(version: tuple[str, int, int] | None, header: bool | None) -> Table:
     return _read_table(path, header)
 
 
-def _read_archive(file: BinaryIO) -> Table:
+def _read_archive(file: IO[bytes]) -> Table:
     """The arrays X and y of an .npz archive."""
     check_memory(_announced(file), "what it holds")
     with np.load(file, allow_pickle=False) as archive:
@@ -369,7 +369,7 @@ def _read_archive(file: BinaryIO) -> Table:
     return Table({str(i): column for i, column in enumerate(X.T, 1)}, y)
 
 
-def _announced(file: BinaryIO) -> int:
+def _announced(file: IO[bytes]) -> int:
     """Bytes that the headers of X and y announce, read before any array is."""
     total = 0
     formats = np.lib.format
@@ -602,8 +602,8 @@ def _evenly_spaced(rows: Floats) -> Floats:
     steps = np.diff(rows)
     if steps.shape[1] < 2:
         return np.full(len(rows), False)
-    even = np.isclose(steps, steps[:, :1], rtol=1e-9, atol=0).all(axis=1)
-    return even & (steps[:, 0] != 0)
+    same = np.isclose(steps, steps[:, :1], rtol=1e-9, atol=0) & (steps != 0)
+    return np.all(same, axis=1)
 
 
 def _refuse_to_guess_the_label(values: Floats, names: list[str], target: str) -> None:

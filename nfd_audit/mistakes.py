@@ -68,15 +68,15 @@ def by_rules(
     """The Trajectory of nfd_min.sgd by these Rules."""
     U, W, v, *other = (np.array(w, float) for w in weights)
     L, n, S = len(W), len(v), len(stream)
-    layers = nfd_min.chain(phi=phi, depth=L, **network)
+    chain = nfd_min.chain(phi=phi, depth=L, **network)
+    layers = rules.layers(chain)
     W = W.reshape(-1, n, n)
     W_prime = other[0].reshape(-1, *W.shape) if other else None
-    W_tilde = nfd_min.backward_weights(W, W_prime, layers)
-    rate = np.array([a.rate for a in layers if a.matrix])[:, None, None]
+    W_tilde = nfd_min.backward_weights(W, W_prime, chain)
+    rate = np.array([layer.rate for layer in chain if layer.matrix])[:, None, None]
     of_U, of_W, of_v, of_W_tilde = rules.rates
     if not other:
         of_W_tilde = of_W
-    layers = rules.layers(layers)
     f, chi = np.full((2, S), np.nan)
     h, g = np.full((2, S, len(layers) + 1, n), np.nan)
     B = 1 if rules.single else stream.batch
@@ -226,7 +226,17 @@ def _layers_wrong(field: str, change: Change) -> Rules:
     def wrong(*arguments: Any) -> Any:
         return right(*arguments[:-1], change(arguments[-1]))
 
-    return Rules()._replace(**{field: wrong})
+    changed: dict[str, Any] = {field: wrong}
+    return Rules(**changed)
+
+
+def _scale_wrong(field: str, factor: Callable[[Sizes], float], at: Sizes) -> Rules:
+    return _layers_wrong(field, _scaled(factor(at)))
+
+
+def _always(rules: Rules) -> Mistake:
+    """The same Rules at all Sizes."""
+    return lambda at: rules
 
 
 def _wrong_layers() -> dict[str, Mistake]:
@@ -238,12 +248,9 @@ def _wrong_layers() -> dict[str, Mistake]:
         "1/n stands for 1/sqrt(n)": lambda at: 1 / sqrt(at.n),
         "the branch has the wrong sign": lambda at: -1.0,
     }
-    out: dict[str, Mistake] = {
-        f"{what} {where}": lambda at, field=field, factor=factor: _layers_wrong(
-            field, _scaled(factor(at))
-        )
-        for (what, factor), (field, where) in product(scales.items(), WHERE.items())
-    }
+    out: dict[str, Mistake] = {}
+    for (what, factor), (field, where) in product(scales.items(), WHERE.items()):
+        out[f"{what} {where}"] = partial(_scale_wrong, field, factor)
     others: dict[str, tuple[Change, Sequence[str]]] = {
         "the skip connection is missing": (
             _each(skip=0.0),
@@ -256,8 +263,7 @@ def _wrong_layers() -> dict[str, Mistake]:
             others[f"the activation is {name}"] = _with_phi(phi), tuple(WHERE)
     for what, (change, places) in others.items():
         for field in places:
-            rules = _layers_wrong(field, change)
-            out[f"{what} {WHERE[field]}"] = lambda at, rules=rules: rules
+            out[f"{what} {WHERE[field]}"] = _always(_layers_wrong(field, change))
     return out
 
 
@@ -389,12 +395,8 @@ def _rates(which: Sequence[bool], factor: Callable[[Sizes], float], at: Sizes) -
     return Rules(rates=(U, W, v, W))
 
 
-MISTAKES: dict[str, Mistake] = {
-    **_wrong_layers(),
-    **{
-        what: lambda at, rules=rules: rules
-        for what, rules in (WRONG_FORWARD | WRONG_BACKWARD | WRONG_UPDATES).items()
-    },
-    **_wrong_rates(),
-}
+MISTAKES: dict[str, Mistake] = _wrong_layers()
+for _what, _rules in (WRONG_FORWARD | WRONG_BACKWARD | WRONG_UPDATES).items():
+    MISTAKES[_what] = _always(_rules)
+MISTAKES |= _wrong_rates()
 """{sentence: the Rules by which a network of these Sizes makes that mistake}"""

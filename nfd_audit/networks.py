@@ -44,7 +44,7 @@ Place = tuple[int, str, int]  # pass, name of the array, index
 # --------------------------------------------------------------------------------------
 # Calling an implementation
 
-DEFAULT = {
+DEFAULT: dict[str, Any] = {
     "phi": "tanh",
     "block": "pre",
     "scaling": "depth-mup",
