@@ -167,10 +167,10 @@ def forward_chunk(i, k, t, layers, phi, dphi, terms, x, shares):
     N, T, passes_of_h, rows = x.p.shape[2], x.xi.shape[1], x.h.shape[0], x.h.shape[1]
     lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
     h_t, p_t = x.h[k % passes_of_h, t % rows, lo:hi], x.p[k, t, lo:hi]
-    coupled = len(terms.owed) > 0
+    coupled, one = len(terms.owed) > 0, x.v.dtype.type(1)
     if t == 0:
         set_zero(h_t)
-        add(terms.noise, x.u, 0, lo, hi, k + 1, h_t)  # U x_k / sqrt(d) [24]
+        add(terms.noise, x.u, t, lo, hi, k + 1, h_t)  # U x_k / sqrt(d) [24]
     else:
         image, noise = x.xi[k, t - 1, lo:hi], terms.noise[k]
         if coupled:
@@ -181,7 +181,7 @@ def forward_chunk(i, k, t, layers, phi, dphi, terms, x, shares):
     add(terms.drift, x.g, t, lo, hi, len(terms.drift), h_t)  # [20], [22]
     shares.h2[i, t] = dot(h_t, h_t)
     if t == T:
-        scale(1, h_t, p_t)
+        scale(one, h_t, p_t)
         return
     apply(phi, h_t, p_t)
     dots(x.p, t, lo, hi, p_t, k + 1, shares.gram[i])  # C [23]
@@ -202,9 +202,9 @@ def backward_chunk(i, k, t, layers, dphi, terms, x, shares):
     lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
     h_t, p_t = x.h[k % passes_of_h, t % rows, lo:hi], x.p[k, t, lo:hi]
     g_t = x.g[k, t, lo:hi]
-    coupled = len(terms.owed) > 0
+    coupled, one = len(terms.owed) > 0, x.v.dtype.type(1)
     if t == T:
-        scale(1, x.v[lo:hi], g_t)
+        scale(one, x.v[lo:hi], g_t)
         add(terms.drift, x.p, T, lo, hi, len(terms.drift), g_t)  # h^j_T in p [22]
         shares.f[i, 0] = dot(g_t, h_t)  # [23]
     else:
@@ -253,7 +253,6 @@ def set_zero(y):
 @kernel
 def scale(c, x, y):
     """y = c x."""
-    c = y.dtype.type(c)
     for m in range(len(y)):
         y[m] = c * x[m]
 
@@ -426,12 +425,12 @@ def rest_of_row(vectors, t, k, part, gram, R):
 @kernel
 def inputs_row(X, k, K, U):
     """Row k of K = <x_j, x_k> / d and of its Cholesky factor U. [24]"""
-    d = X.shape[2]
+    d, place = X.shape[2], np.int64(0)
     part = np.zeros(((d + CHUNK - 1) // CHUNK, k + 1))
     for i in range(len(part)):
         lo, hi = i * CHUNK, min((i + 1) * CHUNK, d)
-        dots(X, 0, lo, hi, X[k, 0, lo:hi], k + 1, part[i])
-    cholesky_row(X, 0, k, part, K, U)
+        dots(X, place, lo, hi, X[k, place, lo:hi], k + 1, part[i])
+    cholesky_row(X, place, k, part, K, U)
 
 
 @kernel
@@ -469,7 +468,7 @@ def finish(k, train, q, shares, N):
     f = total(shares.f, N)[0]
     train.f[k] = f
     train.chi[k] = chi_of(train.loss, f, train.y[k])
-    h2 = total(shares.h2, 1)
+    h2 = total(shares.h2, np.int64(1))
     finite = abs(train.chi[k]) < np.inf
     for t in range(len(h2)):
         train.h2[t] = h2[t]
