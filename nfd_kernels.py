@@ -18,8 +18,7 @@ from typing import Callable, Iterable
 
 import numpy as np
 
-from nfd_io import FAR, NEAR, no_exception
-from nfd_min import Activation
+from nfd_min import DTYPES, FAR, NEAR, Activation, no_exception
 
 try:
     import numba
@@ -123,6 +122,12 @@ def _start_threads() -> None:
         del os.environ["GOMP_SPINCOUNT"]
 
 
+def thread_count() -> int:
+    """How many threads may compute at a time, as numba.set_num_threads says."""
+    _start_threads()
+    return numba.get_num_threads()
+
+
 def parallel_allowed() -> bool:
     """Whether a parallel kernel may be called here; its serial version always may.
 
@@ -132,8 +137,7 @@ def parallel_allowed() -> bool:
     """
     if _in_a_fork or numba.config.DISABLE_JIT:
         return False
-    _start_threads()
-    if numba.get_num_threads() == 1:
+    if thread_count() == 1:
         return False
     in_main_thread = threading.current_thread() is threading.main_thread()
     return in_main_thread or numba.threading_layer() != "workqueue"
@@ -142,7 +146,6 @@ def parallel_allowed() -> bool:
 # --------------------------------------------------------------------------------------
 # Memory
 
-DTYPES = {"float64": np.float64, "float32": np.float32}
 LARGEST_KEPT = 2**31
 _scratch = threading.local()
 
