@@ -125,18 +125,18 @@ class Kernels(NamedTuple):
 class Terms(NamedTuple):
     """Coefficients of the sums that give h^k_t or g^k_t, in the dtype of particles."""
 
-    noise: np.ndarray  # (S,): of the images of directions 0..k
-    drift: np.ndarray  # (J,): of the J passes whose updates pass k sees
-    owed: np.ndarray  # (S,): of the other side's vectors in a new image, or (0,)
+    noise: np.ndarray  # (S,): of the images of directions 0..k [25]
+    drift: np.ndarray  # (S,): of the passes j < J whose updates pass k sees [20], [21]
+    owed: np.ndarray  # (S,): of the other side's vectors in a new image [45], or (0,)
 
 
 class Shares(NamedTuple):
     """The part that each chunk of particles has in the sums over all of them."""
 
-    gram: np.ndarray  # (chunks, k+1): new row of C or Gamma
-    slopes: np.ndarray  # (chunks, J): new row of P
-    known: np.ndarray  # (chunks, k+1): see `owe`
-    fresh: np.ndarray  # (chunks, k+1): see `owe`
+    gram: np.ndarray  # (chunks, S): new row of C or Gamma
+    slopes: np.ndarray  # (chunks, S): new row of P, or (chunks, 0)
+    known: np.ndarray  # (chunks, S): see `owe`
+    fresh: np.ndarray  # (chunks, S): see `owe`
     h2: np.ndarray  # (chunks, T+1): |h_t|^2
     f: np.ndarray  # (chunks, 1): <g_T, h_T>
 
@@ -148,9 +148,10 @@ class Training(NamedTuple):
     y: np.ndarray  # (S,)
     rate: float  # eta / batch
     batch: int
-    loss: int
+    loss: int  # its number for chi_of
     f: np.ndarray  # (S,)
     chi: np.ndarray  # (S,)
+    a: np.ndarray  # (S,): eta chi / batch
     h2: np.ndarray  # (T+1,): |h_t|^2 of the last pass
 
 
@@ -159,7 +160,7 @@ class Training(NamedTuple):
 
 
 @kernel
-def forward_chunk(i, k, t, layers, phi, dphi, terms, x, shares):
+def forward_chunk(i, k, t, J, layers, phi, dphi, terms, x, shares):
     """h_t and phi(h_t) of pass k for chunk i, and its share of C. [20], [22], [23]
 
     phi, dphi : of layer t+1, which takes h_t
@@ -178,7 +179,7 @@ def forward_chunk(i, k, t, layers, phi, dphi, terms, x, shares):
         below = x.h[k % passes_of_h, (t - layers[t].back) % rows, lo:hi]
         combine(layers[t].skip, below, noise, image, h_t)
         add(terms.noise, x.xi, t - 1, lo, hi, k, h_t)  # dB [25]
-    add(terms.drift, x.g, t, lo, hi, len(terms.drift), h_t)  # [20], [22]
+    add(terms.drift, x.g, t, lo, hi, J, h_t)  # [20], [22]
     shares.h2[i, t] = dot(h_t, h_t)
     if t == T:
         scale(one, h_t, p_t)
@@ -186,14 +187,14 @@ def forward_chunk(i, k, t, layers, phi, dphi, terms, x, shares):
     apply(phi, h_t, p_t)
     dots(x.p, t, lo, hi, p_t, k + 1, shares.gram[i])  # C [23]
     if shares.slopes.shape[1] > 0:
-        slope_dots(k, t, lo, hi, dphi, x, shares.slopes[i])  # P [17]
+        slope_dots(k, t, J, lo, hi, dphi, x, shares.slopes[i])  # P [17]
     if coupled:
         dots(x.zeta, t, lo, hi, p_t, k, shares.known[i])
         dots(x.g, t + 1, lo, hi, x.xi[k, t, lo:hi], k, shares.fresh[i])
 
 
 @kernel
-def backward_chunk(i, k, t, layers, dphi, terms, x, shares):
+def backward_chunk(i, k, t, J, layers, dphi, terms, x, shares):
     """g_t of pass k for chunk i, and its shares of Gamma and f. [21], [22], [23]
 
     dphi : of layer t+1, which leads from t to t+1
@@ -205,7 +206,7 @@ def backward_chunk(i, k, t, layers, dphi, terms, x, shares):
     coupled, one = len(terms.owed) > 0, x.v.dtype.type(1)
     if t == T:
         scale(one, x.v[lo:hi], g_t)
-        add(terms.drift, x.p, T, lo, hi, len(terms.drift), g_t)  # h^j_T in p [22]
+        add(terms.drift, x.p, T, lo, hi, J, g_t)  # h^j_T in p [22]
         shares.f[i, 0] = dot(g_t, h_t)  # [23]
     else:
         image = x.zeta[k, t, lo:hi]
@@ -213,7 +214,7 @@ def backward_chunk(i, k, t, layers, dphi, terms, x, shares):
             add(terms.owed, x.p, t, lo, hi, k + 1, image)  # [45]
         scale(terms.noise[k], image, g_t)
         add(terms.noise, x.zeta, t, lo, hi, k, g_t)  # dB~ [25]
-        add(terms.drift, x.p, t, lo, hi, len(terms.drift), g_t)  # [21]
+        add(terms.drift, x.p, t, lo, hi, J, g_t)  # [21]
         times_dphi(dphi, h_t, p_t, g_t)  # phi'(h) (..) [21]
         for u in range(t + 1, T + 1):
             if layers[u].skip != 0 and u - layers[u].back == t:  # h_u = skip h_t + ..
@@ -225,13 +226,13 @@ def backward_chunk(i, k, t, layers, dphi, terms, x, shares):
 
 
 @kernel
-def slope_dots(k, t, lo, hi, dphi, x, out):
+def slope_dots(k, t, J, lo, hi, dphi, x, out):
     """out_j = sum_m phi'(h^j_t) phi'(h^k_t), m = lo..hi-1. [17]
 
     Of the earlier passes h is kept if phi' needs more than phi(h).
     """
     both = np.empty(hi - lo, x.p.dtype)
-    for j in range(len(out)):
+    for j in range(J):
         for m in range(hi - lo):
             both[m] = 1
         for n in (j, k):
@@ -273,19 +274,19 @@ def combine(b, x, c, z, y):
 
 
 @kernel
-def forward_terms(k, t, a, layers, q, shares, N, terms):
-    """The coefficients of h^k_t. a : array, shape (J,): eta chi_j / batch"""
+def forward_terms(k, t, J, a, layers, q, shares, N, terms):
+    """The coefficients of h^k_t. a : array: eta chi_j / batch"""
     noise, drift, owed = terms
     if t == 0:
         for j in range(k + 1):
             noise[j] = q.U[k, j]  # [24]
-        for j in range(len(a)):
+        for j in range(J):
             drift[j] = -a[j] * q.K[k, j]  # [22], [97]
         return
     L, s, rate = len(layers) - 1, layers[t].s, layers[t].rate
     for j in range(k + 1):
         noise[j] = s * q.R[t - 1, k, j]  # [25], [101]
-    for j in range(len(a)):
+    for j in range(J):
         C = q.C[t - 1, k, j]
         drift[j] = -rate * s**2 * a[j] * C  # [20], [98]
         if len(q.P) > 0 and t > 1:
@@ -297,12 +298,12 @@ def forward_terms(k, t, a, layers, q, shares, N, terms):
 
 
 @kernel
-def backward_terms(k, t, a, layers, q, shares, N, terms):
-    """The coefficients of g^k_t. a : array, shape (J,): eta chi_j / batch"""
+def backward_terms(k, t, J, a, layers, q, shares, N, terms):
+    """The coefficients of g^k_t. a : array: eta chi_j / batch"""
     noise, drift, owed = terms
     L = len(layers) - 1
     if t == L:
-        for j in range(len(a)):
+        for j in range(J):
             drift[j] = -a[j]  # [22], [99]
         return
     s, rate = layers[t + 1].s, layers[t + 1].rate
@@ -311,7 +312,7 @@ def backward_terms(k, t, a, layers, q, shares, N, terms):
     if layers[t + 1].fresh:
         set_zero(noise)
         noise[k] = s * sqrt(q.Gamma[t + 1, k, k])  # [X11]
-    for j in range(len(a)):
+    for j in range(J):
         Gamma = q.Gamma[t + 1, k, j]
         drift[j] = -rate * s**2 * a[j] * Gamma  # [21], [100]
         if len(q.P) > 0 and t + 1 < L:
@@ -434,45 +435,18 @@ def inputs_row(X, k, K, U):
 
 
 @kernel
-def slopes_row(shares, N, P):
-    """The new row of P. [17]"""
-    row = total(shares.slopes, N)
-    for j in range(len(row)):
-        P[j] = row[j]
-
-
-@kernel
-def seen(k, train):
-    """eta chi_j / batch of the J passes whose updates pass k sees."""
-    a = np.zeros(k // train.batch * train.batch)
-    for j in range(len(a)):
-        a[j] = train.rate * train.chi[j]
-    return a
-
-
-@kernel
-def zeros(rows, columns):
-    """An array of shape (rows, columns)."""
-    return np.zeros((rows, columns))
-
-
-@kernel
-def zero_vector(n, like):
-    """An array of shape (n,), of the dtype of another array."""
-    return np.zeros(n, like.dtype)
-
-
-@kernel
 def finish(k, train, q, shares, N):
-    """f_k, chi_k, and whether the pass stayed finite. [23], [2]"""
+    """f_k, chi_k, and whether all of the pass is finite. [23], [2]"""
     f = total(shares.f, N)[0]
+    chi = chi_of(train.loss, f, train.y[k])
     train.f[k] = f
-    train.chi[k] = chi_of(train.loss, f, train.y[k])
+    train.chi[k] = chi
+    train.a[k] = train.rate * chi
     h2 = total(shares.h2, np.int64(1))
-    finite = abs(train.chi[k]) < np.inf
+    finite = abs(chi) < np.inf
     for t in range(len(h2)):
         train.h2[t] = h2[t]
-        finite &= h2[t] + q.Gamma[t, k, k] < np.inf
+        finite &= h2[t] < np.inf and q.Gamma[t, k, k] < np.inf
     return finite
 
 
@@ -481,45 +455,33 @@ def finish(k, train, q, shares, N):
 
 
 @serial_and_parallel
-def passes(begin, end, layers, phi, dphi, train, x, q):
+def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
     """Passes begin..end-1, in turn. Returns the first that diverged, or end.
 
     layers : record array, shape (T+1,), of `compiled_chain`
     phi, dphi : tuples of activations and their derivatives, by their number in layers
     """
-    N, T = x.p.shape[2], len(layers) - 1
-    chunks = (N + CHUNK - 1) // CHUNK
+    N, T, chunks = x.p.shape[2], len(layers) - 1, len(shares.gram)
     for k in range(begin, end):
-        a = seen(k, train)
-        terms = Terms(
-            noise=zero_vector(k + 1, x.v),
-            drift=zero_vector(len(a), x.v),
-            owed=zero_vector(k + 1 if len(q.D) > 0 else 0, x.v),
-        )
-        shares = Shares(
-            gram=zeros(chunks, k + 1),
-            slopes=zeros(chunks, len(a) if len(q.P) > 0 else 0),
-            known=zeros(chunks, k + 1),
-            fresh=zeros(chunks, k + 1),
-            h2=zeros(chunks, T + 1),
-            f=zeros(chunks, 1),
-        )
+        J = k // train.batch * train.batch
         inputs_row(train.X, k, q.K, q.U)
         for t in range(T + 1):  # [20]
-            forward_terms(k, t, a, layers, q, shares, N, terms)
+            forward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             above = layers[min(t + 1, T)].phi
             f, df = phi[above], dphi[above]
             for i in prange(chunks):
-                forward_chunk(np.int64(i), k, t, layers, f, df, terms, x, shares)
+                forward_chunk(np.int64(i), k, t, J, layers, f, df, terms, x, shares)
             if t < T:
                 cholesky_row(x.p, t, k, shares.gram, q.C[t], q.R[t])
-                if len(q.P) > 0:
-                    slopes_row(shares, N, q.P[t])
+            if t < T and len(q.P) > 0:
+                slopes = total(shares.slopes, N)
+                for j in range(J):
+                    q.P[t, j] = slopes[j]  # [17]
         for t in range(T, -1, -1):  # [21]
-            backward_terms(k, t, a, layers, q, shares, N, terms)
+            backward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             df = dphi[layers[min(t + 1, T)].phi]
             for i in prange(chunks):
-                backward_chunk(np.int64(i), k, t, layers, df, terms, x, shares)
+                backward_chunk(np.int64(i), k, t, J, layers, df, terms, x, shares)
             cholesky_row(x.g, t, k, shares.gram, q.Gamma[t], q.R_back[t])
         if not finish(k, train, q, shares, N):
             return k
@@ -690,8 +652,16 @@ def _run(stream, chain, x, q, per_block, kept):
         loss=LOSS[stream.loss],
         f=out.f,
         chi=out.chi,
+        a=np.zeros(S),
         h2=np.empty(T + 1),
     )
+    coupled, nearest = len(q.D) > 0, len(q.P) > 0
+    terms = Terms(*np.zeros((2, S), x.v.dtype), np.zeros(S * coupled, x.v.dtype))
+    chunks = -(-N // CHUNK)
+    gram, known, fresh = np.zeros((3, chunks, S))
+    slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
+    shares = Shares(gram, slopes, known, fresh, h2, f)
+    given = chain.layers, chain.phi, chain.dphi, train, x, q, terms, shares
     serial, parallel = passes
     run = parallel if N > CHUNK and parallel_allowed() else serial
     step = max(1, SPAN // (T * N * (S + 8)))
@@ -699,7 +669,7 @@ def _run(stream, chain, x, q, per_block, kept):
     k = 0
     for end in progress(ends, "solving") if len(ends) > 1 else ends:
         if out.diverged_at is None:
-            k = run(k, end, chain.layers, chain.phi, chain.dphi, train, x, q)
+            k = run(k, end, *given)
             if k < end:
                 _after_divergence(out, k, train.h2, x, q, per_block, kept)
     return out
