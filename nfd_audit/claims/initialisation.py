@@ -19,6 +19,7 @@ from nfd_audit.measure import (
     train,
 )
 from nfd_audit.verdict import Bound, Mean, Rate
+from nfd_io import join
 from nfd_limits import relu_moments
 from nfd_min import ACTIVATIONS, LOSSES, Layer, Stream, Trajectory
 
@@ -75,7 +76,7 @@ def _gradient_errors(
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, float]]:
     """(name of the parameter, relative error of its gradient) for U, W and v."""
-    h, g = nfd_min.join(net.h, net.x), nfd_min.join(net.g, net.gx)
+    h, g = join(net.h, net.x), join(net.g, net.gx)
     each = [nfd_min.gradients(*of_f, layers) for of_f in zip(stream.X, h, g)]
     for i, (name, per_sample) in enumerate(zip(("U", "W", "v"), zip(*each))):
         exact = np.tensordot(net.chi, per_sample, 1) / stream.batch
