@@ -130,7 +130,9 @@ def checked(name: str, sizes: Sizes | None, data: Any) -> Sizes:
     recipe, sizes = FIGURES[name], sizes or {}
     if unknown := sorted(sizes.keys() - recipe.default.keys()):
         allowed = ", ".join(recipe.default)
-        raise ValueError(f"sizes: {name} has no {', '.join(unknown)}; allowed: {allowed}")
+        raise ValueError(
+            f"sizes: {name} has no {', '.join(unknown)}; allowed: {allowed}"
+        )
     sizes = recipe.default | sizes
     needed, there = recipe.images(sizes), len(images(data)[0])
     if there < needed:
@@ -157,6 +159,7 @@ def drawn(name: str, points: Points, sizes: Sizes) -> "dict[str, Figure]":
             figure = recipe.draw(of_it, sizes)
             for axes in figure.axes:
                 few_ticks(axes)
+            figure.align_ylabels()
         figure.caption, figure.numbers = of_it.caption, plain(of_it.numbers)
         figures[picture] = inline(figure)
     return figures

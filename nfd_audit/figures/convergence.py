@@ -118,9 +118,11 @@ def draw(picture: Picture, sizes: Sizes) -> "Figure":
                 slopes.append(power(against, fit))
             log_sizes(ax, values, label_of_x)
             log_y(ax)
-            ax.set_title(f"{quantity}\n{'  '.join(slopes)}")
+            ax.set_title(f"{quantity}\n{'  '.join(slopes)}".strip())
         row[0].set_ylabel("squared error")
-    styles = {textwrap.fill(label, 20): style for label, (_, _, style) in SERIES.items()}
+    styles = {
+        textwrap.fill(label, 20): style for label, (_, _, style) in SERIES.items()
+    }
     legend(figure, styles)
     return figure
 

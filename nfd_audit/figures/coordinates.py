@@ -172,7 +172,8 @@ def draw(picture: Picture, sizes: Sizes) -> "Figure":
         ax = of_row[column]
         for k, style in steps.items():
             curve(ax, swept, data["each"][name, row][..., k], **style)
-        log_sizes(ax, swept[::2], f"{against} ${symbol}$" if row == "f" else "")
+        some = swept if len(swept) < 4 else swept[::2]
+        log_sizes(ax, some, f"{against} ${symbol}$" if row == "f" else "")
         log_y(ax)
         head = f"{tex(name)}\n" if row == "h" else ""
         ax.set_title(head + power(symbol, data["fits"][name, row]))

@@ -59,7 +59,10 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     shares, fits = {}, {}
     for label, (alpha, system, _) in SERIES.items():
         results = pick(points, coupling_case, branch_exponent=alpha)
-        change, square = array(results, system, "h_L"), array(results, "decoupled", "h2")
+        change, square = (
+            array(results, system, "h_L"),
+            array(results, "decoupled", "h2"),
+        )
         share = shares[label] = (change / square)[..., 1]
         fits[label] = fitted(sizes["depths"][: share.shape[1]], share)
     N = sizes["particles"]

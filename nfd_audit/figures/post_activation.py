@@ -117,7 +117,8 @@ def draw(picture: Picture, sizes: Sizes) -> "Figure":
     log_y(square)
     bound = [data["exact"]["post"][L]["bound"] for L in depths]
     mean.plot(depths, bound, color=BLACK, linestyle=":")
-    mean.set_yscale("symlog")
+    if max(bound) > 10:
+        mean.set_yscale("symlog")
     loss_panels((train, test), data["losses"], LINES, sizes["steps"], TEST_EVERY)
     titles = (r"$E\,h_L^2$", r"$E\,h_L$", "train loss", "test loss")
     for ax, title in zip(axes[0], titles):
@@ -136,9 +137,7 @@ POST_ACTIVATION = Recipe(
     cases,
     numbers,
     draw,
-    tiny=dict(
-        width=16, depths=(2, 4), train_depths=(2, 4), seeds=2, steps=6, batch=16
-    ),
+    tiny=dict(width=16, depths=(2, 4), train_depths=(2, 4), seeds=2, steps=6, batch=16),
     default=dict(
         width=256,
         depths=doubling(4, 128),

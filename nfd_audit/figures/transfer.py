@@ -167,9 +167,7 @@ TINY = dict(width=16, depths=(2, 4), etas=(0.1, 0.4, 1.6), seeds=2, steps=4, bat
 DEFAULT = dict(
     width=128, depths=doubling(8, 128), etas=ETAS, seeds=12, steps=12, batch=16
 )
-PAPER = dict(
-    width=256, depths=doubling(4, 64), etas=ETAS, seeds=5, steps=100, batch=64
-)
+PAPER = dict(width=256, depths=doubling(4, 64), etas=ETAS, seeds=5, steps=100, batch=64)
 
 TRANSFER = Recipe(
     "best learning rate against depth for the three scalings",

@@ -88,7 +88,9 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
 
 
 def draw(picture: Picture, sizes: Sizes) -> "Figure":
-    title = "Two-layer blocks: the collapse of the first layer, its correction, the price"
+    title = (
+        "Two-layer blocks: the collapse of the first layer, its correction, the price"
+    )
     figure, axes = canvas(2, 3, title, picture.caption, height=2.5)
     depths, data = sizes["share_depths"], picture.data
     for ax, (name, title) in zip(axes[:, 0], SHARES.items()):
