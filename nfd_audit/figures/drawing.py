@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nfd_audit.figures.recipe import array
+from nfd_audit.figures.reading import array
 from nfd_audit.plots import BLACK, SIZE_NAMES
 from nfd_audit.slopes import Slope
 
@@ -38,7 +38,7 @@ RC = {
 }
 """matplotlib's settings for all figures."""
 
-WIDTH, DEPTH = SIZE_NAMES["n"], SIZE_NAMES["L"]
+DEPTH = SIZE_NAMES["L"]
 
 # --------------------------------------------------------------------------------------
 # Text and canvas
