@@ -68,8 +68,8 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
         f"Left: ReLU networks of width {sizes['width']} at initialisation (points: "
         f"mean of {sizes['seeds']} seeds, 2 standard errors; lines: exact at infinite "
         "width; dotted: the lower bound of Prop 3.1 from layer 1 on). Right: their "
-        f"losses in SGD, batch {sizes['batch']}, eta = {ETA}; a curve ends, marked x, where a "
-        "loss is not finite or exceeds 2."
+        f"losses in SGD, batch {sizes['batch']}, eta = {ETA}; a curve ends, marked x, "
+        "where a loss is not finite or exceeds 2."
     )
     data = dict(measured=measured, exact=exact, losses=losses)
     return {"post-activation": Picture(caption, kept, data)}
