@@ -129,7 +129,7 @@ def test_the_closed_form_is_for_decoupled_pre_blocks(how):
 
 @pytest.mark.parametrize("rho", [1.0, 0.5])
 def test_scipy_takes_a_lazy_matrix(rho):
-    """As a linear operator; for rho = 1 it passes the dot test, a Gaussian W~ does not."""
+    """As a linear operator; it passes the dot test for rho = 1, and only then."""
     W = LazyGaussian((9, 6), rng=0, rho=rho)
     operator = aslinearoperator(W)
     assert operator.shape == (9, 6) and operator.dtype == float
