@@ -18,7 +18,9 @@ from nfd_min import (
     ACTIVATIONS,
     Activation,
     Backward,
+    Int,
     Layer,
+    Number,
     Phi,
     Stream,
     Trajectory,
@@ -41,7 +43,7 @@ __all__ = [
 ]  # fmt: skip
 
 Array: TypeAlias = NDArray[np.float64]
-Rho: TypeAlias = float | Sequence[float]
+Rho: TypeAlias = Number | Sequence[Number] | Array
 
 # --------------------------------------------------------------------------------------
 # The limit at initialisation
@@ -66,9 +68,9 @@ class InitKernels(NamedTuple):
 def init_kernels(
     X: ArrayLike,
     phi: Phi = "tanh",
-    depth: int | None = None,
+    depth: Int | None = None,
     *,
-    branch_exponent: float = 0.5,
+    branch_exponent: Number = 0.5,
     rho: Rho = 1.0,
 ) -> InitKernels:
     """The kernels of Theorem 4.3 for the inputs X (S, d), at infinite width. [10], [11]
@@ -331,11 +333,11 @@ class FirstStepKernel(NamedTuple):
 def first_step_kernel(
     x: ArrayLike,
     phi: Phi = "tanh",
-    depth: int | None = None,
+    depth: Int | None = None,
     *,
     block: str = "pre",
-    internal_lr_exponent: float = 0.0,
-    branch_exponent: float = 0.5,
+    internal_lr_exponent: Number = 0.0,
+    branch_exponent: Number = 0.5,
     rho: Rho = 0.0,
 ) -> FirstStepKernel:
     """The FirstStepKernel of an input x (d,), at infinite width, any depth or infinite.
@@ -455,8 +457,8 @@ def one_step(
     x0: ArrayLike,
     x1: ArrayLike,
     phi: Phi = "tanh",
-    depth: int | None = None,
-    branch_exponent: float = 0.5,
+    depth: Int | None = None,
+    branch_exponent: Number = 0.5,
     rho: Rho = 1.0,
 ) -> OneStep:
     """OneStep of inputs x0, x1 (d,) for f_0 = 0, at infinite width. [X5], [X6]
@@ -673,7 +675,7 @@ def responses_of(
     phi: Phi = "tanh",
     *,
     backward: Backward = "reused",
-    branch_exponent: float = 0.5,
+    branch_exponent: Number = 0.5,
 ) -> Responses:
     """The Responses of a run on a stream, from its features and gradients alone.
 
@@ -812,7 +814,7 @@ class ReluMoments(NamedTuple):
 
 
 def relu_moments(
-    square: float, depth: int, block: Literal["pre", "post"] = "pre"
+    square: Number, depth: Int, block: Literal["pre", "post"] = "pre"
 ) -> ReluMoments:
     """ReluMoments of depth L from E h_0^2 = square. With a = 1 / sqrt(2 pi):
 
@@ -858,10 +860,10 @@ class LinearLimit(NamedTuple):
 
 def linear_limit(
     stream: Stream,
-    depth: int | None = None,
+    depth: Int | None = None,
     *,
     backward: Backward = "decoupled",
-    branch_exponent: float = 0.5,
+    branch_exponent: Number = 0.5,
 ) -> LinearLimit:
     """Train a linear network of infinite width without sampling, at any depth.
 
@@ -894,7 +896,7 @@ def linear_limit(
     forms = 32 * S * (deepest + 1) * (2 * deepest + 1) * (S + 1)
     check_memory(forms, f"linear_limit(depth={depth}, S={S})")
 
-    def at_depth(L: int) -> LinearLimit:
+    def at_depth(L: Int) -> LinearLimit:
         layers = particle_chain(
             "pre", "identity", L, backward=backward, branch_exponent=branch_exponent
         )

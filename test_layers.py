@@ -186,13 +186,15 @@ print(*sde.solve(stream, 6, 2, backward="reused", rng=0).f)
 
 
 def test_small_functions():
-    """Under 60 lines and 10 parameters at most."""
+    """Under 60 lines without the docstring, and 10 parameters at most."""
     for path in HERE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.Lambda)):
                 a, name = node.args, f"{path.name}: {getattr(node, 'name', 'lambda')}"
                 assert len(a.posonlyargs + a.args + a.kwonlyargs) <= 10, name
-                assert node.end_lineno - node.lineno + 1 < 60, name
+                text = ast.get_docstring(node, clean=False) if isinstance(node, ast.FunctionDef) else None
+                said = len(text.splitlines()) if text else 0
+                assert node.end_lineno - node.lineno + 1 - said < 60, name
 
 
 SPREADING = """
