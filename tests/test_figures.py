@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finite_net
 from nfd_audit import plots
 from nfd_audit.claims.initialisation import relu_case
 from nfd_audit.claims.training import train_case
-from nfd_audit.figures import FIGURES, drawing, figure, make
-from nfd_audit.figures.command import main
+from nfd_audit.data import sequence
+from nfd_audit.figures import FIGURES, drawing, figure, main, make
+from nfd_audit.figures.coordinates import STEPS, coordinate_case
 from nfd_audit.figures.reading import fitted, trend
 from nfd_audit.figures.scaling import enough, extrapolate, scaling_fit
 from nfd_audit.run import kept, key_of, plain, sweep
@@ -242,6 +244,31 @@ def test_divergence_is_data():
     gaps = picture.numbers["train gaps, mup, [seed][depth]"]
     assert np.isnan(gaps[:, 1]).all()  # no gap, not a small one
     assert recipe.draw(picture, sizes).axes
+
+
+@pytest.mark.parametrize(
+    "network", [dict(), dict(branch_exponent=0.8), dict(scaling="mup")]
+)
+def test_own_update_of_a_block(network):
+    """[2], [X1]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j
+    C^{jk}_{l-1} g^j_l; rate s^2 is 1/L, for muP 1."""
+    n, L, eta = 12, 5, 0.2
+    given = dict(data=None, eta=eta, width=n, depth=L, network=network)
+    values = coordinate_case(**given, seed=(3,))
+    rng = np.random.default_rng((3,))
+    stream = sequence(None, (STEPS + 1) * [0], eta, rng=rng)
+    weights = finite_net.draw_weights(n, L, stream.d, rng=rng)
+    run = finite_net.train(stream, n, L, weights=weights, **network)
+    p = np.tanh(run.h[:, :-1])
+    times = L if "scaling" in network else 1
+    for k in range(STEPS + 1):
+        C = np.einsum("jln,ln->jl", p[:k], p[k]) / n
+        own = times * np.einsum("j,jl,jln->ln", eta * run.chi[:k], C, run.g[:k, 1:])
+        assert np.isclose(values["own"][k], np.mean(own**2), rtol=1e-10)
+    change = run.h[2, L] - run.h[0, L]
+    assert np.isclose(values["change"][2], np.mean(change**2))
+    assert np.isclose(values["h"][1], np.mean(run.h[1, L] ** 2))
+    assert np.isclose(values["f"][2], (run.f[2] - run.f[0]) ** 2)
 
 
 def test_exact_features_have_the_ratio_1():

@@ -8,7 +8,7 @@ from concurrent.futures import BrokenExecutor
 from importlib import util
 from pathlib import Path
 
-from numba import get_num_threads
+import numba
 
 from nfd_audit.arguments import (
     HelpFormatter,
@@ -22,7 +22,7 @@ from nfd_audit.arguments import (
     worker_options,
 )
 from nfd_audit.data import Data, prepared
-from nfd_audit.figures import FIGURES, checked, make
+from nfd_audit.figures.catalogue import FIGURES, checked, make
 from nfd_audit.figures.recipe import Sizes
 from nfd_audit.run import kept, workers_of
 from nfd_min import __version__, meant
@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", type=directory_path, metavar="DIR", help=keep)
     form = "of the pictures (default: png)"
     add("--format", choices=("png", "svg"), default="png", help=form)
-    worker_options(parser, get_num_threads())
+    worker_options(parser, numba.config.NUMBA_NUM_THREADS)
     return parser
 
 
