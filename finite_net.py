@@ -386,7 +386,6 @@ def backward(first, last, weights, layers, dphi, h, p, g, z):
     return bad
 
 
-
 @kernel
 def share_of_batch(place, samples, weights, layers, phi, dphi, scratch, record):
     """Both passes of the samples at + first .. at + last - 1; whether one diverged.
@@ -505,7 +504,9 @@ def train_one(r, size, samples, weights, layers, phi, dphi, scratch, record):
 
 def _train_each(size, samples, weights, layers, phi, dphi, scratch, record, reached):
     for r in prange(len(reached)):
-        reached[r] = train_one(r, size, samples, weights, layers, phi, dphi, scratch, record)
+        reached[r] = train_one(
+            r, size, samples, weights, layers, phi, dphi, scratch, record
+        )
 
 
 train_each, train_each_parallel = serial_and_parallel(_train_each)
@@ -636,9 +637,7 @@ def sgd(
 ) -> Trajectory:
     """`train` from given weights, called as nfd_min.sgd: decoupled if there are four."""
     how.setdefault("backward", "reused" if len(weights) == 3 else "decoupled")
-    return train(
-        stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how
-    )
+    return train(stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how)
 
 
 def train_many(
@@ -749,12 +748,13 @@ def _checked_seeds(seeds):
         generators = [np.random.default_rng(seed) for seed in seeds]
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "seeds must be a list for numpy.random.default_rng, as range(9): "
-            f"{error}"
+            f"seeds must be a list for numpy.random.default_rng, as range(9): {error}"
         ) from None
     known = np.random.Generator, np.random.BitGenerator, type(None)
     if any(isinstance(seed, known) for seed in seeds):
-        raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
+        raise ValueError(
+            "seeds must be numbers or SeedSequences, not Generators or None"
+        )
     return seeds, generators
 
 
