@@ -1,271 +1,959 @@
-"""Residual networks of finite width with explicit matrices, trained by SGD. Fast twin of `nfd_min.sgd`; its
-passes are in `nfd_passes`.
+"""Residual networks of finite width with explicit matrices, trained by SGD. [1]-[3]
+
+The fast twin of `nfd_min.sgd`: first the compiled loops, one sample at a time and then
+mini-batches, then the functions that users call. All is written for a chain of T layers
+
+    h_t = skip h_{t-back} + s W_t phi(h_{t-1}) / sqrt(n),   t = 1..T,
+
+as nfd_min.Layer describes them. A layer without a matrix has the identity in place of
+W_t / sqrt(n). Each sum is made in fixed blocks, in their order, so one seed gives the
+same bits on any number of threads.
 """
 
-from collections import namedtuple
+from collections.abc import Iterable
+from functools import lru_cache
 from itertools import pairwise
-from math import sqrt
+from math import prod, sqrt
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
+from numba import prange
+from numpy.typing import ArrayLike
 
-import nfd_io
-import nfd_kernels
 import nfd_min
-from nfd_io import DTYPES, KEEP, check_memory, check_type, choose, positive_int, progress, remembered
-from nfd_kernels import address_of_loss, addresses_of, compiled_chain, copy_of, finite_array, normals, pieces
-from nfd_min import Stream, Trajectory
-from nfd_passes import Batch, Record, Run, Waiting, Weights, after, compiled_many, compiled_one, shares_of
+from nfd_kernels import (
+    LOSS,
+    activations,
+    apply,
+    chi_of,
+    diverged,
+    dot,
+    empty,
+    fill_normals,
+    kernel,
+    normals,
+    parallel_allowed,
+    pieces,
+    plus,
+    progress,
+    serial_and_parallel,
+    thread_count,
+    times_dphi,
+)
+from nfd_min import (
+    DTYPES,
+    Activation,
+    Stream,
+    Trajectory,
+    check_memory,
+    check_type,
+    choose,
+    finite_array,
+    positive_int,
+)
 
 __all__ = ["draw_weights", "sgd", "train", "train_many"]
+
+ROWS = 128  # rows of a matrix that a thread takes at a time
+
+
+class Layers(NamedTuple):
+    """The chain for compiled code: arrays of shape (T+1,), layer t in entry t.
+
+    s includes the 1 / sqrt(n) of a matrix; matrix is its number, or -1 where the layer
+    has none; its activation is phi[kind], with the derivative dphi[kind], where phi and
+    dphi are tuples of pointers (nfd_kernels.activations).
+    """
+
+    skip: np.ndarray
+    s: np.ndarray
+    rate: np.ndarray
+    back: np.ndarray
+    matrix: np.ndarray
+    kind: np.ndarray
+
+
+class Samples(NamedTuple):
+    """x_k / sqrt(d) (S, d), y (S,), the number of the loss, and eta / batch."""
+
+    X: np.ndarray
+    y: np.ndarray
+    loss: int
+    rate: float
+
+
+class Parameters(NamedTuple):
+    """U (n, d), W (M, n, n), v (n,), and W~ (M, n, n), or (0, n, n) where it is W."""
+
+    U: np.ndarray
+    W: np.ndarray
+    v: np.ndarray
+    W_back: np.ndarray
+
+
+class Record(NamedTuple):
+    """f and chi (S,); h and g (S, T+1, n), or (0, T+1, n) where they are not kept."""
+
+    f: np.ndarray
+    chi: np.ndarray
+    h: np.ndarray
+    g: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Memory of one mini-batch of B samples, rounded up to a multiple of four.
+
+    h, g (T+1, B, n); p (T, B, n), phi(h_{t-1}) in p[t-1]; z (B, n); x (B, d), the
+    samples; c (B,), eta chi / batch; bad (shares of the mini-batch,), whether one
+    diverged; parts (blocks of rows of a matrix, n), sums of one block each.
+    """
+
+    h: np.ndarray
+    g: np.ndarray
+    p: np.ndarray
+    z: np.ndarray
+    x: np.ndarray
+    c: np.ndarray
+    bad: np.ndarray
+    parts: np.ndarray
+
+
+# --------------------------------------------------------------------------------------
+# One sample at a time
+
+
+@kernel
+def times_rows(W, x, y, lo, hi):
+    """y_i = <W_i, x> for the rows i = lo..hi-1."""
+    for i in range(lo, hi):
+        y[i] = dot(W[i], x)
+
+
+@kernel
+def back_and_step_rows(W, g, p, c, z, lo, hi):
+    """z = W^T g, then W -= c g p^T, for the rows lo..hi-1, in one sweep. [3], [2]"""
+    zero(z)
+    for i in range(lo, hi):
+        w, a, b = W[i], g[i], c * g[i]
+        for m in range(len(p)):
+            w_m = w[m]
+            z[m] += a * w_m  # [3]
+            w[m] = w_m - b * p[m]  # [2]
+
+
+@kernel
+def step_rows(W, g, p, c, lo, hi):
+    """W -= c g p^T for the rows lo..hi-1. [2]"""
+    for i in range(lo, hi):
+        plus(-c * g[i], p, W[i])  # [2]
+
+
+@kernel
+def copy(x, y):
+    """y = x."""
+    for m in range(len(x)):
+        y[m] = x[m]
+
+
+@kernel
+def zero(x):
+    for m in range(len(x)):
+        x[m] = 0
+
+
+@kernel
+def branch_and_skip(s, u, skip, x, y):
+    """y = s u + skip x; u may be y."""
+    for m in range(len(y)):
+        y[m] = s * u[m] + skip * x[m]
+
+
+@kernel
+def output(v, h):
+    """f = <v, h> / n, summed in float64. [1]"""
+    s = 0.0
+    for m in range(len(v)):
+        s += np.float64(v[m]) * np.float64(h[m])
+    return s / len(v)
+
+
+def _sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, record):
+    """SGD on the samples begin..end-1, one at a time. [1]-[3], [8]
+
+    Returns the first sample that diverged, or end. Its h and g are in the record, or in
+    the scratch if they are not kept.
+    """
+    X, y, loss, rate = samples
+    U, W, v, W_back = weights
+    skip, s, rates, back, matrix, kind = layers
+    f, chi, h_kept, g_kept = record
+    n, T, real = len(v), len(skip) - 1, v.dtype.type
+    h, g = scratch.h.reshape(-1, n), scratch.g.reshape(-1, n)
+    p = scratch.p.reshape(-1, n)
+    z, parts = scratch.z[0], scratch.parts
+    decoupled, W_tilde = len(W_back) > 0, W_back if len(W_back) > 0 else W
+    for k in range(begin, end):
+        if len(h_kept) > 0:
+            h, g = h_kept[k], g_kept[k]
+
+        times_rows(U, X[k], h[0], 0, n)  # [1]
+        bad = diverged(h[0])
+        for t in range(1, T + 1):
+            m, x, u = matrix[t], p[t - 1], h[t]
+            apply(phi[kind[t]], h[t - 1], x)
+            if m >= 0:
+                for b in prange(len(parts)):
+                    times_rows(W[m], x, u, b * ROWS, min(b * ROWS + ROWS, n))
+            else:
+                copy(x, u)
+            branch_and_skip(s[t], u, skip[t], h[t - back[t]], h[t])  # [1], [29]
+            bad |= diverged(h[t])
+
+        f[k] = output(v, h[T])  # [1]
+        chi[k] = chi_of(loss, f[k], y[k])  # [2]
+        if bad or not abs(chi[k]) < np.inf:
+            return k
+        c = rate * chi[k]  # eta chi
+
+        zero(g.reshape(-1))
+        copy(v, g[T])  # [3]
+        for t in range(T, 0, -1):
+            m, x, q = matrix[t], p[t - 1], g[t]
+            if m >= 0:
+                step = real(c * rates[t] * s[t])
+                for b in prange(len(parts)):
+                    lo, hi = b * ROWS, min(b * ROWS + ROWS, n)
+                    back_and_step_rows(W_tilde[m], q, x, step, parts[b], lo, hi)
+                    if decoupled:
+                        step_rows(W[m], q, x, step, lo, hi)  # [8]
+                copy(parts[0], z)
+                for b in range(1, len(parts)):
+                    plus(real(1), parts[b], z)
+            else:
+                copy(q, z)
+            times_dphi(dphi[kind[t]], h[t - 1], x, z)  # [3]
+            plus(s[t], z, g[t - 1])  # [3]
+            plus(skip[t], q, g[t - back[t]])  # [3]
+            bad |= diverged(g[t - 1])
+        if bad:
+            return k
+        plus(real(-c), h[T], v)  # [2]
+        step_rows(U, g[0], X[k], real(c), 0, n)  # [2]
+    return end
+
+
+sgd_by_samples, sgd_by_samples_parallel = serial_and_parallel(_sgd_by_samples)
+
+# --------------------------------------------------------------------------------------
+# Mini-batches: samples in shares of a multiple of four, each with its own thread
+
+
+@kernel
+def times(W, X, Y):
+    """Y_b = W X_b for the rows b of X and Y, two rows of W and four of X at a time."""
+    n, d = W.shape
+    zero = W.dtype.type(0)
+    for i in range(0, n, 2):
+        j = min(i + 1, n - 1)
+        for b in range(0, len(X), 4):
+            s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero
+            for m in range(d):
+                s0 += W[i, m] * X[b, m]
+                s1 += W[i, m] * X[b + 1, m]
+                s2 += W[i, m] * X[b + 2, m]
+                s3 += W[i, m] * X[b + 3, m]
+                t0 += W[j, m] * X[b, m]
+                t1 += W[j, m] * X[b + 1, m]
+                t2 += W[j, m] * X[b + 2, m]
+                t3 += W[j, m] * X[b + 3, m]
+            Y[b, i], Y[b + 1, i], Y[b + 2, i], Y[b + 3, i] = s0, s1, s2, s3
+            Y[b, j], Y[b + 1, j], Y[b + 2, j], Y[b + 3, j] = t0, t1, t2, t3
+
+
+@kernel
+def add_four(a, q, X, r, Y):
+    """Y_r += a_0 X_q + .. + a_3 X_{q+3}, and Y_{r+1} likewise with a_4, .., a_7."""
+    a0, a1, a2, a3, b0, b1, b2, b3 = a
+    for m in range(X.shape[1]):
+        x0, x1, x2, x3 = X[q, m], X[q + 1, m], X[q + 2, m], X[q + 3, m]
+        Y[r, m] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
+        Y[r + 1, m] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
+
+
+@kernel
+def transpose_times(W, G, Z):
+    """Z_b = W^T G_b for the rows b of G and Z."""
+    n = len(W)
+    fours = n // 4 * 4
+    zero(Z.reshape(-1))
+    for i in range(0, fours, 4):
+        for b in range(0, len(G), 2):
+            c = b + 1
+            a = (
+                G[b, i], G[b, i + 1], G[b, i + 2], G[b, i + 3],
+                G[c, i], G[c, i + 1], G[c, i + 2], G[c, i + 3],
+            )  # fmt: skip
+            add_four(a, i, W, b, Z)
+    for i in range(fours, n):
+        for b in range(len(G)):
+            plus(G[b, i], W[i], Z[b])
+
+
+@kernel
+def step_batch(W, G, P, c, scale, lo, hi):
+    """W -= scale sum_b c_b G_b P_b^T for the rows lo..hi-1. [2]"""
+    twos = lo + (hi - lo) // 2 * 2
+    for i in range(lo, twos, 2):
+        j = i + 1
+        for b in range(0, len(P), 4):
+            c0, c1, c2, c3 = (
+                -scale * c[b], -scale * c[b + 1], -scale * c[b + 2], -scale * c[b + 3]
+            )  # fmt: skip
+            a = (
+                c0 * G[b, i], c1 * G[b + 1, i], c2 * G[b + 2, i], c3 * G[b + 3, i],
+                c0 * G[b, j], c1 * G[b + 1, j], c2 * G[b + 2, j], c3 * G[b + 3, j],
+            )  # fmt: skip
+            add_four(a, b, P, i, W)  # [2]
+    for i in range(twos, hi):
+        for b in range(len(P)):
+            plus(-scale * c[b] * G[b, i], P[b], W[i])  # [2]
+
+
+@kernel
+def diverged_rows(X):
+    bad = False
+    for b in range(len(X)):
+        bad |= diverged(X[b])
+    return bad
+
+
+@kernel
+def forward(first, last, x, weights, layers, phi, h, p):
+    """h_t of the samples first..last-1 from their x; whether one diverged. [1], [29]
+
+    x (B, d), h (T+1, B, n), p (T, B, n): p_{t-1} becomes phi(h_{t-1}).
+    """
+    skip, s, _, back, matrix, kind = layers
+    mine = slice(first, last)
+    times(weights.U, x[mine], h[0, mine])  # [1]
+    bad = diverged_rows(h[0, mine])
+    for t in range(1, len(h)):
+        q, u = p[t - 1, mine], h[t, mine]
+        flat, old = u.reshape(-1), h[t - back[t], mine].reshape(-1)
+        apply(phi[kind[t]], h[t - 1, mine].reshape(-1), q.reshape(-1))
+        if matrix[t] >= 0:
+            times(weights.W[matrix[t]], q, u)
+        else:
+            copy(q.reshape(-1), flat)
+        branch_and_skip(s[t], flat, skip[t], old, flat)  # [1], [29]
+        bad |= diverged_rows(u)
+    return bad
+
+
+@kernel
+def backward(first, last, weights, layers, dphi, h, p, g, z):
+    """g_t of the samples first..last-1; whether one diverged. [3], [8]
+
+    h, g (T+1, B, n), p (T, B, n), scratch z (B, n)
+    """
+    skip, s, _, back, matrix, kind = layers
+    W_tilde = weights.W_back if len(weights.W_back) > 0 else weights.W
+    mine, T, bad = slice(first, last), len(p), False
+    flat = z[mine].reshape(-1)
+    for t in range(T):
+        zero(g[t, mine].reshape(-1))
+    for b in range(first, last):
+        copy(weights.v, g[T, b])  # [3]
+    for t in range(T, 0, -1):
+        q = g[t, mine]
+        if matrix[t] >= 0:
+            transpose_times(W_tilde[matrix[t]], q, z[mine])
+        else:
+            copy(q.reshape(-1), flat)
+        asked = h[t - 1, mine].reshape(-1), p[t - 1, mine].reshape(-1)
+        times_dphi(dphi[kind[t]], asked[0], asked[1], flat)  # [3]
+        plus(s[t], flat, g[t - 1, mine].reshape(-1))  # [3]
+        plus(skip[t], q.reshape(-1), g[t - back[t], mine].reshape(-1))  # [3]
+        bad |= diverged_rows(g[t - 1, mine])
+    return bad
+
+
+
+@kernel
+def share_of_batch(place, samples, weights, layers, phi, dphi, scratch, record):
+    """Both passes of the samples at + first .. at + last - 1; whether one diverged.
+
+    place : first, last, at, and the size of the mini-batch; what fills it up to a
+        multiple of four has c = 0
+    """
+    first, last, at, size = place
+    h, g, p, z, x, c, _, _ = scratch
+    bad = forward(first, last, x, weights, layers, phi, h, p)
+    for b in range(first, last):
+        c[b] = 0
+        if b < size:
+            k = at + b
+            record.f[k] = output(weights.v, h[-1, b])  # [1]
+            record.chi[k] = chi_of(samples.loss, record.f[k], samples.y[k])  # [2]
+            bad |= not abs(record.chi[k]) < np.inf
+            c[b] = samples.rate * record.chi[k]
+    return bad | backward(first, last, weights, layers, dphi, h, p, g, z)
+
+
+@kernel
+def step_block(r, weights, layers, scratch):
+    """Block r of the rows of all matrices: W_t -= c s g_t phi(h_{t-1})^T / sqrt(n). [2]
+
+    W~ receives the same updates. [8]
+    """
+    blocks = len(scratch.parts)
+    t, lo = r // blocks + 1, r % blocks * ROWS
+    m, hi = layers.matrix[t], min(lo + ROWS, len(weights.v))
+    scale, c = layers.rate[t] * layers.s[t], scratch.c
+    if m >= 0:
+        step_batch(weights.W[m], scratch.g[t], scratch.p[t - 1], c, scale, lo, hi)
+        if len(weights.W_back) > 0:
+            tilde = weights.W_back[m]
+            step_batch(tilde, scratch.g[t], scratch.p[t - 1], c, scale, lo, hi)
+
+
+def _sgd_by_batches(
+    begin, end, size, samples, weights, layers, phi, dphi, scratch, record
+):
+    """SGD on the samples begin..end-1, in mini-batches of that size. [1]-[3], [8]
+
+    Returns the first sample of a mini-batch that diverged, or end; its h and g are in
+    the scratch.
+    """
+    h, g, c, bad = scratch.h, scratch.g, scratch.c, scratch.bad
+    T, B, n = scratch.p.shape
+    share, one = share_size(B), weights.v.dtype.type(1)
+    blocks = T * len(scratch.parts)
+    for at in range(begin, end, size):
+        for b in range(B):  # what fills the mini-batch up is the last sample again
+            copy(samples.X[min(at + b, at + size - 1)], scratch.x[b])
+        for i in prange(len(bad)):
+            place = i * share, min(i * share + share, B), at, size
+            bad[i] = share_of_batch(
+                place, samples, weights, layers, phi, dphi, scratch, record
+            )
+        for i in range(len(bad)):
+            if bad[i]:
+                return at
+        if len(record.h) > 0:
+            for b in range(size):
+                for t in range(T + 1):
+                    copy(h[t, b], record.h[at + b, t])
+                    copy(g[t, b], record.g[at + b, t])
+        for r in prange(blocks):
+            step_block(r, weights, layers, scratch)  # [2], [8]
+        for b in range(size):
+            plus(-c[b], h[T, b], weights.v)  # [2]
+        step_batch(weights.U, g[0], scratch.x, c, one, 0, n)  # [2]
+    return end
+
+
+sgd_by_batches, sgd_by_batches_parallel = serial_and_parallel(_sgd_by_batches)
+
+
+@kernel
+def share_size(B):
+    """Samples of a mini-batch that one thread takes: at most 32, a multiple of four."""
+    return min(32, (B + 7) // 8 * 4)
+
+
+def _outputs(X, weights, layers, phi, scratch, f):
+    """f of inputs X (B, d), B at most that of the scratch. [1]"""
+    h, p, x, bad = scratch.h, scratch.p, scratch.x, scratch.bad
+    share = share_size(len(x))
+    for b in range(len(x)):
+        copy(X[min(b, len(X) - 1)], x[b])
+    for i in prange(len(bad)):
+        first, last = i * share, min(i * share + share, len(x))
+        bad[i] = forward(first, last, x, weights, layers, phi, h, p)
+        for b in range(first, min(last, len(X))):
+            f[b] = output(weights.v, h[-1, b])  # [1]
+
+
+outputs, outputs_parallel = serial_and_parallel(_outputs)
+
+# --------------------------------------------------------------------------------------
+# Many networks
+
+
+@kernel
+def train_one(r, size, samples, weights, layers, phi, dphi, scratch, record):
+    """Network r of all; each array but the samples has an index more in front."""
+    U, W, v, W_back = weights
+    h, g, p, z, x, c, bad, parts = scratch
+    of_r = Parameters(U[r], W[r], v[r], W_back[r])
+    own = Scratch(h[r], g[r], p[r], z[r], x[r], c[r], bad[r], parts[r])
+    out = Record(record.f[r], record.chi[r], record.h[r], record.g[r])
+    S = len(samples.y)
+    if size == 1:
+        return sgd_by_samples(0, S, samples, of_r, layers, phi, dphi, own, out)
+    return sgd_by_batches(0, S, size, samples, of_r, layers, phi, dphi, own, out)
+
+
+def _train_each(size, samples, weights, layers, phi, dphi, scratch, record, reached):
+    for r in prange(len(reached)):
+        reached[r] = train_one(r, size, samples, weights, layers, phi, dphi, scratch, record)
+
+
+train_each, train_each_parallel = serial_and_parallel(_train_each)
+
+# --------------------------------------------------------------------------------------
+# For users
+
+KEEP = {
+    "all": ("h", "C"),
+    "weights": ("h", "C", "weights"),
+    "kernels": ("C",),
+    "outputs": (),
+}
+WIDE = 512  # from this width on threads share the rows of a matrix
+WORTH_SHARING = 2**18  # multiplications; threads share mini-batches that take more
 TEST_ROWS = 128  # test inputs that go through the network at a time
 SPAN = 2**27
-"""Multiplications, less than a second, between returns to Python, for Ctrl-C and the progress bar; more if a
-mini-batch, or TEST_ROWS test inputs, take more."""
-
-draw_weights = nfd_io.twin(nfd_min.draw_weights, __name__, normals)
-
-Network = namedtuple("Network", "n L T shape layers chain reused drawn fresh matrices")
-"""Width, depth, length of the chain, shape of W, layers, also for compiled code; whether W~ is W, is drawn
-like it, is new in every pass; and how many matrices (n, n) there are, W and W~."""
+"""Multiplications, less than a second, between returns to Python, for Ctrl-C and the
+progress bar; more if one mini-batch, or TEST_ROWS test inputs, take more."""
 
 
-@nfd_io.keywords(nfd_min.chain)
-def train(stream, width, depth, phi="tanh", *, dtype="float64", weights=None, rng=None, keep="all", test=None,
-          test_every=1, **network):  # fmt: skip
-    """Train a network of explicit matrices by mini-batch SGD on every parameter, rate eta n. [1]-[3], [8]
+class Network(NamedTuple):
+    """What is known of a network before its weights are.
 
-    stream : nfd_min.Stream;  width, depth : n and L;  phi : "tanh", "relu", "erf" or "identity"
-    network : block (default: "pre" [1]), scaling, internal_lr_exponent, backward, branch_exponent as in
-        nfd_min.chain, blocks of the first version too; backward="fresh" is for batch=1
+    n, L, T : width, depth, length of the chain
+    shape : of W;  matrices : how many (n, n) there are
+    activation : that of the user;  layers : nfd_min.chain;  chain, phi, dphi : the same for compiled code
+    decoupled : whether W~ is another matrix than W;  fresh : whether it is new in every
+        pass
+    """
+
+    n: int
+    L: int
+    T: int
+    shape: tuple[int, ...]
+    matrices: int
+    activation: Activation
+    layers: list[nfd_min.Layer]
+    chain: Layers
+    phi: tuple
+    dphi: tuple
+    decoupled: bool
+    fresh: bool
+
+
+def draw_weights(
+    width: int,
+    depth: int,
+    d: int,
+    *,
+    block: str = "pre",
+    decoupled: bool = False,
+    dtype: nfd_min.Dtype = "float64",
+    rng: nfd_min.Rng = None,
+) -> tuple[np.ndarray, ...]:
+    """As nfd_min.draw_weights, several times faster, and with other random numbers.
+
+    U (n, d), W (L, n, n), or (L, M, n, n) for blocks of M matrices, v (n,), and if
+    decoupled W' of W's shape: independent N(0,1) entries.
+    """
+    shapes = nfd_min.weight_shapes(width, depth, d, block, decoupled)
+    what = f"draw_weights(width={width}, depth={depth}, d={d})"
+    real = nfd_min.drawn_dtype(dtype, shapes, what)
+    rng = nfd_min.generator(rng)
+    return tuple(normals(rng, shape, real) for shape in shapes)
+
+
+def train(
+    stream: Stream,
+    width: int,
+    depth: int,
+    phi: nfd_min.Phi = "tanh",
+    *,
+    dtype: nfd_min.Dtype = "float64",
+    weights: nfd_min.Weights | None = None,
+    rng: nfd_min.Rng = None,
+    keep: str = "all",
+    test: ArrayLike | None = None,
+    test_every: int = 1,
+    **network: Unpack[nfd_min.Network],
+) -> Trajectory:
+    """Train a network of explicit matrices by mini-batch SGD. [1]-[3], [8]
+
+    All parameters learn, at the rate eta n.
+
+    stream : samples, learning rate, size of the mini-batches
+    width, depth : n and L
+    phi : "tanh", "relu", "erf", "identity", or an nfd_min.Activation
+    network : block, scaling, internal_lr_exponent, backward and branch_exponent as in
+        nfd_min.chain; by default block="pre" [1] and backward="reused".
+        backward="fresh" needs a stream with batch=1.
     dtype : "float64" or "float32", of the weights and of all arithmetic on them
-    weights : U (n, d), W (nfd_min.weight_shape), v (n,), each entry N(0,1) in the theory, and where W~ is not
-        W or -W optionally W' of W's shape, for "fresh" (S, ..); they are not changed. What is not given is
-        drawn from `rng`, a seed or numpy.random.Generator.
-    keep : "all"; "weights" for those after the last update too; "kernels" for f, chi, C, Gamma (needs the
-        memory of "all" during the run); "outputs" for f, chi (memory O(L n^2) for any number of samples)
-    test, test_every : inputs (T, d) that are not trained on. Their outputs `test_f` are evaluated before the
-        first step, then every `test_every` steps (mini-batches), and after the last step.
+    weights : U (n, d), W (nfd_min.weight_shape), v (n,), all N(0,1) in the theory, and
+        where W~ is not W or -W optionally W' of W's shape, for "fresh" (S, ..). They are
+        not changed.
+    rng : seed or Generator, from which is drawn what is not given
+    keep : "all"; "weights" for those after the last update too; "kernels" for f, chi, C
+        and Gamma, which needs the memory of "all" during the run; "outputs" for f, chi
+    test, test_every : inputs (T, d) that are not trained on. Their outputs `test_f` are
+        evaluated before the first step, every `test_every` steps, and after the last.
 
-    Returns a Trajectory; if the mean square of h or g stops being a finite number the run ends there, with
-    `diverged_at` set. ValueError for bad input, or if the run needs more memory than the machine has: 8 or 4
-    bytes for each of M n^2 + n d weights (M matrices, twice if decoupled, and a copy of those given if S
-    exceeds the updates that wait or n < 512), 2 S (T+1) n features and gradients of T layers (none with
-    keep="outputs"), and those of the n / 16 samples, for mini-batches of 8 or more n / 4, at most 64 or a
-    mini-batch, whose updates wait.
+    Returns a Trajectory. If the mean square of h or g stops being a finite number the
+    run ends there, with `diverged_at` set. ValueError for bad input, or if the run needs
+    more memory than the machine has: 8 or 4 bytes for each of M n^2 + n d weights (M
+    matrices; twice if decoupled; "fresh" has S more), 2 S (T+1) n features and
+    gradients of T layers unless keep="outputs", and those of one mini-batch.
     """
-    net, real, keep, phi = _checked(stream, width, depth, phi, dtype, keep, network)
+    net, real, kept = _checked(stream, width, depth, phi, dtype, keep, network)
     every = positive_int("test_every", test_every)
-    test = [] if test is None else finite_array("test", test, ("T", stream.d), real)
+    if test is not None:
+        test = finite_array("test", test, ("T", stream.d), real)
     if net.fresh and stream.batch > 1:
-        raise ValueError(f'backward="fresh" needs a stream with batch=1, not {stream.batch}')
-    copied = _check_memory(stream, net, weights is not None, real().itemsize, keep, len(test))
-    weights, fresh = _weights(weights, rng, real, stream, net, copied)
-    out, h, g = _train(stream, weights, fresh if net.fresh else None, net, (keep, test, every))
-    return _fill(out, h, g, net, keep, phi)
+        raise ValueError(
+            f'backward="fresh" needs a stream with batch=1, not {stream.batch}'
+        )
+    _check_memory(stream, net, real, 1, kept)
+    parameters, W_prime, W_tilde = _parameters(weights, rng, real, stream, net)
+    record = _record(stream, net, real, kept)
+    scratch = _scratch(real, net, stream)
+    out = _run(stream, net, parameters, W_tilde, scratch, record, test, every)
+    if "weights" in kept and out.diverged_at is None:
+        out.weights = _weights_at_the_end(parameters, W_prime, net)
+    return _filled(out, record.h, record.g, net, kept)
 
 
-@nfd_io.keywords(train, "width", "depth")
-def sgd(stream, weights, phi="tanh", **how):
-    """`train` from given weights, called as its readable twin, nfd_min.sgd: decoupled if there are four."""
-    how = {"backward": "reused" if len(weights) == 3 else "decoupled"} | how
-    return train(stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how)
+def sgd(
+    stream: Stream, weights: nfd_min.Weights, phi: nfd_min.Phi = "tanh", **how: Any
+) -> Trajectory:
+    """`train` from given weights, called as nfd_min.sgd: decoupled if there are four."""
+    how.setdefault("backward", "reused" if len(weights) == 3 else "decoupled")
+    return train(
+        stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how
+    )
 
 
-@nfd_io.keywords(nfd_min.chain)
-def train_many(stream, width, depth, seeds, phi="tanh", *, dtype="float64", keep="all", **network):
-    """[train(stream, width, depth, phi, rng=seed, ..) for seed in seeds] in one call, bit for bit: each
-    network on one thread, or, where one takes a second or more, one after another on all threads.
+def train_many(
+    stream: Stream,
+    width: int,
+    depth: int,
+    seeds: Iterable[Any],
+    phi: nfd_min.Phi = "tanh",
+    *,
+    dtype: nfd_min.Dtype = "float64",
+    keep: str = "all",
+    **network: Unpack[nfd_min.Network],
+) -> list[Trajectory]:
+    """[train(stream, width, depth, phi, rng=seed, ..) for seed in seeds], bit for bit.
 
-    seeds : of numpy.random.default_rng, one for each network; no Generators, which change when they are used
-    The rest as in `train`, whose memory is needed once for each thread, and for each network what is kept.
+    The threads share the networks, or, where one network takes a second or more, each
+    network in turn.
+
+    seeds : of numpy.random.default_rng, one for each network; no Generators
+    The rest as in `train`, whose memory is needed once for each thread, and for each
+    network that of what is kept.
     """
-    net, real, kept, phi = _checked(stream, width, depth, phi, dtype, keep, network)
-    try:
-        seeds = list(seeds)
-        generators = [np.random.default_rng(seed).bit_generator for seed in seeds]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"seeds must be a list for numpy.random.default_rng, as range(9): {error}") from None
-    if any(isinstance(seed, (np.random.Generator, np.random.BitGenerator, type(None))) for seed in seeds):
-        raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
-    S, numbers = len(stream), len(stream) * (net.T + 1) * net.n * bool(kept)  # of h, and of g
-    of_each = real().itemsize * (2 * numbers * ("h" in kept) + net.matrices * net.n**2 * ("weights" in kept))
-    needed = len(seeds) * (of_each + 16 * net.L * S * S * bool(kept))
+    net, real, kept = _checked(stream, width, depth, phi, dtype, keep, network)
+    seeds = _checked_seeds(seeds)
+    S, L = len(stream), net.L
+    numbers = 2 * S * (net.T + 1) * net.n if "h" in kept else 0
+    numbers += net.matrices * net.n**2 * (1 + net.decoupled) * ("weights" in kept)
+    needed = len(seeds) * (real().itemsize * numbers + 16 * L * S * S * bool(kept))
     check_memory(needed, f"train_many of {len(seeds)} networks")
-    parts, work = min(len(seeds), nfd_kernels.cores()), S // stream.batch * _work(net, stream)
-    alone = len(seeds) < 2 or not (net.reused or net.drawn) or "weights" in kept
-    if alone or work > 8 * SPAN or nfd_kernels.numba.config.DISABLE_JIT:
-        how = network | dict(dtype=dtype, keep=keep)
-        return [train(stream, width, depth, phi, rng=seed, **how) for seed in progress(seeds, "training")]
-    _check_memory(stream, net, False, real().itemsize * parts, (), 0)
-    at_once = parts * max(1, min(8 * SPAN // work, 2**26 // (numbers * parts + 1)))
-    runs = [*range(0, len(seeds), at_once), len(seeds)]
+    work = S // stream.batch * _work(net, stream)
+    one_by_one = len(seeds) < 2 or work > 8 * SPAN
+    if one_by_one or _mixed(net) or "weights" in kept:
+        how = dict(dtype=dtype, keep=keep, **network)
+        return [
+            train(stream, width, depth, phi, rng=seed, **how)
+            for seed in progress(seeds, "training")
+        ]
+    threads = thread_count()
+    _check_memory(stream, net, real, threads, kept)
+    of_one = net.matrices * net.n**2 + 2 * S * (net.T + 1) * net.n
+    at_once = threads * max(1, min(8 * SPAN // work, 2**22 // of_one))
     out = []
-    for begin, end in progress(list(pairwise(runs)), "training"):
-        out += _train_group(stream, net, generators[begin:end], real, kept, phi, parts)
+    groups = list(pairwise([*range(0, len(seeds), at_once), len(seeds)]))
+    for begin, end in progress(groups, "training"):
+        out += _train_group(stream, net, seeds[begin:end], real, kept)
     for r, run in enumerate(out):
-        if run is None:  # it diverged
-            out[r] = train(stream, width, depth, phi, rng=seeds[r], dtype=dtype, keep=keep, **network)
+        if run.diverged_at is not None:
+            how = dict(dtype=dtype, keep=keep, **network)
+            out[r] = train(stream, width, depth, phi, rng=seeds[r], **how)
     return out
+
+
+# --------------------------------------------------------------------------------------
+# Steps of the above
 
 
 def _checked(stream, width, depth, phi, dtype, keep, network):
-    """The Network, dtype, what is kept, and the Activation."""
+    """The Network, the NumPy type, and what is kept. ValueError for bad input."""
     check_type("stream", stream, Stream)
-    n, L, real = positive_int("width", width), positive_int("depth", depth), choose("dtype", dtype, DTYPES)
-    build, phi = choose("block", network.setdefault("block", "pre"), nfd_min.BLOCKS), nfd_min.activation(phi)
-    keep = choose("keep", keep, KEEP)
-    return _network(build, n, real, phi=phi, depth=L, **network), real, keep, phi
+    n, L = positive_int("width", width), positive_int("depth", depth)
+    real = choose("dtype", dtype, DTYPES)
+    kept = choose("keep", keep, KEEP)
+    layers = nfd_min.chain(phi=phi, depth=L, **{"block": "pre"} | network)
+    return _network(n, L, nfd_min.activation(phi), layers, real), real, kept
 
 
-def _fill(out, h, g, net, keep, phi):
-    """The Trajectory with what is kept of all places h, g."""
-    if "C" in keep:
-        nfd_min.fill_kernels(out, nfd_io.split(h, net.L)[0], nfd_io.split(g, net.L)[0], phi)
-    if "h" in keep:
-        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, net.L), nfd_io.split(g, net.L)
+def _network(n, L, of_user, layers, real):
+    phi, dphi, kind = activations([layer.phi for layer in layers], real)
+    has_one = np.array([layer.matrix for layer in layers])
+    number = np.where(has_one, np.cumsum(has_one) - 1, -1)
+    scale = [a.s / sqrt(n) if a.matrix else a.s for a in layers]
+
+    def column(values, dtype):
+        return np.array([0, *values], dtype)
+
+    chain = Layers(
+        column([layer.skip for layer in layers], real),
+        column(scale, real),
+        column([layer.rate for layer in layers], real),
+        column([layer.back for layer in layers], np.int64),
+        column(number, np.int64),
+        column(kind, np.int64),
+    )
+    M = int(has_one.sum())
+    shape = nfd_min.weight_shape(n, L, M // L)
+    fresh = layers[0].fresh
+    decoupled = fresh or any(layer.rho != 1 for layer in layers)
+    return Network(
+        n, L, len(layers), shape, M, of_user, layers, chain, phi, dphi, decoupled, fresh
+    )
+
+
+def _checked_seeds(seeds):
+    try:
+        seeds = list(seeds)
+        for seed in seeds:
+            np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "seeds must be a list for numpy.random.default_rng, as range(9): "
+            f"{error}"
+        ) from None
+    known = np.random.Generator, np.random.BitGenerator, type(None)
+    if any(isinstance(seed, known) for seed in seeds):
+        raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
+    return seeds
+
+
+def _check_memory(stream, net, real, threads, kept):
+    """ValueError if that many networks at a time need more memory than there is."""
+    S, n, T = len(stream), net.n, net.T
+    copies = 2 + net.decoupled * 2 + net.fresh * S
+    weights = copies * net.matrices * n**2 + n * stream.d
+    passes = 2 * S * bool(kept) + 3 * stream.batch
+    needed = real().itemsize * threads * (weights + passes * (T + 1) * n)
+    needed += 16 * net.L * S * S * bool(kept)
+    check_memory(needed, f"train(width={n}, depth={net.L}, S={S})")
+
+
+def _mixed(net):
+    """Whether W~ is neither W nor drawn like it."""
+    return net.fresh or any(layer.rho not in (0, 1) for layer in net.layers)
+
+
+def _parameters(given, rng, real, stream, net):
+    """The Parameters that were given, or drawn; W'; and all fresh W~ (S, M, n, n)."""
+    n, d = net.n, stream.d
+    of_W_prime = (len(stream), *net.shape) if net.fresh else net.shape
+    shapes = {"U": (n, d), "W": net.shape, "v": (n,), "W'": of_W_prime}
+    used = 4 if any(abs(layer.rho) < 1 for layer in net.layers) else 3
+    arrays = []
+    if given is not None:
+        if not isinstance(given, (tuple, list)) or len(given) not in (3, 4):
+            raise ValueError(
+                "weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'"
+            )
+        for (name, shape), w in list(zip(shapes.items(), given))[:used]:
+            w = finite_array(f"weights: {name}", w, shape, real, copy=False)
+            arrays.append(_copy(w))
+    if len(arrays) < used:
+        rng = nfd_min.generator(rng)
+        missing = list(shapes.values())[len(arrays) : used]
+        arrays += [normals(rng, shape, real) for shape in missing]
+    U, W, v, *more = arrays
+    W = W.reshape(-1, n, n)
+    W_prime = more[0].reshape(-1, *W.shape) if more else None
+    if not net.decoupled:
+        return Parameters(U, W, v, W[:0]), None, None
+    if not _mixed(net) and all(layer.rho == 0 for layer in net.layers):
+        return Parameters(U, W, v, W_prime[0]), W_prime, None
+    W_tilde = nfd_min.backward_weights(W, W_prime, net.layers)
+    return Parameters(U, W, v, _copy(W_tilde[0])), W_prime, W_tilde
+
+
+def _copy(a):
+    out = empty(a.shape, a.dtype)
+    out[...] = a
     return out
 
 
-def _waiting_updates(n, S, B):
-    """How many samples' updates wait, at most, until they are added to W."""
-    return min(S, B * max(1, min(n // (16 if B < 8 else 4), 64) // B))
+def _weights_at_the_end(parameters, W_prime, net):
+    """U, W, v, and W' where W~ = rho W + sqrt(1 - rho^2) W' has one. [X1]
+
+    None if W~ was fresh, or -W.
+    """
+    U, W, v, W_back = parameters
+    if net.fresh or any(layer.rho == -1 for layer in net.layers):
+        return None
+    if W_prime is None:
+        return U, W.reshape(net.shape), v
+    rhos = [layer.rho for layer in net.layers if layer.matrix]
+    for m, rho in enumerate(rhos):
+        if abs(rho) < 1:
+            W_prime[0, m] = (W_back[m] - rho * W[m]) / sqrt(1 - rho**2)  # [X1]
+    return U, W.reshape(net.shape), v, W_prime.reshape(net.shape)
 
 
-@remembered
-def _network(build, n, real, *, depth, **network):
-    """The Network of width n with the chain of nfd_min.chain; build : what the table of blocks had then."""
-    layers = nfd_min.chain(depth=depth, **network)
-    scaled = [layer._replace(s=layer.s / sqrt(n)) if layer.matrix else layer for layer in layers]
-    shape = nfd_min.weight_shape(n, depth, sum(layer.matrix for layer in layers) // depth)
-    chain, matrices = compiled_chain(scaled, real), sum(layer.matrix for layer in layers)
-    fresh = layers[0].fresh
-    reused, drawn = (all(layer.rho == rho for layer in layers) and not fresh for rho in (1, 0))
-    return Network(n, depth, len(layers), shape, layers, chain, reused, drawn, fresh, matrices * (2 - reused))
+def _samples(stream, real):
+    return Samples(
+        _inputs(stream.X, real), stream.y.copy(), LOSS[stream.loss], stream.rate
+    )
 
 
-def _check_memory(stream, net, given, itemsize, kept, tests):
-    """ValueError if there is too little; else whether given matrices are copied: if written to, or read
-    often."""
-    S, B, n, waiting = len(stream), stream.batch, net.n, _waiting_updates(net.n, len(stream), stream.batch)
-    copied = given and (waiting < S or S >= 16 * B and n < 512 or "weights" in kept)
-    passes = 2 * S * bool(kept) + 2 * waiting + B + 2 * min(tests, TEST_ROWS)
-    matrices = net.matrices * (1 + copied + (0 if net.reused or net.drawn else S if net.fresh else 0.5))
-    numbers = matrices * n * n + n * stream.d + passes * (net.T + 1) * n
-    needed = itemsize * numbers + 16 * net.L * S * S * bool(kept)
-    check_memory(needed, f"train(width={n}, depth={net.L}, S={S})")
-    return copied
-
-
-def _weights(given, rng, real, stream, net, copied):
-    """The Weights that were given, checked, or drawn, and all W~ (S, M, n, n) where they are fresh."""
-    n, S = net.n, len(stream)
-    shapes = {"U": (n, stream.d), "W": net.shape, "v": (n,), "W'": (S,) * net.fresh + net.shape}
-    used = 3 + any(abs(layer.rho) < 1 for layer in net.layers)
-    if given is None:
-        names, copied, given = list(shapes)[:used], False, ()
-    elif isinstance(given, (tuple, list)) and len(given) in (3, 4):
-        names, given = list(shapes)[len(given) : used], given[:used]
-        shaped = zip(shapes, given, shapes.values())
-        given = [finite_array(f"weights: {name}", w, of, real, copy=None) for name, w, of in shaped]
-        given[0], given[2] = copy_of(given[0]), copy_of(given[2])
-    else:
-        raise ValueError("weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'")
-    rng = nfd_io.generator(rng) if names else None
-    U, W, v, *other = [*given, *[normals(rng, shapes[name], real) for name in names]]
-    W, other = W.reshape(-1, n, n), other[0] if other else None
-    W_back = W[:0] if net.reused else other.reshape(-1, n, n) if net.drawn else None
-    if W_back is None:
-        other = None if other is None else other.reshape(-1, *W.shape)
-        every = nfd_min.backward_weights(W, other, net.layers)
-        return Weights(U, copy_of(W), v, copy_of(every[0])), every
-    W, W_back = (copy_of(a) if copied or not a.flags.behaved else a for a in (W, W_back))
-    return Weights(U, W, v, W_back), None
-
-
-def _samples(stream, dtype):
-    """X, y, loss and rate of a Batch."""
-    return _inputs(stream.X, dtype), stream.y.copy(), address_of_loss(stream.loss), stream.rate
-
-
-def _inputs(X, dtype):
+def _inputs(X, real):
     """x / sqrt(d), as U multiplies it. [1]"""
     with np.errstate(over="ignore"):
-        return np.asarray(X / sqrt(X.shape[1]), dtype)
+        return np.asarray(X / sqrt(X.shape[1]), real)
 
 
-def _scratch(net, B, J):
-    """Shapes of Batch.h, seen, p, and of Waiting.g, c."""
-    return (net.T + 1, B, net.n), (B, J), (net.T, J, net.n), (net.T + 1, J, net.n), (J,)
+def _record(stream, net, real, kept, *more):
+    """A Record of NaN, with an index more in front for several networks."""
+    S = len(stream)
+    outputs = np.full((2, *more, S), np.nan)
+    places = np.full((2, *more, S if kept else 0, net.T + 1, net.n), np.nan, real)
+    return Record(*outputs, *places)
 
 
-def _train(stream, weights, fresh, net, how):
-    """A Trajectory of f, chi, test_f, diverged_at, and all places h, g (S, T+1, n), or (0, T+1, n).
+def _scratch(real, net, stream, *more, size=None):
+    """The Scratch of mini-batches, with an index more in front for several networks.
 
-    fresh : None, or W~ at first of each pass (S, M, n, n);  how : keep, test, every
+    size : that of test inputs, which go through while a mini-batch keeps its own
     """
-    (keep, test, every), W_0 = how, weights.W.copy() if fresh is not None else None
-    n, T, dtype, S, B = net.n, net.T, weights.v.dtype, len(stream), stream.batch
-    J, at_once = _waiting_updates(n, S, B), min(len(test), TEST_ROWS)
-    of_tests = ((T + 1, at_once, n), (at_once, J), (T, at_once, n)) if len(test) else ()
-    h_b, seen_b, p, g_b, c, *scratch = pieces(dtype, *_scratch(net, B, J), *of_tests)
-    batch = Batch(*_samples(stream, dtype), h_b, p, seen_b, shares_of(B, n, T))
-    out, train_one, reached = Trajectory(*np.full((2, S), np.nan)), compiled_one(dtype), np.zeros(2, int)
-    h, g = np.full((2, S if keep else 0, T + 1, n), np.nan, dtype)
-    run = Run(batch, weights, Waiting(p, g_b, c), Record(out.f, out.chi, h, g), net.chain)
-    work = _work(net, stream)
-    rows = TEST_ROWS * max(1, SPAN * B // (work * TEST_ROWS))  # test inputs, likewise
-    seen, spans = {}, [(0, S)]  # samples before each evaluation; to be run before there is a return to Python
-    if len(test):
-        seen = sorted({*range(0, S, every * B), S})
-        out.test_f = np.full((len(seen), len(test)), np.nan)
-        seen = dict(zip(seen, out.test_f))
-        (h_test, seen_test, p_test), X_test = scratch, _inputs(test, dtype)
-        tests = Batch(X_test, np.zeros(0), 0, 0.0, h_test, p_test, seen_test, shares_of(at_once, n, T))
-    if fresh is not None:
-        seen, spans = seen or {}, [(k, k + 1) for k in range(S)]
-    elif len(test) or SPAN < S // B * work:
-        spans = list(pairwise(sorted({*range(0, S, B * max(1, SPAN // work)), *seen, S})))
-
-    def evaluate(samples):
-        if samples in seen:
-            nothing = run.record._replace(f=seen[samples], chi=np.zeros(0), h=h[:0], g=g[:0])
-            for begin, end in pairwise([*range(0, len(test), rows), len(test)]):
-                span = begin, end, int(reached[1]), False
-                train_one(span, run._replace(batch=tests, record=nothing), np.zeros(2, int))
-
-    with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
-        for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
-            evaluate(begin)
-            if fresh is not None:
-                weights.W_back[...] = fresh[begin] + (weights.W - W_0)  # [X11]
-            train_one((begin, end, int(reached[1]), False), run, reached)
-            b, pending = reached
-            if b < end:
-                last = h_b.transpose(1, 0, 2), g_b[:, pending : pending + B].transpose(1, 0, 2)
-                nfd_io.stop_at_divergence(out, *last, int(b), T // net.L)
-                if keep:
-                    h[b : b + B], g[b : b + B] = last
-                return out, h, g
-        evaluate(S)
-    out.weights = after(weights, run.waiting, int(reached[1]), net) if "weights" in keep else None
-    return out, h, g
+    B = stream.batch if size is None else size
+    B = B if B == 1 else -(-B // 4) * 4
+    n, T = net.n, net.T
+    place, parts = (T + 1, B, n), (-(-n // ROWS), n)
+    shapes = place, place, (T, B, n), (B, n), (B, stream.d), (B,), parts
+    shapes = [(*more, *shape) for shape in shapes]
+    if size is None:
+        h, g, p, z, x, c, parts = pieces(real, *shapes)
+    else:
+        h, g, p, z, x, c, parts = (empty(shape, real) for shape in shapes)
+    shares = -(-B // share_size(B))
+    return Scratch(h, g, p, z, x, c, np.zeros((*more, shares), bool), parts)
 
 
-def _train_group(stream, net, generators, real, keep, phi, parts):
-    """The Trajectory of each network, from the generator of its weights, or None where it diverged."""
-    R, S, T, B, n, d = len(generators), len(stream), net.T, stream.batch, net.n, stream.d
-    M = net.matrices // (2 - net.reused)
-    shapes = *_scratch(net, B, _waiting_updates(n, S, B)), (n, d), (M, n, n), (n,), (net.matrices - M, n, n)
-    h_b, seen, p, g_b, c, *weights = pieces(real, *[(parts, *shape) for shape in shapes])
-    batch = Batch(*_samples(stream, real), h_b, p, seen, np.array(parts * [shares_of(B, n, T)]))
-    (f, chi), (h, g) = np.full((2, R, S), np.nan), np.full((2, R, S if keep else 0, T + 1, n), np.nan, real)
-    runs = Run(batch, Weights(*weights), Waiting(p, g_b, c), Record(f, chi, h, g), net.chain)
-    flat, reached = tuple(a.reshape(parts, -1) for a in weights), np.zeros((R, 2), int)
-    compiled_many(real)(parts, addresses_of(generators), flat, runs, reached)
-    each = zip(f, chi, h, g, reached[:, 0])
-    return [_fill(Trajectory(a, b), x, y, net, keep, phi) if end == S else None for a, b, x, y, end in each]
+def _shared(net, B):
+    """Whether threads share the work of a mini-batch of B samples."""
+    if B == 1:
+        return net.n >= WIDE and parallel_allowed()
+    work = net.T * net.n**2 * B
+    return B > 4 and work >= WORTH_SHARING and parallel_allowed()
 
 
 def _work(net, stream):
     """Multiplications in a mini-batch, or what takes as long."""
-    return 1000 + stream.batch * (net.T * (net.n * net.n + 64) + net.n * stream.d)
+    n = net.n
+    return 1000 + stream.batch * (net.T * (n * n + 64) + n * stream.d)
+
+
+def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
+    """The Trajectory of f, chi, test_f and diverged_at; h and g go to the record."""
+    S, B, real = len(stream), stream.batch, parameters.v.dtype
+    out = Trajectory(record.f, record.chi)
+    samples, W_0 = _samples(stream, real), parameters.W
+    at = {}  # samples before an evaluation of test_f, and its place
+    if test is not None:
+        at = {seen: e for e, seen in enumerate(sorted({*range(0, S, every * B), S}))}
+        out.test_f = np.full((len(at), len(test)), np.nan)
+        X_test, rows = _inputs(test, real), min(len(test), TEST_ROWS)
+        test_scratch = _scratch(real, net, stream, size=rows)
+        testing = X_test, net, parameters, test_scratch
+    spans = [(0, S)]
+    step = B * max(1, SPAN // _work(net, stream))
+    if at or step < S or net.fresh:
+        ends = {*range(0, S, 1 if net.fresh else step), *at, S}
+        spans = list(pairwise(sorted(ends)))
+    if net.fresh:
+        W_0 = parameters.W.copy()
+    rest = parameters, net.chain, net.phi, net.dphi, scratch, record
+    shared = _shared(net, B)
+    with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
+        for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
+            if begin in at:
+                _evaluate(*testing, out.test_f[at[begin]])
+            if net.fresh:
+                moved = parameters.W - W_0
+                parameters.W_back[...] = W_tilde[begin] + moved  # [X11]
+            if B == 1:
+                run = sgd_by_samples_parallel if shared else sgd_by_samples
+                reached = run(begin, end, samples, *rest)
+            else:
+                run = sgd_by_batches_parallel if shared else sgd_by_batches
+                reached = run(begin, end, B, samples, *rest)
+            if reached < end:
+                _stop(out, net, scratch, record, reached, B)
+                return out
+        if S in at:
+            _evaluate(*testing, out.test_f[at[S]])
+    return out
+
+
+def _stop(out, net, scratch, record, first, B):
+    """What has to be said of a mini-batch from the sample `first` on that diverged."""
+    here = slice(first, first + B)
+    kept = len(record.h) > 0
+    if B == 1 and kept:
+        h, g = record.h[here], record.g[here]
+    else:
+        h, g = (a[:, :B].transpose(1, 0, 2) for a in (scratch.h, scratch.g))
+    nfd_min.stop_at_divergence(out, h, g, int(first), net.T // net.L)
+    if kept:
+        record.h[here], record.g[here] = h, g
+
+
+def _evaluate(X, net, parameters, scratch, f):
+    """Set f (N,) to the outputs of inputs X (N, d). [1]"""
+    rows = len(scratch.x)
+    run = outputs_parallel if _shared(net, rows) else outputs
+    for i in range(0, len(X), rows):
+        part = slice(i, i + rows)
+        run(X[part], parameters, net.chain, net.phi, scratch, f[part])
+
+
+def _train_group(stream, net, seeds, real, kept):
+    """The Trajectory of each network; diverged_at is True where it diverged."""
+    R, S, n, M = len(seeds), len(stream), net.n, net.matrices
+    shapes = (n, stream.d), (M, n, n), (n,), (M if net.decoupled else 0, n, n)
+    drawn = [empty((R, *shape), real) for shape in shapes]
+    for r, seed in enumerate(seeds):
+        rng = np.random.default_rng(seed)
+        for a in drawn[: 3 + net.decoupled]:
+            fill_normals(rng, a[r])
+    record = _record(stream, net, real, kept, R)
+    scratch = _scratch(real, net, stream, R)
+    reached = np.zeros(R, np.int64)
+    run = train_each_parallel if R > 1 and parallel_allowed() else train_each
+    of_all = Parameters(*drawn), net.chain, net.phi, net.dphi, scratch, record
+    run(stream.batch, _samples(stream, real), *of_all, reached)
+    out = []
+    for r in range(R):
+        run = Trajectory(record.f[r], record.chi[r])
+        run.diverged_at = None if reached[r] == S else True
+        out.append(_filled(run, record.h[r], record.g[r], net, kept))
+    return out
+
+
+def _filled(out, h, g, net, kept):
+    """The Trajectory with what is kept of all places h, g (S, T+1, n)."""
+    if "C" in kept:
+        features, gradients = nfd_min.split(h, net.L)[0], nfd_min.split(g, net.L)[0]
+        nfd_min.fill_kernels(out, features, gradients, net.activation)
+    if "h" in kept:
+        out.h, out.x = nfd_min.split(h, net.L)
+        out.g, out.gx = nfd_min.split(g, net.L)
+    return out

@@ -1,364 +1,585 @@
-"""Training dynamics of infinitely deep residual networks: every equation in plain NumPy, and its vocabulary.
+"""Training of infinitely deep residual networks: every equation in plain NumPy.
 
-Numbers in brackets are those of "Feature Learning Dynamics in Infinite-Depth Neural Networks" (Yao, Wu, Gao,
-arXiv 2512.21075). Nothing here is fast; `finite_net` and `sde` compute the same numbers quickly.
+Numbers in brackets are those of "Feature Learning Dynamics in Infinite-Depth Neural
+Networks" (Yao, Wu, Gao, arXiv 2512.21075); [X1], [X2], .. are our own extension.
+This file stands alone and is written to be read. `finite_net` and `sde` compute the
+same numbers fast.
 
-    symbol              meaning                                                            code
-    n, L, d             width, depth, input dimension                                      width, depth, d
-    x_k, y_k            sample and target of pass k = 0..S-1                               X[k], y[k]
-    eta                 effective learning rate; SGD's own rate is eta n                   eta
-    chi_k               dl/df (f_k, y_k) of the loss l in pass k; f_k - y_k if squared     chi[k]
-    h^k_l, l = 0..L     features of layer l in pass k                                      h[k, l]
-    g^k_l               n df_k / dh^k_l, the width-normalised backward gradient            g[k, l]
-    C^{jk}_l            <phi(h^j_l), phi(h^k_l)> / n, feature kernel                       C[l, j, k]
-    Gamma^{jk}_l        <g^j_l, g^k_l> / n, gradient kernel                                Gamma[l, j, k]
-    W_l, l = 1..L       maps layer l-1 to layer l                                          W[l-1]
+    symbol            meaning                                           code
+    n, L, d           width, depth, input dimension                     width, depth, d
+    x_k, y_k          sample and target of pass k = 0..S-1              X[k], y[k]
+    eta               learning rate; SGD's own rate is eta n            eta
+    chi_k             dl/df (f_k, y_k), the derivative of the loss l    chi[k]
+    h^k_l, l = 0..L   features of layer l in pass k                     h[k, l]
+    g^k_l             n df_k / dh^k_l, the scaled gradient              g[k, l]
+    C^{jk}_l          <phi(h^j_l), phi(h^k_l)> / n, feature kernel      C[l, j, k]
+    Gamma^{jk}_l      <g^j_l, g^k_l> / n, gradient kernel               Gamma[l, j, k]
+    W_l, l = 1..L     maps layer l-1 to layer l                         W[l-1]
 
-A block may have layers of its own between h_{l-1} and h_l (x_l, in `BLOCKS`). The vectors h_0, (x_1,) h_1,
-.., h_L are then the places t = 0..T of a chain of T layers, for which all equations below are written.
+A block may have layers of its own between h_{l-1} and h_l (see `BLOCKS`); their
+features are called x_l. The vectors h_0, (x_1,) h_1, .., h_L are then the places
+t = 0..T of a chain of T layers, and the equations are written for that chain.
 """
 
-from dataclasses import InitVar, dataclass, replace
-from math import log10, sqrt
-from typing import Callable, NamedTuple
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass, fields, replace
+from difflib import get_close_matches
+from functools import cache
+from math import isfinite, log10, prod, sqrt
+from numbers import Integral, Real
+from pathlib import Path
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Literal,
+    NamedTuple,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+)
 
 import numpy as np
 import scipy  # scipy.special is loaded when it is first used
-from scipy.sparse.linalg import LinearOperator
+from numpy.typing import ArrayLike, NDArray
 
-import nfd_io
-from nfd_io import check_memory, choose, finite_array, generator, normals, numbers, positive_int
+if TYPE_CHECKING:
+    from xarray import Dataset
 
-__version__ = "0.1.0"
-__all__ = ["Activation", "TANH", "RELU", "ERF", "IDENTITY", "ACTIVATIONS", "activation", "Layer", "BLOCKS",
-           "chain", "correlations", "residual", "forward", "backward", "gradients", "sgd", "step", "evaluate",
-           "backward_weights", "innovations", "update_innovation", "decoupled_backward", "SPANNED",
-           "LazyGaussian", "Noise", "nfd", "draw_noise", "coarsen", "COUPLINGS", "particle_chain", "Loss",
-           "LOSSES", "Stream", "weight_shape", "draw_weights", "Trajectory", "load"]  # fmt: skip
+__version__ = "0.2.0"
+__all__ = [
+    "Layer", "forward", "backward", "gradients", "sgd", "backward_weights", "step",
+    "evaluate", "BLOCKS", "chain", "residual", "correlations", "innovations",
+    "update_innovation", "decoupled_backward", "SPANNED", "LazyGaussian", "Noise",
+    "nfd", "particle_chain", "coarsen", "draw_weights", "draw_noise", "weight_shape",
+    "weight_shapes", "noise_shapes", "Loss", "LOSSES", "Stream", "Trajectory", "load",
+    "fill_kernels", "grams", "split", "join", "Activation", "TANH", "RELU", "ERF",
+    "IDENTITY", "ACTIVATIONS", "activation",
+]  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Activation(nfd_io.Rebuilt):
-    """An activation function and its derivative, functions of a number, made elementwise; for the fast twins
-    such that Numba can compile. ValueError for a known name, a wrong dphi, or if one of the two raises."""
-
-    name: str
-    phi: Callable
-    dphi: Callable
-    known: InitVar[bool] = False  # one of ACTIVATIONS: elementwise and dtype-preserving as it is
-
-    def __post_init__(self, known):
-        if not known:
-            self.__dict__.update(nfd_io.check_activation(self.name, self.phi, self.dphi, ACTIVATIONS))
-
-
-TANH = Activation("tanh", np.tanh, lambda h: 4 * np.exp(-2 * abs(h)) / (1 + np.exp(-2 * abs(h))) ** 2, True)
-RELU = Activation("relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h.dtype), True)
-ERF = Activation("erf", lambda h: scipy.special.erf(h), lambda h: 2 / sqrt(np.pi) * np.exp(-h * h), True)
-IDENTITY = Activation("identity", lambda h: h, np.ones_like, True)
-ACTIVATIONS = {a.name: a for a in (TANH, RELU, ERF, IDENTITY)}
-
-
-def activation(phi):
-    """The Activation of that name; an Activation is returned as it is. ValueError for anything else."""
-    return phi if isinstance(phi, Activation) else choose("phi", phi, ACTIVATIONS)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The network with explicit matrices [1]-[3], [8], [29]
+# --------------------------------------------------------------------------------------
+# The network [1], its gradients [3], [2], and training
 
 
 class Layer(NamedTuple):
-    """One map of a chain of vectors h_0 .. h_T:   h_t = skip h_{t-back} + s W_t phi(h_{t-1}) / sqrt(n)."""
+    """One map of the chain:  h_t = skip h_{t-back} + s W_t phi(h_{t-1}) / sqrt(n)."""
 
     phi: Activation
     s: float = 1.0
     skip: float = 0.0
     back: int = 1
-    rate: float = 1.0  # of W_t, in units of eta n
-    matrix: bool = True  # without one W_t / sqrt(n) is the identity
-    rho: float = 1.0  # W~_t^T carries g back, W~_t = rho W_t + sqrt(1 - rho^2) W'_t at first [8], [X1] ..
-    fresh: bool = False  # .. or a new W~_t in every pass
+    rate: float = 1.0  # the learning rate of W_t, in units of eta n
+    matrix: bool = True  # without one, W_t / sqrt(n) is the identity
+    rho: float = 1.0  # the correlation of W_t with W~_t, which carries g back [8], [X1]
+    fresh: bool = False  # whether W~_t is drawn anew in every pass [X11]
 
 
-BLOCKS = {
-    "pre": lambda phi, s, skip, inner: [Layer(phi, s, skip)],
-    "post": lambda phi, s, skip, inner: [Layer(IDENTITY), Layer(phi, s, skip, back=2, matrix=False)],
-    "two-layer": lambda phi, s, skip, inner: [Layer(phi, rate=inner), Layer(phi, s, skip, back=2)],
-}
-"""The layers of one block, from its activation, branch scale s, skip connection and inner rate L^b."""
+def forward(h_0: Floats, W: Floats, layers: Sequence[Layer]) -> Floats:
+    """The places h_0 .. h_T, shape (T+1, n). [1], [29]
 
-
-def chain(block, phi, depth, scaling="depth-mup", internal_lr_exponent=0.0, backward="reused",
-          branch_exponent=0.5):  # fmt: skip
-    """The layers of a network of that depth, a list of T Layers. With skip and s of `residual`:
-
-        pre         h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n)                                      [1]
-        post        x_l = W_l h_{l-1} / sqrt(n),          h_l = skip h_{l-1} + s phi(x_l)                 [29]
-        two-layer   x_l = W1_l phi(h_{l-1}) / sqrt(n),    h_l = skip h_{l-1} + s W2_l phi(x_l) / sqrt(n)
-
-    internal_lr_exponent : b; W1_l's rate is L^b times that of the others (first version), 0 for b = -inf
-    backward : the weights W~_l of the backward pass, as in `correlations`
-    branch_exponent : alpha in [1/2, 1] for depth-mup: s = L^-alpha, and all rates are L^(2 alpha - 1) [X1]
-    ValueError for anything unknown, a b that is NaN or makes L^b > 1e30, or b != 0 where there is no W1_l.
+    h_0 : array, shape (n,);  W : array, shape (M, n, n), of the layers with a matrix
     """
-    build, most = choose("block", block, BLOCKS), 30 / log10(max(positive_int("depth", depth), 10))
-    (skip, s), rate = residual(scaling, depth, branch_exponent), float(depth) ** (2 * branch_exponent - 1)
-    (b,) = numbers("internal_lr_exponent", internal_lr_exponent, -np.inf, most)
-    if b != 0 and build(phi, s, skip, 0.0) == build(phi, s, skip, 1.0):
-        raise ValueError(f'internal_lr_exponent={b:g} is for block="two-layer", not block={block!r}')
-    inner = 0.0 if b == -np.inf else float(depth) ** b
-    of_block, ties = build(activation(phi), s, skip, inner), correlations(backward, depth)
-    layers = [a._replace(rate=a.rate * rate, rho=rho, fresh=new) for rho, new in ties for a in of_block]
-    if not any(layer.matrix for layer in layers) or any(layer.back > t for t, layer in enumerate(layers, 1)):
-        raise ValueError(f"block={block!r} has no matrix, or a layer whose back reaches before h_0")
-    return layers
-
-
-def correlations(backward, depth, name="backward"):
-    """(rho, fresh) of each block: W~_l = rho W_l + sqrt(1 - rho^2) W'_l at first, and both learn alike. [X1]
-
-    backward : "reused", rho = 1, backpropagation; "decoupled", rho = 0 [8]; a number in [-1, 1], or one for
-        each block; "fresh", a new W'_l in every pass. ValueError for anything else.
-    """
-    check_memory(500 * positive_int("depth", depth), f"a chain of depth {depth}")
-    if isinstance(backward, str):
-        names = {"reused": (1.0, False), "decoupled": (0.0, False), "fresh": (0.0, True)}
-        return depth * [choose(name, backward, names)]
-    return [(rho, False) for rho in numbers(name, backward, -1, 1, depth)]
-
-
-def residual(scaling, depth, branch_exponent=0.5):
-    """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n);  exponents but 1/2 for depth-mup."""
-    most = choose("scaling", scaling, {"depth-mup": 1, "mup": 0.5, "vanilla": 0.5})
-    (alpha,), depth = numbers("branch_exponent", branch_exponent, 0.5, most), positive_int("depth", depth)
-    if scaling == "depth-mup":
-        return 1.0, 1 / sqrt(depth) if alpha == 0.5 else float(depth) ** -alpha  # [X1]
-    return float(scaling == "mup"), 1.0
-
-
-def forward(h_0, W, layers):
-    """h_0 .. h_T, shape (T+1, n), from h_0 (n,) and the matrices W (M, n, n) of the layers that have one."""
-    h, W, n = [h_0], iter(W), len(h_0)
+    n = len(h_0)
+    matrices = iter(W)
+    h = [h_0]
     for layer in layers:
         p = layer.phi.phi(h[-1])
-        u = next(W) @ p / sqrt(n) if layer.matrix else p
+        u = next(matrices) @ p / sqrt(n) if layer.matrix else p
         h.append(layer.skip * h[-layer.back] + layer.s * u)  # [1], [29]
     return np.array(h)
 
 
-def backward(h, v, W, layers):
-    """g_t = n df / dh_t, shape (T+1, n): the terms of `forward`, last one first; [8] with W~ for W."""
-    g, W, n = np.zeros(h.shape), iter(W[::-1]), len(v)
+def backward(h: Floats, v: Floats, W: Floats, layers: Sequence[Layer]) -> Floats:
+    """The gradients g_t = n df / dh_t, shape (T+1, n): `forward` in reverse. [3]
+
+    h : array, shape (T+1, n);  v : array, shape (n,);  W : array, shape (M, n, n).
+    With W~ in place of W these are the decoupled gradients of [8].
+    """
+    n = len(v)
+    matrices = iter(W[::-1])
+    g = np.zeros(h.shape)
     g[-1] = v
     for t, layer in reversed(list(enumerate(layers, 1))):
-        z = next(W).T @ g[t] / sqrt(n) if layer.matrix else g[t]
+        z = next(matrices).T @ g[t] / sqrt(n) if layer.matrix else g[t]
         g[t - layer.back] += layer.skip * g[t]  # [3]
         g[t - 1] += layer.s * layer.phi.dphi(h[t - 1]) * z  # [3]
     return g
 
 
-def gradients(x_k, h, g, layers):
-    """df/dU (n, d), df/dW_t (M, n, n) of layers with a matrix, df/dv (n,), from h, g (T+1, n) of x_k. [2]"""
-    n, d = h.shape[1], len(x_k)
-    maps = [(t, layer) for t, layer in enumerate(layers, 1) if layer.matrix]
-    dW = [layer.s * np.outer(g[t], layer.phi.phi(h[t - 1])) / (n * sqrt(n)) for t, layer in maps]
-    return np.outer(g[0], x_k) / (n * sqrt(d)), np.array(dW), h[-1] / n
+def gradients(
+    x_k: Floats, h: Floats, g: Floats, layers: Sequence[Layer]
+) -> tuple[Floats, Floats, Floats]:
+    """df/dU (n, d), df/dW (M, n, n) and df/dv (n,) at the input x_k (d,). [2]
 
-
-@nfd_io.keywords(chain, "depth")
-def sgd(stream, weights, phi="tanh", *, block="pre", **network):
-    """Train by mini-batch SGD, moving the weights themselves; the readable twin of `finite_net.train`.
-
-    weights : U (n, d), W (weight_shape), v (n,), and W' of W's shape where W~ is not +-W; for
-        backward="fresh" one for each pass, (S, ..)
-    block, network : as in `chain`; by default backward="decoupled" with W', else "reused" [8], [X1]
-    Returns a Trajectory with everything. Written with the first weights it is [12], with W' [79]-[84].
+    h, g : arrays, shape (T+1, n), as `forward` and `backward` return them
     """
-    nfd_io.check_type("stream", stream, Stream)
-    U, W, v, *other = nfd_io.check_weights(weights, stream.d, chain(block, phi, 1))
-    L, n, S, shape = len(W), len(v), len(stream), W.shape
-    layers = chain(block, phi, L, **{"backward": "decoupled" if other else "reused"} | network)
-    W, moved = W.reshape(-1, n, n), np.zeros((1, n, n))
-    W_back = backward_weights(W, other[0].reshape(-1, *W.shape) if other else None, layers)
-    rates, rho = np.array([(a.rate, a.rho) for a in layers if a.matrix]).T[:, :, None, None]
-    (f, chi), (h, g) = np.full((2, S), np.nan), np.full((2, S, len(layers) + 1, n), np.nan)
-    out = Trajectory(f, chi)
+    n, d = h.shape[1], len(x_k)
+    dU = np.outer(g[0], x_k) / (n * sqrt(d))
+    dW = [
+        layer.s * np.outer(g[t], layer.phi.phi(h[t - 1])) / (n * sqrt(n))
+        for t, layer in enumerate(layers, 1)
+        if layer.matrix
+    ]
+    dv = h[-1] / n
+    return dU, np.array(dW), dv
+
+
+def sgd(
+    stream: Stream,
+    weights: Weights,
+    phi: Phi = "tanh",
+    *,
+    block: str = "pre",
+    **network: Unpack[OfChain],
+) -> Trajectory:
+    """Train by mini-batch SGD, moving explicit matrices. `finite_net.train` is faster.
+
+    stream : the samples and the learning rate
+    weights : U (n, d), W (L, n, n) or, for M matrices a block, (L, M, n, n), v (n,),
+        and W' of W's shape where W~ is not W or -W; for backward="fresh" one W' for
+        each pass, shape (S, ..)
+    phi : name of an activation, or an Activation
+    block, network : as in `chain`. By default backward="decoupled" if W' is given and
+        "reused" if it is not. [8], [X1]
+
+    Returns a Trajectory with everything but A and B. ValueError for bad input.
+    Written with the first weights only, this is [12], and with W' it is [79]-[84].
+    """
+    check_type("stream", stream, Stream)
+    U, W, v, *other = check_weights(weights, stream.d, matrices_of(block))
+    n, L, S, shape = len(v), len(W), len(stream), W.shape
+    network.setdefault("backward", "decoupled" if other else "reused")
+    layers = chain(block, phi, L, **network)
+    W = W.reshape(-1, n, n)
+    W_prime = other[0].reshape(-1, *W.shape) if other else None
+    W_back = backward_weights(W, W_prime, layers)
+    moved = np.zeros(W.shape)  # all updates so far, of W and of W~ alike
+    of_matrices = [(layer.rate, layer.rho) for layer in layers if layer.matrix]
+    rates, rho = np.array(of_matrices).T[:, :, None, None]
+    out = Trajectory(f=np.full(S, np.nan), chi=np.full(S, np.nan))
+    h = np.full((S, len(layers) + 1, n), np.nan)
+    g = np.full((S, len(layers) + 1, n), np.nan)
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
-        for b in range(0, S, stream.batch):
-            batch = slice(b, b + stream.batch)
+        for first in range(0, S, stream.batch):
+            batch = slice(first, first + stream.batch)
             for k in range(S)[batch]:
-                h[k] = forward(U @ stream.X[k] / sqrt(stream.d), W, layers)  # [79], [80], [83], [84]
-                f[k] = v @ h[k, -1] / n  # [1]
-                chi[k] = stream.chi(f[k], k)
-                g[k] = backward(h[k], v, W_back[k % len(W_back)] + moved, layers)  # [8], [81], [82]
-            if nfd_io.stop_at_divergence(out, h[batch], g[batch], b, len(layers) // L):
+                h_0 = U @ stream.X[k] / sqrt(stream.d)  # [1], [79], [83]
+                h[k] = forward(h_0, W, layers)  # [80], [84]
+                out.f[k] = v @ h[k, -1] / n  # [1]
+                out.chi[k] = stream.chi(out.f[k], k)
+                W_tilde = W_back[k % len(W_back)] + moved  # [8]
+                g[k] = backward(h[k], v, W_tilde, layers)  # [3], [81], [82]
+            if stop_at_divergence(out, h[batch], g[batch], first, len(layers) // L):
                 break
             for k in range(S)[batch]:
-                dU, dW, dv = (n * df for df in gradients(stream.X[k], h[k], g[k], layers))
-                step = stream.rate * chi[k]  # theta <- theta - eta n dloss/dtheta, dloss = chi df [2]
-                U, v, W = U - step * dU, v - step * dv, W - step * rates * dW  # [2], [12]
+                dU, dW, dv = gradients(stream.X[k], h[k], g[k], layers)
+                step = stream.rate * n * out.chi[k]  # theta -= eta n dl/dtheta [2]
+                U = U - step * dU  # [2]
+                W = W - step * rates * dW  # [2], [12]
                 moved = moved - step * rates * dW  # [8]
-        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
+                v = v - step * dv  # [2]
+        out.h, out.x = split(h, L)
+        out.g, out.gx = split(g, L)
         fill_kernels(out, out.h, out.g, phi)
         if not layers[0].fresh and -1 not in rho and out.diverged_at is None:
-            more = [w + (np.sqrt((1 - rho) / (1 + rho)) * moved).reshape(shape) for w in other]  # [X1]
-            out.weights = U, W.reshape(shape), v, *more
+            # W~ = rho W + sqrt(1 - rho^2) W' has moved as W has, so W' has moved by
+            of_W_prime = (np.sqrt((1 - rho) / (1 + rho)) * moved).reshape(shape)  # [X1]
+            out.weights = U, W.reshape(shape), v, *[w + of_W_prime for w in other]
     return out
 
 
-@nfd_io.keywords(sgd)
-def step(stream, weights, phi="tanh", **network):
-    """The weights after one update by all samples, as one mini-batch, and the Trajectory before it. [2]"""
-    run = sgd(replace(stream, batch=len(stream)), weights, phi, **network)
+def backward_weights(
+    W: Floats, W_prime: Floats | None, layers: Sequence[Layer]
+) -> Floats:
+    """W~ = rho W + sqrt(1 - rho^2) W' at first, (1, M, n, n), or (S, ..) if fresh. [X1]
+
+    W : array, shape (M, n, n);  W_prime : array, shape (1, M, n, n) or (S, M, n, n), or
+    None where W~ is W or -W. ValueError if it is None elsewhere.
+    """
+    each = [layer.rho for layer in layers if layer.matrix]
+    rho = np.array(each, W.dtype)[:, None, None]
+    if W_prime is None:
+        if (np.abs(rho) < 1).any():
+            raise ValueError("weights: W' is needed, a fourth array, unless W~ is +-W")
+        return rho * W[None]
+    return rho * W[None] + np.sqrt(1 - rho**2) * W_prime  # [X1]
+
+
+def step(
+    stream: Stream, weights: Weights, phi: Phi = "tanh", **network: Unpack[Network]
+) -> tuple[tuple[Floats, ...] | MaybeNone, Trajectory]:
+    """One update by all samples together: the weights after it, and the Trajectory. [2]
+
+    stream, weights, phi, network : as in `sgd`; the batch of the stream is ignored
+    """
+    one_batch = replace(stream, batch=len(stream))
+    run = sgd(one_batch, weights, phi, **network)
     return run.weights, run
 
 
-def evaluate(X, weights, phi="tanh", by=sgd, **network):
-    """The Trajectory of inputs X (S, d) by weights that stay as they are: f, h, g, C, Gamma. [1], [3]"""
-    return by(Stream(X, np.zeros(np.shape(X)[:1]), 0.0), weights, phi, **network)
+def evaluate(
+    X: ArrayLike,
+    weights: Weights,
+    phi: Phi = "tanh",
+    by: Callable[..., Trajectory] = sgd,
+    **network: Any,
+) -> Trajectory:
+    """The Trajectory of inputs X (S, d) by weights that stay as they are. [1], [3]
+
+    weights, phi, network : as in `sgd`;  by : `sgd`, or `finite_net.sgd`
+    """
+    targets = np.zeros(np.shape(X)[:1])
+    return by(Stream(X, targets, eta=0.0), weights, phi, **network)
 
 
-def backward_weights(W, other, layers):
-    """W~ at first, (1, M, n, n), or of each pass, (S, M, n, n), from W (M, n, n) and W', None where it is not
-    needed. [8], [X1]"""
-    layers = [layer for layer in layers if layer.matrix]
-    rho = np.array([layer.rho for layer in layers], W.dtype)[:, None, None]
-    if other is None and (np.abs(rho) < 1).any():
-        raise ValueError("weights: W' is needed, a fourth array, where W~ is not W or -W")
-    return rho * W[None] + (0 if other is None else np.sqrt(1 - rho**2) * other)  # [X1]
+# --------------------------------------------------------------------------------------
+# Architectures
+
+BLOCKS: dict[str, Callable[[Activation, float, float, float], list[Layer]]] = {
+    "pre": lambda phi, s, skip, inner: [Layer(phi, s, skip)],
+    "post": lambda phi, s, skip, inner: [
+        Layer(IDENTITY),
+        Layer(phi, s, skip, back=2, matrix=False),
+    ],
+    "two-layer": lambda phi, s, skip, inner: [
+        Layer(phi, rate=inner),
+        Layer(phi, s, skip, back=2),
+    ],
+}
+"""The layers of one block, from its activation, the branch scale s, the factor of the
+skip connection, and the inner rate L^b. A new architecture is a line in this table."""
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Gaussian representation at initialisation [5]-[8]
+def chain(
+    block: str,
+    phi: Phi,
+    depth: Int,
+    scaling: Scaling = "depth-mup",
+    internal_lr_exponent: Number = 0.0,
+    backward: Backward = "reused",
+    branch_exponent: Number = 0.5,
+) -> list[Layer]:
+    """The T Layers of a network of that depth. With skip and s from `residual`:
+
+        pre        h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n)                 [1]
+        post       x_l = W_l h_{l-1} / sqrt(n),        h_l = skip h_{l-1} + s phi(x_l)
+                                                                                    [29]
+        two-layer  x_l = W1_l phi(h_{l-1}) / sqrt(n),
+                   h_l = skip h_{l-1} + s W2_l phi(x_l) / sqrt(n)        (first version)
+
+    block : a name in BLOCKS
+    internal_lr_exponent : b; the rate of W1_l is L^b times that of the others, and 0
+        for b = -inf
+    backward : the weights W~_l of the backward pass, as in `correlations`
+    branch_exponent : alpha in [1/2, 1], for depth-mup: s = L^-alpha, and all rates are
+        multiplied by L^(2 alpha - 1) [X1]
+
+    ValueError for anything unknown, for a b that is NaN or makes L^b > 1e30, for b != 0
+    where there is no W1_l, and for a block whose layers are no chain.
+    """
+    choose("block", block, BLOCKS)
+    depth = positive_int("depth", depth)
+    skip, s = residual(scaling, depth, branch_exponent)
+    largest = 30 / log10(max(depth, 10))
+    b = number("internal_lr_exponent", internal_lr_exponent, -np.inf, largest)
+    phi = activation(phi)
+    if b != 0 and _block(block, phi, s, skip, 0.0) == _block(block, phi, s, skip, 1.0):
+        raise ValueError(
+            f'internal_lr_exponent={b:g} is for block="two-layer", not block={block!r}'
+        )
+    inner = 0.0 if b == -np.inf else float(depth) ** b
+    rate = float(depth) ** (2 * float(branch_exponent) - 1)  # [X1]
+    of_block = _block(block, phi, s, skip, inner)
+    return [
+        layer._replace(rate=rate * layer.rate, rho=rho, fresh=fresh)
+        for rho, fresh in correlations(backward, depth)
+        for layer in of_block
+    ]
 
 
-def innovations(h, g, W, phi="tanh", *, rng=None):
-    """The independent standard normal xi and zeta (..., L, n) of Proposition 4.1, recovered from a network.
+def _block(
+    block: str, phi: Activation, s: float, skip: float, inner: float
+) -> list[Layer]:
+    """The checked layers of one block."""
+    made = BLOCKS[block](phi, s, skip, inner)
+    if not isinstance(made, (list, tuple)) or not all(
+        isinstance(layer, Layer) and isinstance(layer.phi, Activation) for layer in made
+    ):
+        raise ValueError(
+            f"block={block!r} must give a list of Layers, each with an Activation, "
+            f"not {shown(made)}"
+        )
+    for layer in made:
+        if not isinstance(layer.back, int) or layer.back < 1:
+            raise ValueError(
+                f"block={block!r} has a layer with back={shown(layer.back)}; "
+                "it must be an integer >= 1"
+            )
+    reaches_before_h_0 = any(layer.back > t for t, layer in enumerate(made, 1))
+    if reaches_before_h_0 or not any(layer.matrix for layer in made):
+        raise ValueError(
+            f"block={block!r} has no matrix, or a layer whose back reaches before h_0"
+        )
+    return list(made)
 
-    h, g : arrays, shape (..., L+1, n): first forward and backward passes through W (L, n, n), depth-muP
+
+def residual(
+    scaling: Scaling, depth: Int, branch_exponent: Number = 0.5
+) -> tuple[float, float]:
+    """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).
+
+    "depth-mup" has skip 1 and s = L^-branch_exponent [X1], "mup" has skip 1 and s = 1,
+    "vanilla" has skip 0 and s = 1. Exponents other than 1/2 are for "depth-mup".
+    """
+    largest = choose("scaling", scaling, {"depth-mup": 1, "mup": 0.5, "vanilla": 0.5})
+    alpha = number("branch_exponent", branch_exponent, 0.5, largest)
+    depth = positive_int("depth", depth)
+    if scaling == "vanilla":
+        return 0.0, 1.0
+    if scaling == "mup":
+        return 1.0, 1.0
+    return 1.0, 1 / sqrt(depth) if alpha == 0.5 else float(depth) ** -alpha  # [X1]
+
+
+def correlations(
+    backward: Backward, depth: Int, name: str = "backward"
+) -> list[tuple[float, bool]]:
+    """(rho, fresh) of each block: W~_l = rho W_l + sqrt(1 - rho^2) W'_l at first. [X1]
+
+    W_l and W~_l then receive the same updates.
+
+    backward : "reused", rho = 1, which is backpropagation; "decoupled", rho = 0 [8]; a
+        number in [-1, 1], or one for each block; "fresh", a new W'_l in every pass
+    name : of the argument, for messages. ValueError for anything else.
+    """
+    depth = positive_int("depth", depth)
+    check_memory(500 * depth, f"a chain of depth {depth}")
+    if isinstance(backward, str):
+        rho_of = {"reused": 1.0, "decoupled": 0.0, "fresh": 0.0}
+        return depth * [(choose(name, backward, rho_of), backward == "fresh")]
+    return [(rho, False) for rho in numbers(name, backward, -1, 1, depth)]
+
+
+def matrices_of(block: str) -> int:
+    """The number of matrices in one block."""
+    return sum(layer.matrix for layer in chain(block, "identity", 1))
+
+
+# --------------------------------------------------------------------------------------
+# The Gaussian representation [5]-[8], [15], [38]-[40]
+
+
+def innovations(
+    h: Floats, g: Floats, W: ArrayLike, phi: Phi = "tanh", *, rng: Rng = None
+) -> tuple[Floats, Floats]:
+    """The normal xi and zeta, (.., L, n), of Proposition 4.1, recovered from a network.
+
+    h, g : arrays, shape (.., L+1, n), first forward and backward pass through W, for
+        block "pre" and depth-muP;  W : array, shape (L, n, n)
     rng : fills the one direction of each zeta_l that the network does not determine
 
-        u_l = W_l p / sqrt(n) = |p| / sqrt(n) xi_l,  p = phi(h_{l-1})                                [5], [7]
-        z_l = W_l^T g_l / sqrt(n) = p <g_l, u_l> / |p|^2 + |g_l| / sqrt(n) (I - p p^T / |p|^2) zeta_l     [7]
+    All entries are independent N(0,1). With p = phi(h_{l-1}),
 
-    Where p = 0 the projection is dropped and xi_l drawn afresh; where g_l = 0, zeta_l is drawn afresh.
+        u_l = W_l p / sqrt(n) = |p| / sqrt(n) xi_l                              [5], [7]
+        z_l = W_l^T g_l / sqrt(n)
+            = p <g_l, u_l> / |p|^2 + |g_l| / sqrt(n) (I - p p^T / |p|^2) zeta_l      [7]
+
+    Where p = 0 the projection is dropped and xi_l is drawn afresh; where g_l = 0,
+    zeta_l is drawn afresh.
     """
-    rng, phi, n = generator(rng), activation(phi), finite_array("W", W, ("L", "n", "n")).shape[1]
+    rng, phi = generator(rng), activation(phi)
+    W = finite_array("W", W, ("L", "n", "n"))
+    L, n, _ = W.shape
     xi, zeta = np.empty((2, *h[..., 1:, :].shape))
-    for l in range(1, len(W) + 1):
+    for l in range(1, L + 1):
         fresh_xi, fresh_zeta = rng.standard_normal((2, *h[..., l, :].shape))
-        p = phi.phi(h[..., l - 1, :])
-        norm_p, norm_g = (np.linalg.norm(a, axis=-1, keepdims=True) for a in (p, g[..., l, :]))
+        p, g_l = phi.phi(h[..., l - 1, :]), g[..., l, :]
+        norm_p = np.linalg.norm(p, axis=-1, keepdims=True)
+        norm_g = np.linalg.norm(g_l, axis=-1, keepdims=True)
         p_hat = p / np.where(norm_p, norm_p, 1)
-        z = g[..., l, :] @ W[l - 1] / sqrt(n)
-        across = z - p_hat * np.sum(p_hat * z, axis=-1, keepdims=True)  # (I - p p^T / |p|^2) z [6]
-        xi[..., l - 1, :] = np.where(norm_p, p_hat @ W[l - 1].T, fresh_xi)  # [7]
-        along = p_hat * fresh_zeta[..., :1]
+        z = g_l @ W[l - 1] / sqrt(n)  # [5]
+        across = z - p_hat * np.sum(p_hat * z, axis=-1, keepdims=True)  # [6]
         across *= sqrt(n) / np.where(norm_g, norm_g, 1)  # [7], [40]
+        along = p_hat * fresh_zeta[..., :1]
+        xi[..., l - 1, :] = np.where(norm_p, p_hat @ W[l - 1].T, fresh_xi)  # [7]
         zeta[..., l - 1, :] = np.where(norm_g, across + along, fresh_zeta)  # [38]-[40]
     return xi, zeta
 
 
-def update_innovation(h, g, h1, W, phi="tanh", *, rng=None):
-    """The standard normal xi^1 (L, n) of Proposition 5.1, independent of xi and zeta, from a network.
+def update_innovation(
+    h: Floats,
+    g: Floats,
+    h1: Floats,
+    W: ArrayLike,
+    phi: Phi = "tanh",
+    *,
+    rng: Rng = None,
+) -> Floats:
+    """The normal xi^1, (L, n), of Proposition 5.1, recovered from a network.
 
-    h, g : arrays, shape (L+1, n): first forward and backward passes through the initial W (L, n, n)
-    h1 : array, shape (L+1, n): features of the second forward pass, after the update
+    h, g : arrays, shape (L+1, n), first forward and backward pass through the initial W
+    h1 : array, shape (L+1, n), the second forward pass, after one update
+    W : array, shape (L, n, n), the initial matrices
     rng : fills the one direction of each xi^1_l that the network does not determine
 
-    With p0 = phi(h_{l-1}), p1 = phi(h1_{l-1}), rho = <p0, p1> / |p0|^2 and p_perp = p1 - rho p0,
+    Its entries are N(0,1), independent of each other and of xi and zeta. With
+    p0 = phi(h_{l-1}), p1 = phi(h1_{l-1}), rho = <p0, p1> / |p0|^2 and
+    p_perp = p1 - rho p0,
 
-        u^1 = rho u^0 + g_l <z^0, p_perp> / |g_l|^2 + |p_perp| / sqrt(n) (I - g_l g_l^T / |g_l|^2) xi^1_l [15]
+        u^1 = rho u^0 + g_l <z^0, p_perp> / |g_l|^2
+              + |p_perp| / sqrt(n) (I - g_l g_l^T / |g_l|^2) xi^1_l                 [15]
 
-    p0 = 0: rho := 0. g_l = 0: no aligned term and no projection. p_perp = 0: xi^1_l is drawn afresh.
+    Where p0 = 0, rho := 0. Where g_l = 0 there is no aligned term and no projection.
+    Where p_perp = 0, xi^1_l is drawn afresh.
     """
-    rng, phi, (L, n, _) = generator(rng), activation(phi), finite_array("W", W, ("L", "n", "n")).shape
+    rng, phi = generator(rng), activation(phi)
+    W = finite_array("W", W, ("L", "n", "n"))
+    L, n, _ = W.shape
     xi1 = rng.standard_normal((L, n))
     for l in range(1, L + 1):
         p0, p1, g_l = phi.phi(h[l - 1]), phi.phi(h1[l - 1]), g[l]
-        u0, u1, z0 = W[l - 1] @ p0 / sqrt(n), W[l - 1] @ p1 / sqrt(n), W[l - 1].T @ g_l / sqrt(n)
+        u0 = W[l - 1] @ p0 / sqrt(n)
+        u1 = W[l - 1] @ p1 / sqrt(n)
+        z0 = W[l - 1].T @ g_l / sqrt(n)
         rho = p0 @ p1 / (p0 @ p0) if p0.any() else 0.0
-        p_perp, g_hat = p1 - rho * p0, g_l / np.linalg.norm(g_l) if g_l.any() else g_l  # [15]
-        if np.linalg.norm(p_perp) > SPANNED["float64"] * np.linalg.norm(p1):
+        p_perp = p1 - rho * p0
+        norm = np.linalg.norm(p_perp)
+        if norm > SPANNED["float64"] * np.linalg.norm(p1):
             aligned = g_l * (z0 @ p_perp) / (g_l @ g_l) if g_l.any() else 0.0  # [15]
-            noise = (u1 - rho * u0 - aligned) * sqrt(n) / np.linalg.norm(p_perp)  # .. xi^1_l [15]
-            xi1[l - 1] = noise + g_hat * (g_hat @ xi1[l - 1])  # [15]
+            g_hat = g_l / np.linalg.norm(g_l) if g_l.any() else g_l
+            across = (u1 - rho * u0 - aligned) * sqrt(n) / norm  # [15]
+            xi1[l - 1] = across + g_hat * (g_hat @ xi1[l - 1])
     return xi1
 
 
-def decoupled_backward(h, v, zeta, phi="tanh"):
-    """The auxiliary gradients g~ (..., L+1, n) from the true pass' zeta (..., L, n), depth-muP. [8]"""
-    (L, n), g, phi = np.shape(zeta)[-2:], np.empty(np.shape(h)), activation(phi)
+def decoupled_backward(
+    h: Floats, v: ArrayLike, zeta: Floats, phi: Phi = "tanh"
+) -> Floats:
+    """The auxiliary gradients g~, (.., L+1, n), driven by the network's own zeta. [8]
+
+    h : array, shape (.., L+1, n);  v : array, shape (n,), or (.., n)
+    zeta : array, shape (.., L, n), for block "pre" and depth-muP
+    """
+    phi = activation(phi)
+    L, n = np.shape(zeta)[-2:]
+    g = np.empty(np.shape(h))
     g[..., L, :] = v
     for l in range(L, 0, -1):
         g_l = g[..., l, :]
-        z = np.linalg.norm(g_l, axis=-1, keepdims=True) / sqrt(n) * zeta[..., l - 1, :]  # [8]
+        norm = np.linalg.norm(g_l, axis=-1, keepdims=True)
+        z = norm / sqrt(n) * zeta[..., l - 1, :]  # [8]
         g[..., l - 1, :] = g_l + phi.dphi(h[..., l - 1, :]) * z / sqrt(L)  # [8]
     return g
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Gaussian matrices, revealed only where they are looked at
+# --------------------------------------------------------------------------------------
+# Gaussian matrices that are revealed only where they are looked at [45]
 
 SPANNED = {"float64": 1e-10, "float32": 1e-5}
-"""Nearer than this to the span of the earlier ones, relative to its length, a vector is no new direction."""
+"""A vector nearer than this to the span of the earlier ones, relative to its length,
+is no new direction."""
 
 
-class LazyGaussian(LinearOperator):
-    """A matrix W of independent N(0,1) entries, exactly in law; only the answers given so far are drawn. With
-    rho < 1 its transpose is that of another one, W~ = rho W + sqrt(1 - rho^2) W' [X1].
+class LazyGaussian:
+    """An m x n matrix W of independent N(0,1) entries, exact in law, drawn when asked.
 
-    Kept are orthonormal vectors Q_X that W has multiplied, with their images M = W Q_X, and Q_P, N = W^T Q_P
-    likewise. A new vector x = Q_X b + r q, with q a unit vector orthogonal to Q_X, has the image [45]
+    Its transpose is that of W~ = rho W + sqrt(1 - rho^2) W', for rho = 1 of W itself.
+    [X1]
 
-        W x = M a + r W q,   W q = rho Q_P N^T q + (I - (1 - sqrt(1 - rho^2)) Q_P Q_P^T) xi,
+    Only the answers that were given are kept: orthonormal vectors Q_X that W has
+    multiplied, with their images M = W Q_X, and likewise Q_P with N = W~^T Q_P. A new
+    vector x = Q_X b + r q, with a unit vector q orthogonal to Q_X, has the image
 
-    xi ~ N(0, I) fresh; W~^T y is its mirror image. If r is rounding there is no new direction, and nothing
-    random in the answer. O(r (m + n)) time and memory for r answers about a matrix, in place of O(m n).
+        W x = M b + r W q,
+        W q = rho Q_P N^T q + (I - (1 - sqrt(1 - rho^2)) Q_P Q_P^T) xi              [45]
+
+    with fresh xi ~ N(0, I), and W~^T y is the mirror image. If r is mere rounding there
+    is no new direction, and nothing random in the answer. Time and memory are
+    O(r (m + n)) for r answers, in place of O(m n).
+    `scipy.sparse.linalg.aslinearoperator` accepts it.
+
+    shape : (m, n);  rng : seed or Generator, for `@` alone;  rho : number in [-1, 1]
     """
 
-    def __init__(self, shape, rng=None, rho=1.0):
-        super().__init__(np.dtype(float), nfd_io.matrix_shape(shape))
-        self.rng, (self.rho,) = generator(rng), numbers("rho", rho, -1, 1)
-        self.Q_X, self.M, self.Q_P, self.N = [], [], [], []
+    dtype = np.dtype(float)
 
-    def _reveal(self, x, xi, Q_X, M, Q_P, N):
-        answer, rest = np.zeros(len(xi)), np.asarray(x).astype(float, casting="same_kind")
-        for q, Wq in 2 * list(zip(Q_X, M)):  # twice, or the rest of a nearly spanned x is not orthogonal
-            a = q @ rest
-            answer, rest = answer + a * Wq, rest - a * q  # [45]
+    def __init__(
+        self, shape: tuple[int, int], rng: Rng = None, rho: Number = 1.0
+    ) -> None:
+        self.shape = _matrix_shape(shape)
+        self.rng = generator(rng)
+        self.rho = number("rho", rho, -1, 1)
+        self.Q_X: list[Floats] = []
+        self.M: list[Floats] = []
+        self.Q_P: list[Floats] = []
+        self.N: list[Floats] = []
+
+    def times(self, x: ArrayLike, xi: Floats) -> Floats:
+        """W x, shape (m,), of x (n,); a new direction takes the fresh noise xi (m,)."""
+        rest = np.asarray(x).astype(float, casting="same_kind")
+        norm = np.linalg.norm(rest)
+        answer = np.zeros(len(xi))
+        for _ in range(2):  # once is not enough if x is nearly spanned
+            for q, Wq in zip(self.Q_X, self.M):
+                b = q @ rest
+                answer = answer + b * Wq  # [45]
+                rest = rest - b * q
         r = np.linalg.norm(rest)
-        if not r <= SPANNED["float64"] * np.linalg.norm(x):  # also where x is not finite: nor is the answer
-            q, Wq = rest / r, np.array(xi, float)
-            for u, Wtu in zip(Q_P, N):
-                Wq = Wq + u * (self.rho * (Wtu @ q) - (1 - sqrt(1 - self.rho**2)) * (u @ Wq))  # [45]
-            Q_X.append(q)
-            M.append(Wq)
-            answer = answer + r * Wq  # [45]
-        return answer
+        if r <= SPANNED["float64"] * norm:
+            return answer
+        q, Wq = rest / r, np.array(xi, float)
+        for u, Wtu in zip(self.Q_P, self.N):
+            known = self.rho * (Wtu @ q)  # <u, W q>, as far as W~^T u tells it [45]
+            Wq = Wq + u * (known - (1 - sqrt(1 - self.rho**2)) * (u @ Wq))  # [45]
+        self.Q_X.append(q)
+        self.M.append(Wq)
+        return answer + r * Wq  # [45]
 
-    def times(self, x, xi):
-        """W x, shape (m,), for x of shape (n,); xi, shape (m,), is the fresh noise a new direction takes."""
-        return self._reveal(x, xi, self.Q_X, self.M, self.Q_P, self.N)
+    def transpose_times(self, y: ArrayLike, zeta: Floats) -> Floats:
+        """W~^T y, shape (n,), of y (m,); a new direction takes zeta (n,)."""
+        return self.T.times(y, zeta)
 
-    def transpose_times(self, y, zeta):
-        """W^T y, shape (n,), for y of shape (m,); zeta, shape (n,), is what a new direction takes."""
-        return self._reveal(y, zeta, self.Q_P, self.N, self.Q_X, self.M)
+    @property
+    def T(self) -> LazyGaussian:
+        """W~^T, which shares all that is known."""
+        other = copy.copy(self)
+        other.shape = self.shape[::-1]
+        other.Q_X, other.M = self.Q_P, self.N
+        other.Q_P, other.N = self.Q_X, self.M
+        return other
 
-    def _matvec(self, x):
-        return self.times(x.ravel(), self.rng.standard_normal(self.shape[0]))
+    def matvec(self, x: ArrayLike) -> Floats:
+        """W x, shape (m,), of x (n,), with noise from `rng`."""
+        x = np.ravel(x)
+        if len(x) != self.shape[1]:
+            raise ValueError(f"x has {len(x)} entries; the matrix is {self.shape}")
+        return self.times(x, self.rng.standard_normal(self.shape[0]))
 
-    def _rmatvec(self, y):
-        return self.transpose_times(y.ravel(), self.rng.standard_normal(self.shape[1]))
+    def rmatvec(self, y: ArrayLike) -> Floats:
+        """W~^T y, shape (n,), of y (m,), with noise from `rng`."""
+        return self.T.matvec(y)
 
-    def complete(self):
-        """The whole matrix, shape (m, n): a dense W that gives, and from now on will give, these answers."""
+    def __matmul__(self, x: ArrayLike) -> Floats:
+        """W x of x (n,), or W X of X (n, p)."""
+        if np.ndim(x) == 2:
+            return np.stack([self.matvec(column) for column in np.transpose(x)], axis=1)
+        return self.matvec(x)
+
+    def complete(self) -> Floats:
+        """The whole W, shape (m, n); it gives these answers, and all later ones."""
         return self @ np.eye(self.shape[1])
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Neural Feature Dynamics [20]-[25] as an Euler-Maruyama particle system [112]
+# --------------------------------------------------------------------------------------
+# Neural Feature Dynamics [20]-[25], as an Euler-Maruyama particle system [112]
 
 
 class Noise(NamedTuple):
@@ -366,73 +587,69 @@ class Noise(NamedTuple):
 
     u : array, shape (S, N): the inputs U x_k / sqrt(d), before they are correlated [24]
     v : array, shape (N,): the initial readout [24]
-    xi, zeta : arrays, shape (S, L, N): forward and backward Brownian increments, times sqrt(L), before they
-        are correlated [25]; xi[k, l-1] and zeta[k, l-1] belong to W_l
+    xi, zeta : arrays, shape (S, L, N): forward and backward Brownian increments, times
+        sqrt(L), before they are correlated [25]; xi[k, l-1], zeta[k, l-1] belong to W_l
     """
 
-    u: np.ndarray
-    v: np.ndarray
-    xi: np.ndarray
-    zeta: np.ndarray
+    u: Floats
+    v: Floats
+    xi: Floats
+    zeta: Floats
 
 
-COUPLINGS = {"none": "decoupled", "nearest": "decoupled", "full": "reused"}  # backward
+def nfd(
+    stream: Stream,
+    noise: Noise,
+    phi: Phi = "tanh",
+    *,
+    block: str = "pre",
+    backward: Backward = "decoupled",
+    nearest: bool = False,
+    internal_lr_exponent: Number = 0.0,
+    branch_exponent: Number = 0.5,
+) -> Trajectory:
+    """Neural Feature Dynamics, Definition 5.3, by N particles in L steps. [112]
 
+    noise : a Noise with one step for each layer of the chain
+    block, .. : as in `particle_chain`. backward="decoupled" is NFD; "reused" is the
+        trained network [12] itself, of width N and depth L, exactly in law.
 
-def particle_chain(block, phi, depth, coupling="none", internal_lr_exponent=0.0, branch_exponent=0.5,
-                   backward=None):  # fmt: skip
-    """The chain of particles without matrices, for depth-mup.
-
-    coupling : "none", NFD; "nearest" adds the paper's closed form of the forward-backward coupling [17],
-        [103], [104], which keeps only the SGD drift of the neighbouring layer; "full" has W~_l = W_l in the
-        backward pass: the trained network [12] itself, of width N and depth L.
-    backward : in place of a coupling, W~ as in `correlations`
-    ValueError for "nearest" where a block has more than one layer, and for a layer without a matrix.
+    Returns a Trajectory with everything but A and B. With nearest=True it is
+    [97]-[104]. ValueError for bad input. `sde.solve` is faster.
     """
-    implied = choose("coupling", coupling, COUPLINGS)
-    if backward is not None and coupling != "none":
-        raise ValueError(f"coupling={coupling!r} and backward={backward!r} are not for use together")
-    backward = implied if backward is None else backward
-    layers = chain(block, phi, depth, "depth-mup", internal_lr_exponent, backward, branch_exponent)
-    if not all(layer.matrix for layer in layers):
-        usable = {b: 0 for b in BLOCKS if all(layer.matrix for layer in chain(b, phi, 1))}
-        choose("block", block, usable)
-    if coupling == "nearest" and len(layers) > depth:
-        raise ValueError('coupling="nearest" is a formula for block="pre" only')
-    return layers
-
-
-@nfd_io.keywords(particle_chain, "depth")
-def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
-    """Neural Feature Dynamics, Definition 5.3, by N particles in L steps [112]; readable twin of `sde.solve`.
-
-    noise : one step for each layer of the chain;  coupling, block, network : as in `particle_chain`
-    Returns a Trajectory with everything but A and B. With coupling="nearest" it is [97]-[104].
-    """
-    nfd_io.check_type("stream", stream, Stream)
-    M = len(particle_chain(block, phi, 1, coupling))
-    u, v, xi, zeta = nfd_io.check_noise(noise, len(stream), M)
-    (S, T, N), L = xi.shape, xi.shape[1] // M
-    layers, nearest = particle_chain(block, phi, L, coupling, **network), coupling == "nearest"
+    check_type("stream", stream, Stream)
+    M = len(particle_chain(block, phi, 1))
+    u, v, xi, zeta = check_noise(noise, len(stream))
+    S, T, N = xi.shape
+    if T % M:
+        raise ValueError(f"the noise has {T} steps; a block needs {M}")
+    L = T // M
+    layers = particle_chain(
+        block, phi, L, internal_lr_exponent, backward, branch_exponent, nearest
+    )
     K, U = stream.gram, LazyGaussian((N, stream.d))
     W = [LazyGaussian((N, N), rho=layer.rho) for layer in layers]
-    (h, g), out = np.full((2, S, T + 1, N), np.nan), Trajectory(*np.full((2, S), np.nan))
+    h, g = np.full((2, S, T + 1, N), np.nan)
+    out = Trajectory(f=np.full(S, np.nan), chi=np.full(S, np.nan))
     f, chi = out.f, out.chi
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for k in range(S):
             past = slice(0, stream.seen(k))
             a = stream.rate * chi[past]  # eta chi_j, j < k
-            C, P, Gamma = np.zeros((3, T + 2, len(a)))  # of pass k with pass j; C_{-1} := 0, Gamma_{T+1} := 0
+            C, P, Gamma = np.zeros((3, T + 2, len(a)))  # C_{-1} := 0, Gamma_{T+1} := 0
             Ux = U.times(stream.X[k], u[k])  # [24]
             h[k, 0] = Ux / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22], [97]
             for t, layer in enumerate(layers, 1):
                 p = layer.phi.phi(h[k, t - 1])
+                slope = layer.phi.dphi(h[k, t - 1])
                 C[t - 1] = layer.phi.phi(h[past, t - 1]) @ p / N  # [23]
-                P[t - 1] = np.mean(layer.phi.dphi(h[past, t - 1]) * layer.phi.dphi(h[k, t - 1]), axis=-1)
+                P[t - 1] = np.mean(layer.phi.dphi(h[past, t - 1]) * slope, axis=-1)
                 dB = layer.s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25], [101]
-                drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]  # [20], [98]
-                c = -(a * C[t - 2] * P[t - 1]) @ g[past, t] * layer.s**2 / L  # [17], [103]
-                h[k, t] = layer.skip * h[k, t - layer.back] + dB + drift + nearest * c  # [20], [98], [112]
+                drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]  # [20]
+                c = -(a * C[t - 2] * P[t - 1]) @ g[past, t]
+                c *= layer.s**2 / L  # [17], [103]
+                dh = dB + drift + nearest * c  # [20], [98], [112]
+                h[k, t] = layer.skip * h[k, t - layer.back] + dh
 
             g[k] = 0
             g[k, T] = v - a @ h[past, T]  # [22], [99]
@@ -440,160 +657,1023 @@ def nfd(stream, noise, phi="tanh", *, coupling="none", block="pre", **network):
             chi[k] = stream.chi(f[k], k)
             for t, layer in reversed(list(enumerate(layers, 1))):
                 p = layer.phi.phi(h[past, t - 1])
+                slope = layer.phi.dphi(h[k, t - 1])
                 Gamma[t] = g[past, t] @ g[k, t] / N  # [23]
                 W_back = LazyGaussian((N, N)) if layer.fresh else W[t - 1]  # [X11]
-                dB = layer.s * W_back.transpose_times(g[k, t], zeta[k, t - 1]) / sqrt(N)  # [25], [102]
-                drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p  # [21], [100]
-                d = -(a * Gamma[t + 1] * P[t]) @ p * layer.s**2 / L  # [104]
+                z = W_back.transpose_times(g[k, t], zeta[k, t - 1])
+                dB = layer.s * z / sqrt(N)  # [25], [102]
+                drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p  # [21]
+                d = -(a * Gamma[t + 1] * P[t]) @ p
+                d *= layer.s**2 / L  # [104]
                 g[k, t - layer.back] += layer.skip * g[k, t]  # [21]
-                g[k, t - 1] += layer.phi.dphi(h[k, t - 1]) * (dB + drift + nearest * d)  # [21], [100]
-            if nfd_io.stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
+                g[k, t - 1] += slope * (dB + drift + nearest * d)  # [21], [100]
+            if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
                 break
-        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(g, L)
+        out.h, out.x = split(h, L)
+        out.g, out.gx = split(g, L)
         fill_kernels(out, out.h, out.g, phi)
     return out
 
 
-def draw_noise(samples, particles, steps, *, dtype="float64", rng=None, by=normals):
-    """A fresh Noise for S = samples passes of N = particles in L = steps; the rest as in `draw_weights`."""
-    S, N, L = map(positive_int, ("samples", "particles", "steps"), (samples, particles, steps))
-    shapes, what = [(S, N), (N,), (S, L, N), (S, L, N)], f"draw_noise(samples={S}, particles={N}, steps={L})"
-    return Noise(*nfd_io.draw(shapes, what, dtype, rng, by))
+def particle_chain(
+    block: str,
+    phi: Phi,
+    depth: Int,
+    internal_lr_exponent: Number = 0.0,
+    backward: Backward = "decoupled",
+    branch_exponent: Number = 0.5,
+    nearest: bool = False,
+) -> list[Layer]:
+    """The `chain` of particles, which have no matrices, for depth-mup.
+
+    nearest : whether to add the paper's closed form of the forward-backward coupling,
+        which keeps only the SGD drift of the neighbouring layer [17], [103], [104]
+
+    ValueError for bad input, for a layer without a matrix, and for nearest=True unless
+    block="pre" and backward="decoupled".
+    """
+    layers = chain(
+        block, phi, depth, "depth-mup", internal_lr_exponent, backward, branch_exponent
+    )
+    if not all(layer.matrix for layer in layers):
+        usable = [name for name in BLOCKS if all(a.matrix for a in chain(name, phi, 1))]
+        choose("block", block, dict.fromkeys(usable))
+    if choose("nearest", nearest, {False: False, True: True}):
+        decoupled = all(layer.rho == 0 and not layer.fresh for layer in layers)
+        if block != "pre" or not decoupled:
+            raise ValueError(
+                'nearest=True is for block="pre" and backward="decoupled", '
+                f"not block={block!r} and backward={shown(backward)}"
+            )
+    return layers
 
 
-def coarsen(noise, m):
-    """The Noise of the same Brownian paths at L / m steps: xi_coarse = (xi_1 + .. + xi_m) / sqrt(m)."""
-    nfd_io.check_type("noise", noise, Noise)
+def coarsen(noise: Noise, m: Int) -> Noise:
+    """The Noise of the same Brownian paths in L / m steps.
+
+    xi_coarse = (xi_1 + .. + xi_m) / sqrt(m). ValueError unless m divides L.
+    """
+    check_type("noise", noise, Noise)
     S, L, N = noise.xi.shape
     if L % positive_int("m", m):
         raise ValueError(f"m={m} does not divide the number of steps L={L}")
-    xi, zeta = (a.reshape(S, L // m, m, N).sum(axis=2) / a.dtype.type(sqrt(m)) for a in noise[2:])
-    return noise._replace(xi=xi, zeta=zeta)
+
+    def summed(a: Floats) -> Floats:
+        return a.reshape(S, L // m, m, N).sum(axis=2) / a.dtype.type(sqrt(m))
+
+    return noise._replace(xi=summed(noise.xi), zeta=summed(noise.zeta))
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Losses, streams of samples, weights, results
+# --------------------------------------------------------------------------------------
+# Random weights and noise
 
-Loss = NamedTuple("Loss", [("value", Callable), ("chi", Callable), ("targets", tuple)])
-"""l(f, y), chi = dl/df and targets y, () for all. Logistic: chi = -y / (1 + e^(y f)), without overflow."""
 
-LOSSES = {
-    "squared": Loss(lambda f, y: (f - y) ** 2 / 2, lambda f, y: f - y, ()),
-    "logistic": Loss(lambda f, y: np.logaddexp(0, -y * f), lambda f, y: (np.tanh(f / 2) - y) / 2, (-1, 1)),
+def draw_weights(
+    width: Int,
+    depth: Int,
+    d: Int,
+    *,
+    block: str = "pre",
+    decoupled: bool = False,
+    dtype: Dtype = "float64",
+    rng: Rng = None,
+) -> tuple[Floats, ...]:
+    """The tuple U (n, d), W (L, n, n) or (L, M, n, n), v (n,) of independent N(0,1).
+
+    The factors 1 / sqrt(n) and s are not in the weights, but in `forward`.
+
+    block : with M matrices, W has the shape (L, M, n, n) for M > 1, in the order of the
+        chain
+    decoupled : whether to draw also W' of W's shape, the last of the tuple, so that one
+        seed gives the same U, W, v either way
+    dtype : "float64" or "float32";  rng : seed or Generator, asked for standard_normal
+
+    ValueError for sizes that are no integers >= 1, an unknown name, and for more than
+    fits into memory.
+    """
+    shapes = weight_shapes(width, depth, d, block, decoupled)
+    what = f"draw_weights(width={width}, depth={depth}, d={d})"
+    dtype = drawn_dtype(dtype, shapes, what)
+    rng = generator(rng)
+    return tuple(rng.standard_normal(shape, dtype) for shape in shapes)
+
+
+def draw_noise(
+    samples: Int,
+    particles: Int,
+    steps: Int,
+    *,
+    dtype: Dtype = "float64",
+    rng: Rng = None,
+) -> Noise:
+    """A fresh Noise for S = samples passes of N = particles in L = steps.
+
+    dtype, rng and errors as in `draw_weights`
+    """
+    shapes = noise_shapes(samples, particles, steps)
+    what = f"draw_noise(samples={samples}, particles={particles}, steps={steps})"
+    dtype = drawn_dtype(dtype, shapes, what)
+    rng = generator(rng)
+    return Noise(*[rng.standard_normal(shape, dtype) for shape in shapes])
+
+
+def weight_shape(width: int, depth: int, matrices: int = 1) -> tuple[int, ...]:
+    """(L, n, n), or (L, M, n, n) for M > 1 matrices a block, in the chain's order."""
+    if matrices == 1:
+        return depth, width, width
+    return depth, matrices, width, width
+
+
+def weight_shapes(
+    width: Int, depth: Int, d: Int, block: str = "pre", decoupled: bool = False
+) -> list[tuple[int, ...]]:
+    """The shapes of U, W, v and, if decoupled, W'. ValueError as in `draw_weights`."""
+    n = positive_int("width", width)
+    L = positive_int("depth", depth)
+    d = positive_int("d", d)
+    of_W = weight_shape(n, L, matrices_of(block))
+    shapes = [(n, d), of_W, (n,)]
+    if choose("decoupled", decoupled, {False: False, True: True}):
+        shapes.append(of_W)
+    return shapes
+
+
+def noise_shapes(samples: Int, particles: Int, steps: Int) -> list[tuple[int, ...]]:
+    """The shapes of a Noise's u, v, xi, zeta. ValueError unless integers >= 1."""
+    S = positive_int("samples", samples)
+    N = positive_int("particles", particles)
+    L = positive_int("steps", steps)
+    return [(S, N), (N,), (S, L, N), (S, L, N)]
+
+
+def drawn_dtype(dtype: Dtype, shapes: list[tuple[int, ...]], what: str) -> Any:
+    """The NumPy type of that name. ValueError if arrays of those shapes do not fit.
+
+    what : the call that needs them, for the message
+    """
+    real = choose("dtype", dtype, DTYPES)
+    check_memory(real().itemsize * sum(map(prod, shapes)), what)
+    return real
+
+
+# --------------------------------------------------------------------------------------
+# Losses and samples
+
+
+class Loss(NamedTuple):
+    """A loss l(f, y), its derivative chi = dl/df, and the targets y, () for all."""
+
+    value: Callable[[Any, Any], Any]
+    chi: Callable[[Any, Any], Any]
+    targets: tuple[float, ...]
+
+
+LOSSES: dict[LossName, Loss] = {
+    "squared": Loss(
+        value=lambda f, y: (f - y) ** 2 / 2,
+        chi=lambda f, y: f - y,
+        targets=(),
+    ),
+    "logistic": Loss(
+        value=lambda f, y: np.logaddexp(0, -y * f),
+        chi=lambda f, y: (np.tanh(f / 2) - y) / 2,  # -y / (1 + e^(y f)), no overflow
+        targets=(-1, 1),
+    ),
 }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Stream(nfd_io.Samples):
-    """The samples in the order training sees them, and how it uses them.
+class Stream:
+    """The samples in the order in which training sees them, and how it uses them.
 
     X, y : arrays, shapes (S, d) and (S,), finite
-    eta : effective learning rate >= 0 (the paper's eta_c); every parameter moves at eta * n
-    batch : mini-batch size; it divides S. Sample s sees the updates of samples j < batch * (s // batch), each
-        of weight eta / batch; batch=1 is the stream SGD of [2].
-    loss : one of LOSSES, "squared" or, for targets +1 and -1, "logistic"
+    eta : effective learning rate >= 0, the paper's eta_c; parameters move at eta n
+    batch : mini-batch size, a divisor of S. Sample s sees the updates of the samples
+        j < batch * (s // batch), each of weight eta / batch; 1 is stream SGD [2]
+    loss : a name in LOSSES: "squared" or, for targets +1 and -1, "logistic"
 
-    ValueError for wrong shapes, NaN or infinity, eta < 0, a batch that does not divide S, other targets. The
-    arrays are copied as float64 and are read-only.
+    The arrays are copied as float64 and are read-only. ValueError for wrong shapes, NaN
+    or infinity, eta < 0, a batch that does not divide S, and targets that do not fit.
     """
 
-    X: np.ndarray
-    y: np.ndarray
+    X: NDArray[np.float64]
+    y: NDArray[np.float64]
     eta: float
     batch: int = 1
-    loss: str = "squared"
+    loss: LossName = "squared"
 
-    def __post_init__(self):
+    if TYPE_CHECKING:  # what the constructor accepts is wider than what the fields hold
+
+        def __init__(
+            self,
+            X: ArrayLike,
+            y: ArrayLike,
+            eta: Number,
+            batch: Int = 1,
+            loss: LossName = "squared",
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
         targets = choose("loss", self.loss, LOSSES).targets
-        self.__dict__.update(nfd_io.check_samples(self.X, self.y, self.eta, self.batch, targets))
+        X = finite_array("X", self.X, ("S", "d"))
+        y = finite_array("y", self.y, (len(X),))
+        fits = np.isin(y, targets) if targets else np.full(len(y), True)
+        if not fits.all():
+            allowed = ", ".join(map(str, targets))
+            raise ValueError(f"y holds {y[~fits][0]:g}; allowed targets: {allowed}")
+        eta = number("eta", self.eta, 0, 1e308)
+        batch = positive_int("batch", self.batch)
+        if len(X) % batch:
+            raise ValueError(
+                f"batch={batch} does not divide the number of samples S={len(X)}"
+            )
+        check_squares("X", X)
+        X.flags.writeable = False
+        y.flags.writeable = False
+        self.__dict__.update(X=X, y=y, eta=eta, batch=batch)  # the class is frozen
 
-    def chi(self, f, k):
+    @classmethod
+    def digits(
+        cls,
+        samples: Int,
+        eta: Number,
+        *,
+        batch: Int = 1,
+        loss: LossName = "squared",
+        rng: Rng = None,
+    ) -> Self:
+        """Handwritten digits, 8 x 8 pixels, in random order, epoch after epoch.
+
+        Their mean is subtracted and each is then scaled to |x|^2 = d = 64. The target
+        is +1 for an even digit and -1 for an odd one.
+
+        samples : number S of samples;  rng : seed or Generator, of their order
+        eta, batch, loss : as in Stream
+
+        ValueError for bad input, FileNotFoundError where the file of the digits, which
+        comes with the package nfd_audit, is not beside this module.
+        """
+        S = positive_int("samples", samples)
+        X, y = _digits()
+        check_memory(8 * S * X.shape[1], f"Stream.digits(samples={S})")
+        order = epochs(S, len(X), rng)
+        return cls(X[order], y[order], eta, batch, loss)
+
+    @property
+    def d(self) -> int:
+        """The dimension of the inputs."""
+        return self.X.shape[1]
+
+    @property
+    def rate(self) -> float:
+        """The weight of one sample's update, eta / batch."""
+        return self.eta / self.batch
+
+    @property
+    def gram(self) -> NDArray[np.float64]:
+        """<x_j, x_k> / d, shape (S, S), the covariance of the inputs. [24]"""
+        return np.einsum("jd,kd->jk", self.X, self.X) / self.d
+
+    def chi(self, f: Any, k: Any) -> Any:
         """dl/df of outputs f of the samples k. [2]"""
         return LOSSES[self.loss].chi(f, self.y[k])
 
-    d = property(lambda self: self.X.shape[1])
-    rate = property(lambda self: self.eta / self.batch, doc="eta / batch: the weight of one sample's update.")
-
-    @property
-    def gram(self):
-        """<x_j, x_k> / d, shape (S, S): the input covariance of [24]."""
-        return np.einsum("jd,kd->jk", self.X, self.X) / self.d
-
-    def __len__(self):
-        return len(self.X)
-
-    def seen(self, k):
-        """How many samples' updates sample k sees: those of the mini-batches before its own."""
+    def seen(self, k: int) -> int:
+        """How many samples' updates sample k sees: those of earlier mini-batches."""
         return self.batch * (k // self.batch)
 
+    def __len__(self) -> int:
+        return len(self.X)
 
-def weight_shape(width, depth, matrices=1):
-    """(L, n, n), or (L, M, n, n) for blocks with M matrices, in the order of the chain: W1_l, W2_l."""
-    return (depth, *[matrices] * (matrices > 1), width, width)
+    __iter__ = None  # or Python would iterate by stream[0], stream[1], ..
+
+    def __getitem__(self, samples: slice | list[int] | NDArray[Any]) -> Self:
+        """The Stream of those samples: stream[2:5], stream[[0, 0, 1]]."""
+        if not isinstance(samples, (slice, list, np.ndarray)):
+            asked = f"stream[{shown(samples)}]"
+            raise TypeError(f"{asked}: a Stream takes slices and lists, as stream[2:3]")
+        X = self.X[samples]
+        if len(X) == 0:
+            asked = f"stream[{shown(samples)}]"
+            raise ValueError(f"{asked} has no samples; the stream has {len(self)}")
+        return replace(self, X=X, y=self.y[samples])
+
+    def __add__(self, other: Stream) -> Self:
+        """The samples of one Stream, then those of another one like it."""
+        check_type("what is added", other, Stream)
+        for name in ("d", "eta", "batch", "loss"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"streams of different {name} cannot be added: {ours} and {theirs}"
+                )
+        X = np.concatenate([self.X, other.X])
+        y = np.concatenate([self.y, other.y])
+        return replace(self, X=X, y=y)
+
+    def __repr__(self) -> str:
+        count = f"{len(self)} sample{'s' if len(self) > 1 else ''}"
+        how = f"eta = {self.eta:g}, batch = {self.batch}, {self.loss} loss"
+        squares = np.einsum("kd,kd->k", self.X, self.X) / self.d
+        rows = [_row("|x|^2/d", squares), _row("y", self.y)]
+        return "\n".join([f"Stream of {count}, d = {self.d}, {how}", *rows])
+
+    def __reduce__(self) -> tuple[Any, ...]:  # copies are checked and read-only too
+        return type(self), (self.X, self.y, self.eta, self.batch, self.loss)
 
 
-def draw_weights(width, depth, d, *, block="pre", decoupled=False, dtype="float64", rng=None, by=normals):
-    """The tuple U (n, d), W (L, n, n), or (L, M, n, n) for a block with M matrices (weight_shape), v (n,).
+@cache
+def _digits() -> tuple[Floats, Floats]:
+    """The 1,797 digits, normalised, and their targets."""
+    path = Path(__file__).parent / "nfd_audit" / "digits.npz"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Stream.digits needs the file {path}, which comes with the package "
+            "nfd_audit; without it, use Stream(X, y, eta)"
+        )
+    with np.load(path, allow_pickle=False) as archive:
+        X, label = archive["X"], archive["y"]
+    return normalised(X), np.where(label % 2 == 0, 1.0, -1.0)
 
-    All entries are independent and N(0,1): what scales them, 1 / sqrt(n) and s, is in `forward`.
-    decoupled : also W~ of W's shape, drawn last, so that one seed gives the same U, W, v either way
-    dtype : "float64" or "float32";  rng : seed or numpy.random.Generator, for `by`: `normals`, or its twin
-    ValueError for sizes that are no integers >= 1, an unknown name, and more than fits into the memory.
+
+def normalised(X: Floats) -> Floats:
+    """The inputs X (N, d) less their mean, each scaled to |x|^2 = d.
+
+    ValueError if an input equals the mean and has no direction.
     """
-    width, depth, d = map(positive_int, ("width", "depth", "d"), (width, depth, d))
-    shape = weight_shape(width, depth, sum(layer.matrix for layer in chain(block, IDENTITY, 1)))
-    shapes = [(width, d), shape, (width,)] + [shape] * choose("decoupled", decoupled, {False: 0, True: 1})
-    return tuple(nfd_io.draw(shapes, f"draw_weights(width={width}, depth={depth}, d={d})", dtype, rng, by))
+    X = X / (np.abs(X).max() or 1)  # so that no square overflows
+    X = X - X.mean(axis=0)
+    d = X.shape[1]
+    norm = np.linalg.norm(X, axis=1, keepdims=True)
+    if (norm <= 8 * np.finfo(float).eps * sqrt(d)).any():
+        raise ValueError(f"sample {np.argmin(norm)} equals the mean of the data")
+    return X * (sqrt(d) / norm)
+
+
+def epochs(samples: int, size: int, rng: Rng = None) -> NDArray[np.intp]:
+    """Indices, shape (samples,), into data of that size: permutations, one by one."""
+    rng = generator(rng)
+    permutations = [rng.permutation(size) for _ in range(-(-samples // size))]
+    return np.concatenate(permutations)[:samples]
+
+
+# --------------------------------------------------------------------------------------
+# What training did
 
 
 @dataclass(eq=False, repr=False)
-class Trajectory(nfd_io.Result):
-    """What training did. Arrays not kept are None; entries a diverged run never reached are NaN.
+class Trajectory:
+    """What training did. Arrays not kept are None; passes never reached are NaN.
 
     f, chi : arrays, shape (S,): output and loss derivative of each pass
-    h, g : arrays, shape (S, L+1, n): features and width-normalised gradients (keep="all")
-    x, gx : arrays, shape (S, T-L, n): the same inside blocks of several layers (keep="all")
-    C, Gamma : arrays, shape (L, S, S): C[l] and Gamma[l] of layers l = 0..L-1 (keep="all" or "kernels").
-        Gamma_L is not among them: it is the Gram matrix of the readouts v^k, the same for one mini-batch.
-    A, B : arrays, shape (L, S, S): responses A^{kj}_l at A[l-1, k, j], B^{kj}_l likewise (coupling="full").
-        Of passes that share their g (or phi(h)), as those of one mini-batch do at layer L, the first has the
-        responses of all: only sum_j A^{kj} g^j is determined.
-    test_f : array, shape (E, T): outputs on T inputs not trained on, E times in the run (finite_net.train)
-    weights : U, W, v, W' at the end (sgd; keep="weights"); None if W~ was -W or fresh, or it diverged
-    diverged_at : None, or (sample, block) where the mean square of h or g (or x, gx) first was not finite
+    h, g : arrays, shape (S, L+1, n): features and scaled gradients
+    x, gx : arrays, shape (S, T-L, n): the same inside blocks of several layers
+    C, Gamma : arrays, shape (L, S, S): kernels of the layers l = 0..L-1. Gamma_L is not
+        among them: it is the Gram matrix of the readouts v^k.
+    A, B : arrays, shape (L, S, S): responses A^{kj}_l at A[l-1, k, j], and B^{kj}_l
+        likewise, where particles have coupled backward weights [X3]. Of passes that
+        share their g, or phi(h), as those of one mini-batch do at layer L, the first
+        has the responses of all: only sum_j A^{kj} g^j is determined.
+    test_f : array, shape (E, T): outputs at T inputs not trained on, E times in the run
+    weights : U, W, v, W' at the end; None if not kept, if W~ was -W or fresh, or if the
+        run diverged
+    diverged_at : None, or the first (sample, block) at which the mean square of h or g
+        was no finite number
     """
 
-    f: np.ndarray
-    chi: np.ndarray
-    h: np.ndarray | None = None
-    g: np.ndarray | None = None
-    C: np.ndarray | None = None
-    Gamma: np.ndarray | None = None
-    A: np.ndarray | None = None
-    B: np.ndarray | None = None
-    x: np.ndarray | None = None
-    gx: np.ndarray | None = None
-    test_f: np.ndarray | None = None
-    weights: tuple | None = None
-    diverged_at: tuple | None = None
+    f: NDArray[np.float64]
+    chi: NDArray[np.float64]
+    h: Floats | MaybeNone = None
+    g: Floats | MaybeNone = None
+    C: NDArray[np.float64] | MaybeNone = None
+    Gamma: NDArray[np.float64] | MaybeNone = None
+    A: NDArray[np.float64] | MaybeNone = None
+    B: NDArray[np.float64] | MaybeNone = None
+    x: Floats | MaybeNone = None
+    gx: Floats | MaybeNone = None
+    test_f: NDArray[np.float64] | MaybeNone = None
+    weights: tuple[Floats, ...] | MaybeNone = None
+    diverged_at: tuple[int, int] | None = None
 
-    def min_eig(self, passes=None):
-        """Smallest eigenvalue of C_l and of Gamma_l, l = 0..L-1: two arrays of shape (L,). [26]
+    def min_eig(self, passes: Int | None = None) -> tuple[Floats, Floats]:
+        """Smallest eigenvalues of C_l and of Gamma_l, two arrays of shape (L,). [26]
 
-        passes : the first so many; by default all completed. ValueError if the kernels were not kept.
+        passes : how many, from the first one on; by default all that were completed.
+        ValueError for more than these, and if the kernels were not kept.
         """
         if self.C is None:
-            raise ValueError('the kernels were not kept; use keep="kernels" or keep="all"')
-        done = int(np.cumprod(np.isfinite(np.einsum("lkk->lk", self.C + self.Gamma)).all(axis=0)).sum())
+            raise ValueError("the kernels were not kept; use keep='kernels' or 'all'")
+        diagonals = np.einsum("lkk->lk", self.C + self.Gamma)
+        completed = np.isfinite(diagonals).all(axis=0)
+        done = int(np.cumprod(completed).sum())
         passes = done if passes is None else positive_int("passes", passes)
         if not 1 <= passes <= done:
-            raise ValueError(f"passes={passes} must be between 1 and the number of completed passes, {done}")
-        return tuple(np.linalg.eigvalsh(a[:, :passes, :passes])[:, 0] for a in (self.C, self.Gamma))
+            raise ValueError(
+                f"passes={passes} must be between 1 and the number of completed "
+                f"passes, {done}"
+            )
+        of_C = np.linalg.eigvalsh(self.C[:, :passes, :passes])[:, 0]
+        of_Gamma = np.linalg.eigvalsh(self.Gamma[:, :passes, :passes])[:, 0]
+        return of_C, of_Gamma
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """Write everything to an .npz archive, whole or not at all; see `load`."""
+        arrays = {name: a for name, a in vars(self).items() if a is not None}
+        for i, weight in enumerate(arrays.pop("weights", ())):
+            arrays[f"weights_{i}"] = weight
+        replace_file(Path(file), lambda opened: np.savez(opened, **arrays))
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Self:
+        """The Trajectory that `save` wrote. ValueError if the file has none."""
+        try:
+            with np.load(file) as archive:
+                arrays = dict(archive)
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"file={str(file)!r} cannot be read: {error}") from None
+        names = [name for name in sorted(arrays) if name.startswith("weights_")]
+        weights = tuple(arrays.pop(name) for name in names)
+        if not {"f", "chi"} <= set(arrays) <= {field.name for field in fields(cls)}:
+            found = ", ".join(arrays) or "nothing"
+            raise ValueError(f"file={str(file)!r} is no Trajectory: it has {found}")
+        if "diverged_at" in arrays:
+            arrays["diverged_at"] = tuple(arrays["diverged_at"].tolist())
+        return cls(**arrays, weights=weights or None)
+
+    def to_xarray(self) -> Dataset:
+        """The same arrays as an xarray.Dataset, in which each axis has a name.
+
+        These are passes j and k, layers l, neurons i, and places m inside blocks. One l
+        is one layer in all arrays, so what is not known of a layer is NaN.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise ImportError("to_xarray needs xarray: pip install xarray") from None
+        arrays = {}
+        for name, axes in AXES.items():
+            array = getattr(self, name)
+            if array is None or array.size == 0:
+                continue
+            sizes = zip(axes, array.shape)
+            coordinates = {axis: np.arange(size) for axis, size in sizes}
+            if name in ("A", "B"):
+                coordinates["l"] += 1  # they belong to W_1 .. W_L
+            arrays[name] = xarray.DataArray(array, coordinates, list(axes))
+        if self.test_f is not None:
+            dims = ["evaluation", "input"]
+            arrays["test_f"] = xarray.DataArray(self.test_f, dims=dims)
+        attributes = {"diverged_at": list(self.diverged_at or ())}
+        return xarray.Dataset(arrays, attrs=attributes)
+
+    def __repr__(self) -> str:
+        head = f"Trajectory of {len(self.f)} pass{'es' if len(self.f) > 1 else ''}"
+        if self.h is not None:
+            head += f", n = {self.h.shape[2]}"
+        if self.C is not None:
+            head += f", L = {len(self.C)}"
+        kept = [name for name in [*AXES, "test_f"][2:] if np.size(getattr(self, name))]
+        kept = [name for name in kept if getattr(self, name) is not None]
+        if self.weights is not None:
+            kept.append("weights")
+        head += "; " + (", ".join(kept) or "outputs only")
+        if self.diverged_at:
+            head += "; diverged in pass {}, layer {}".format(*self.diverged_at)
+        return "\n".join([head, _row("f", self.f), _row("chi", self.chi)])
 
 
 load = Trajectory.load
 
+AXES = {
+    "f": "k",
+    "chi": "k",
+    "h": "kli",
+    "g": "kli",
+    "C": "ljk",
+    "Gamma": "ljk",
+    "A": "lkj",
+    "B": "lkj",
+    "x": "kmi",
+    "gx": "kmi",
+}
+"""The axes of each array of a Trajectory, for `to_xarray`."""
 
-def fill_kernels(out, h, g, phi):
-    """Set out.C and out.Gamma, shape (L, S, S), float64, from h and g, both (S, L+1, n)."""
-    out.C, out.Gamma = nfd_io.grams(h[:, :-1], activation(phi).phi), nfd_io.grams(g[:, :-1])  # [23]
+
+def _row(name: str, values: Floats) -> str:
+    """One line of print: the name and the numbers, those in the middle as dots."""
+    numbers = np.array2string(
+        values,
+        threshold=8,
+        edgeitems=4,
+        formatter={"float_kind": "{:.4g}".format},
+        max_line_width=10**6,
+    )
+    return f"  {name:4} {numbers}"
+
+
+def fill_kernels(out: Trajectory, h: Floats, g: Floats, phi: Phi) -> None:
+    """Set out.C and out.Gamma, (L, S, S), float64, from h and g, (S, L+1, n). [23]"""
+    out.C = grams(h[:, :-1], activation(phi).phi)
+    out.Gamma = grams(g[:, :-1])
+
+
+def grams(a: Floats, of: Callable[[Floats], Floats] = lambda a: a) -> Floats:
+    """<of(a^j_l), of(a^k_l)> / n, shape (L, S, S), float64, of a (S, L, n)."""
+    S, L, n = a.shape
+    out = np.empty((L, S, S))
+    at_once = max(1, 2**14 // (S * n))  # layers, to save memory
+    for l in range(0, L, at_once):
+        now = of(a[:, l : l + at_once])
+        out[l : l + at_once] = np.einsum("jln,kln->ljk", now, now, dtype=float) / n
+    return out
+
+
+def split(a: Floats, depth: int) -> tuple[Floats, Floats]:
+    """h (S, L+1, n) and x (S, T-L, n), views into the places a (S, T+1, n)."""
+    S, T, n = len(a), a.shape[1] - 1, a.shape[2]
+    blocks = a[:, 1:].reshape(S, depth, T // depth, n)
+    return a[:, :: T // depth], blocks[:, :, :-1].reshape(S, T - depth, n)
+
+
+def join(h: Floats, x: Floats) -> Floats:
+    """The places a (S, T+1, n) of h (S, L+1, n) and x (S, T-L, n): `split` undone."""
+    S, L, n = len(h), h.shape[1] - 1, h.shape[2]
+    inside = x.reshape(S, L, x.shape[1] // L, n)
+    blocks = np.concatenate([inside, h[:, 1:, None]], axis=2)
+    return np.concatenate([h[:, :1], blocks.reshape(S, -1, n)], axis=1)
+
+
+def stop_at_divergence(
+    out: Trajectory, h: Floats, g: Floats, first: int, per_block: int = 1
+) -> bool:
+    """Whether a pass of the mini-batch diverged; then out.diverged_at is set as well.
+
+    What follows is made NaN, and the backward passes of the whole mini-batch too if a
+    forward pass diverged.
+
+    h, g : arrays, shape (batch, T+1, n), views of the passes of the mini-batch
+    first : its first sample;  per_block : layers of the chain in one block
+    """
+    f, chi = out.f[first : first + len(h)], out.chi[first : first + len(h)]
+    T = h.shape[1] - 1
+    forward_at = _first_divergence(h, range(T + 1))
+    backward_at = _first_divergence(g, range(T, -1, -1))
+    if forward_at is None and not np.isfinite(chi).all():
+        forward_at = int(np.argmin(np.isfinite(chi))), T
+    if forward_at is not None:
+        k, t = forward_at
+        h[k, t:] = np.nan
+        h[k + 1 :] = np.nan
+        g[:] = np.nan
+        f[k:] = np.nan
+        chi[k:] = np.nan
+    elif backward_at is not None:
+        k, t = backward_at
+        g[k, : t + 1] = np.nan
+        g[k + 1 :] = np.nan
+    else:
+        return False
+    out.diverged_at = first + k, -(-t // per_block)
+    return True
+
+
+def _first_divergence(a: Floats, places: Sequence[int]) -> tuple[int, int] | None:
+    """The first (sample, place), in this order, where a (B, T+1, n) is not finite."""
+    with np.errstate(all="ignore"):
+        squares = np.einsum("btn,btn->bt", a, a)
+    bad = ~np.isfinite(squares)[:, list(places)]
+    if not bad.any():
+        return None
+    sample = int(np.argmax(bad.any(axis=1)))
+    return sample, places[int(np.argmax(bad[sample]))]
+
+
+# --------------------------------------------------------------------------------------
+# Activations
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation phi and its derivative dphi, both functions of one number.
+
+    They are made elementwise. For `finite_net` and `sde` they must be such that Numba
+    can compile them. ValueError for the name of one of ACTIVATIONS, if either function
+    raises an exception, and if dphi is not the slope of phi.
+    """
+
+    name: str
+    phi: Callable[[Any], Any]
+    dphi: Callable[[Any], Any]
+    known: InitVar[bool] = False  # elementwise as it is, and not to be checked
+
+    def __post_init__(self, known: bool) -> None:
+        if not known:
+            phi, dphi = check_activation(self.name, self.phi, self.dphi)
+            self.__dict__.update(phi=phi, dphi=dphi)  # the class is frozen
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        if self in ACTIVATIONS.values():
+            return self.name.upper()  # TANH stays TANH when it is copied
+        return type(self), (self.name, self.phi, self.dphi)
+
+
+def _tanh_slope(h: Any) -> Any:
+    """1 / cosh(h)^2, to all digits also where 1 - tanh(h)^2 has none."""
+    small = np.exp(-2 * abs(h))
+    return 4 * small / (1 + small) ** 2
+
+
+TANH = Activation("tanh", np.tanh, _tanh_slope, known=True)
+RELU = Activation(
+    "relu", lambda h: np.maximum(h, 0), lambda h: (h > 0).astype(h.dtype), known=True
+)
+ERF = Activation(
+    "erf",
+    lambda h: scipy.special.erf(h),
+    lambda h: 2 / sqrt(np.pi) * np.exp(-h * h),
+    known=True,
+)
+IDENTITY: Activation = Activation("identity", lambda h: h, np.ones_like, known=True)
+ACTIVATIONS: dict[PhiName, Activation] = {
+    "tanh": TANH,
+    "relu": RELU,
+    "erf": ERF,
+    "identity": IDENTITY,
+}
+
+
+def activation(phi: Phi) -> Activation:
+    """The Activation of that name; an Activation is returned as it is."""
+    return phi if isinstance(phi, Activation) else choose("phi", phi, ACTIVATIONS)
+
+
+class Elementwise:
+    """A function `of` one number, made elementwise; it keeps the dtype of an array."""
+
+    def __init__(self, name: str, of: Callable[[Any], Any]) -> None:
+        if not callable(of):
+            raise ValueError(f"{name}={of!r} must be a function")
+        self.of = of
+        x = np.array([-1.25, 0.75, 0.25])
+        with np.errstate(all="ignore"):
+            try:
+                each = [float(of(one)) for one in x]
+            except Exception as error:
+                raise ValueError(
+                    f"{name} must be a function of one number: {error}"
+                ) from error
+            try:
+                whole = of(x)
+            except Exception:  # as `if x > 0` or math.erf(x) raise for arrays
+                whole = None
+        self.whole = isinstance(whole, np.ndarray) and np.allclose(
+            whole, each, rtol=1e-12, equal_nan=True
+        )
+
+    def __call__(self, h: ArrayLike) -> Floats:
+        h = np.asarray(h)
+        with np.errstate(all="ignore"):  # a run that diverges reports it itself
+            if self.whole:
+                return np.asarray(self.of(h), h.dtype)
+            return np.array([self._one(x) for x in h.ravel()], h.dtype).reshape(h.shape)
+
+    def _one(self, x: Any) -> Any:
+        try:
+            return self.of(x)
+        except (ArithmeticError, ValueError):  # where NumPy would return NaN
+            return np.nan
+
+
+NEAR = np.linspace(-6, 6, 49) + 0.0137
+FAR = np.outer([1.0, -1.0], [10, 30, 100, 1e3, 1e4, 1e6, 1e9]).ravel()
+"""Where phi and dphi are looked at: near 0 they have to be right; far from it they may
+be infinite, but have to return a number, since compiled code cannot raise."""
+
+
+def check_activation(
+    name: str, phi: Callable[[Any], Any], dphi: Callable[[Any], Any]
+) -> tuple[Elementwise, Elementwise]:
+    """Make phi and dphi elementwise. ValueError as in Activation.
+
+    Near 0 both have to be finite, and dphi the central difference of phi. Far from it
+    ArithmeticError, as OverflowError, is allowed.
+    """
+    if not isinstance(name, str) or not name or name in ACTIVATIONS:
+        taken = ", ".join(ACTIVATIONS)
+        raise ValueError(f"name={name!r} must be a new name; {taken} are taken")
+    both = {
+        "phi": Elementwise("phi", getattr(phi, "of", phi)),
+        "dphi": Elementwise("dphi", getattr(dphi, "of", dphi)),
+    }
+    values = {}
+    for what, function in both.items():
+        no_exception(name, what, function.of, NEAR)
+        no_exception(name, what, function.of, FAR, ArithmeticError)
+        values[what] = function(NEAR)
+        finite = np.isfinite(values[what])
+        if not finite.all():
+            where = NEAR[~finite][0]
+            raise ValueError(f"{what} of {name!r} is not finite at h={where:.4f}")
+    difference = (both["phi"](NEAR + 1e-5) - both["phi"](NEAR - 1e-5)) / 2e-5
+    sizes = np.abs(values["dphi"]).max() + np.abs(values["phi"]).max()
+    right = np.abs(values["dphi"] - difference) <= 1e-5 * (1e-3 + sizes)
+    if not right.all():
+        at = np.argmin(right)
+        raise ValueError(
+            f"dphi of {name!r} is {values['dphi'][at]:.6g} at h={NEAR[at]:.4f}, "
+            f"the slope of phi there {difference[at]:.6g}"
+        )
+    return both["phi"], both["dphi"]
+
+
+def no_exception(
+    name: str,
+    what: str,
+    of: Callable[[Any], Any],
+    points: Floats,
+    but: type[Exception] | tuple[()] = (),
+) -> None:
+    """ValueError if `of` raises anything, but that, at one of the points.
+
+    name, what : of the activation and the function, for the message
+    points : numbers, or vectors of one number each
+    """
+    for h in points:
+        try:
+            with np.errstate(all="ignore"):
+                of(h)
+        except but:
+            pass
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            where = f"h={float(np.ravel(h)[0]):.6g}"
+            raise ValueError(f"{what} of {name!r} raises {said} at {where}") from error
+
+
+# --------------------------------------------------------------------------------------
+# Checks of arguments, which the other modules use as well
+
+DTYPES: dict[str, Any] = {"float64": np.float64, "float32": np.float32}
+NO_NUMBERS = bool, np.timedelta64
+"""Types that Python and NumPy count as numbers, and we do not."""
+
+
+def choose(name: str, value: Any, allowed: dict[Any, Chosen]) -> Chosen:
+    """Return allowed[value], or raise a ValueError that lists what is allowed."""
+    if not isinstance(value, (str, bool, np.bool_)) or value not in allowed:
+        names = [str(key) for key in allowed]
+        listed = ", ".join(names) + meant(value, names)
+        raise ValueError(f"{name}={shown(value)} is unknown; allowed: {listed}")
+    return allowed[value]
+
+
+def meant(value: Any, names: list[str]) -> str:
+    """'; did you mean ..?' if one of the names is similar, else nothing."""
+    near = get_close_matches(value, names, n=1) if isinstance(value, str) else []
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """repr(value), or its beginning if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of too many digits"
+    return text if len(text) < 200 else f"{text[:100]} .."
+
+
+def positive_int(name: str, value: Any) -> int:
+    """Return value as an int. ValueError unless it is an integer >= 1."""
+    whole = isinstance(value, Integral) and not isinstance(value, NO_NUMBERS)
+    if not whole or int(value) < 1:
+        raise ValueError(f"{name}={shown(value)} must be an integer >= 1")
+    if int(value) > 2**53:
+        bits = int(value).bit_length()
+        raise ValueError(f"{name} is too large: an integer of {bits} bits")
+    return int(value)
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """Return value as a float. ValueError unless it is a number from low to high."""
+    return numbers(name, value, low, high)[0]
+
+
+def numbers(
+    name: str, value: Any, low: float, high: float, count: int | None = None
+) -> list[float]:
+    """A list of `count` numbers from low to high, made from one or from as many.
+
+    count=None : of one, made from one number. ValueError for anything else.
+    """
+    try:
+        given = np.broadcast_to(value, () if count is None else (count,))
+        real = given.dtype.kind in "iuf"
+        each = [float(x) for x in given.ravel()] if real else []
+    except (TypeError, ValueError):
+        each = []
+    if not each or not all(low <= x <= high for x in each):
+        allowed = f"a number in [{low:g}, {high:g}]" if low < high else f"{low:g}"
+        if count is not None and count > 1:
+            allowed += f", or one for each of {count}"
+        raise ValueError(f"{name}={shown(value)} must be {allowed}")
+    return each
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """ValueError unless value is of that kind."""
+    if not isinstance(value, kind):
+        given = type(value).__name__
+        raise ValueError(f"{name} must be a {kind.__name__}, not {given}")
+
+
+def generator(rng: Rng) -> np.random.Generator:
+    """The numpy.random.Generator of a seed, or of itself."""
+    try:
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"rng={shown(rng)} must be a seed or a numpy.random.Generator: {error}"
+        ) from None
+
+
+def finite_array(
+    name: str,
+    value: ArrayLike,
+    shape: tuple[int | str, ...],
+    dtype: Any = float,
+    copy: bool = True,
+) -> Floats:
+    """Return value as a new C-contiguous array of that dtype and shape.
+
+    shape : a string in it stands for any size >= 1, and is what the message prints
+    copy : False returns the value itself if it is such an array already
+
+    ValueError unless it holds real, finite numbers and has that shape.
+    """
+    try:
+        _check_real(value)
+        with np.errstate(over="ignore"):
+            array = (np.array if copy else np.asarray)(value, dtype=dtype, order="C")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"{name} must be an array of real numbers of shape {shape}: {error}"
+        ) from None
+    if array.ndim != len(shape) or not all(
+        size >= 1 if isinstance(expected, str) else size == expected
+        for size, expected in zip(array.shape, shape)
+    ):
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+    with np.errstate(all="ignore"):
+        quick = isfinite(array.sum())
+    if not quick and not np.isfinite(array).all():
+        bad = np.sum(~np.isfinite(array))
+        raise ValueError(
+            f"{name} must be finite in {np.dtype(dtype)}; "
+            f"it holds {bad} NaN or infinite entries"
+        )
+    return array
+
+
+def _check_real(value: ArrayLike) -> None:
+    """TypeError unless value is an array of real numbers, or a list of them."""
+    if np.ma.isMaskedArray(value):
+        raise TypeError("it is masked")
+    given = np.asarray(value)
+    if given.dtype.kind not in "biufO":
+        kinds = {"c": "complex", "U": "text", "S": "text", "M": "dates", "m": "times"}
+        raise TypeError(f"it is {kinds.get(given.dtype.kind, given.dtype)}")
+    if given.dtype.kind == "O":
+        for x in given.ravel():
+            if not isinstance(x, Real) or isinstance(x, np.timedelta64):
+                raise TypeError("it holds what is no real number")
+
+
+def _matrix_shape(value: Any) -> tuple[int, int]:
+    """The pair (m, n). ValueError for anything else."""
+    try:
+        m, n = value
+    except (TypeError, ValueError):
+        raise ValueError(f"shape={shown(value)} must be two integers >= 1") from None
+    return positive_int("shape", m), positive_int("shape", n)
+
+
+def check_squares(name: str, x: Floats) -> None:
+    """ValueError unless |x|^2 of each input x (.., d) is 0 or in [1e-290, 1e305)."""
+    with np.errstate(over="ignore", under="ignore"):
+        squares = np.sum(x**2, axis=-1)
+        largest = np.abs(x).max(axis=-1)
+    if not (squares < 1e305).all():
+        raise ValueError(
+            f"{name} is too large: the square of an input is not below 1e305"
+        )
+    if ((squares < 1e-290) & (largest > 0)).any():
+        raise ValueError(
+            f"{name} is too small: the square of an input is 0, or has few digits"
+        )
+
+
+def check_weights(weights: Weights, d: int, matrices: int) -> list[Floats]:
+    """[U, W, v] or [U, W, v, W'] as float64 copies, for that many matrices a block.
+
+    W' has the shape of W, or (S, ..). ValueError for anything else.
+    """
+    if not isinstance(weights, (tuple, list)) or len(weights) not in (3, 4):
+        raise ValueError(
+            "weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'"
+        )
+    v = finite_array("weights: v", weights[2], ("n",))
+    of_W = weight_shape(len(v), "L", matrices)  # type: ignore[arg-type]
+    U = finite_array("weights: U", weights[0], (len(v), d))
+    W = finite_array("weights: W", weights[1], of_W)
+    if len(weights) == 3:
+        return [U, W, v]
+    expected = W.shape if np.ndim(weights[3]) == W.ndim else ("S", *W.shape)
+    return [U, W, v, finite_array("weights: W'", weights[3], expected)]
+
+
+def check_noise(
+    noise: Noise,
+    samples: int,
+    particles: int | str = "N",
+    steps: int | str = "T",
+    dtype: Any = float,
+) -> Noise:
+    """The Noise of so many samples, as arrays of that dtype, not copied without need.
+
+    particles, steps : their numbers where they are known. ValueError for anything else.
+    """
+    if not isinstance(noise, (tuple, list)) or len(noise) != 4:
+        raise ValueError("noise must be a Noise: the 4 arrays u, v, xi, zeta")
+    u, v, xi, zeta = noise
+
+    def checked(name: str, a: ArrayLike, *shape: int | str) -> Floats:
+        return finite_array(f"noise: {name}", a, shape, dtype, copy=False)
+
+    v = checked("v", v, particles)
+    u = checked("u", u, samples, len(v))
+    xi = checked("xi", xi, samples, steps, len(v))
+    zeta = checked("zeta", zeta, samples, xi.shape[1], len(v))
+    return Noise(u, v, xi, zeta)
+
+
+def check_memory(needed: float, what: str) -> None:
+    """ValueError if `needed` bytes are more than this machine has, where it tells."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return
+    if needed > memory:
+        has = f"this machine has {memory / 2**30:.3g} GiB"
+        raise ValueError(f"{what} needs {needed / 2**30:.3g} GiB; {has}")
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Call write(file) on a temporary file and move it to `path`: all or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+# --------------------------------------------------------------------------------------
+# Types, for annotations
+
+Chosen = TypeVar("Chosen")
+MaybeNone: TypeAlias = Any  # None where an array was not kept
+Floats: TypeAlias = NDArray[Any]  # of float64 or float32
+Int: TypeAlias = int | np.integer[Any]
+Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
+Weights: TypeAlias = Sequence[Floats]
+PhiName: TypeAlias = Literal["tanh", "relu", "erf", "identity"]
+Phi: TypeAlias = PhiName | Activation
+LossName: TypeAlias = Literal["squared", "logistic"]
+Scaling: TypeAlias = Literal["depth-mup", "mup", "vanilla"]
+Dtype: TypeAlias = Literal["float64", "float32"]
+Backward: TypeAlias = (
+    Literal["reused", "decoupled", "fresh"] | Number | Sequence[Number] | Floats
+)
+Rng: TypeAlias = (
+    int | Sequence[int] | np.random.SeedSequence | np.random.Generator | None
+)
+
+
+class OfChain(TypedDict, total=False):
+    """Keywords of `chain` that `sgd` hands on."""
+
+    scaling: Scaling
+    internal_lr_exponent: Number
+    backward: Backward
+    branch_exponent: Number
+
+
+class Network(OfChain, total=False):
+    """The same, and the block."""
+
+    block: str

@@ -1,467 +1,721 @@
-"""Neural Feature Dynamics and the network itself by particles, without matrices. Fast twin of `nfd_min.nfd`.
+"""Neural Feature Dynamics, and the network itself, by particles without matrices.
 
 Definition 5.3, for passes k = 0..S-1, h forward from t = 0 and g backward from t = 1:
 
-    dh^k = dB^k - eta sum_{j<k} chi_j C^{jk} g^j dt                                               [20]
-    dg^k = phi'(h^k) (dB~^k - eta sum_{j<k} chi_j Gamma^{jk} phi(h^j) dt)                         [21]
-    h^k_0 = U x_k / sqrt(d) - eta sum_{j<k} chi_j g^j_0 <x_j, x_k> / d                            [22]
-    g^k_1 = v - eta sum_{j<k} chi_j h^j_1                                                         [22]
-    C^{jk} = E phi(h^j) phi(h^k),   Gamma^{jk} = E g^j g^k,   f_k = E g^k_1 h^k_1                 [23]
-    d<B^j, B^k> = C^{jk} dt,   d<B~^j, B~^k> = Gamma^{jk} dt,   B independent of B~               [25]
+    dh^k = dB^k - eta sum_{j<k} chi_j C^{jk} g^j dt                              [20]
+    dg^k = phi'(h^k) (dB~^k - eta sum_{j<k} chi_j Gamma^{jk} phi(h^j) dt)        [21]
+    h^k_0 = U x_k / sqrt(d) - eta sum_{j<k} chi_j g^j_0 <x_j, x_k> / d           [22]
+    g^k_1 = v - eta sum_{j<k} chi_j h^j_1                                        [22]
+    C^{jk} = E phi(h^j) phi(h^k),  Gamma^{jk} = E g^j g^k,  f_k = E g^k_1 h^k_1  [23]
+    d<B^j, B^k> = C^{jk} dt,  d<B~^j, B~^k> = Gamma^{jk} dt,  B, B~ independent  [25]
 
-The paper's closed form of the forward-backward coupling adds, in each layer and from each earlier pass j,
+N particles in L Euler-Maruyama steps [112] are the decoupled network of width N and
+depth L, exactly in law. Given the past, W_l phi(h^k_{l-1}) / sqrt(N) is the last row of
+the Cholesky factor R of the Gram matrix C_{l-1} applied to independent N(0,1) vectors,
+and W~_l^T g^k_l / sqrt(N) is that of Gamma_l.
 
-    c_l = -(eta chi_j / L^2) C^{jk}_{l-2} P_{l-1} g^j_l                             to h^k_l      [17], [103]
-    d_l = -(eta chi_j / L^2) Gamma^{jk}_{l+1} P_l phi(h^j_{l-1}) phi'(h^k_{l-1})    to g^k_{l-1}  [104]
+Where W~ depends on W, those vectors are no longer independent: they are the images W q
+and W~^T u of the orthonormal directions q of phi(h) and u of g. Each is fresh noise,
+corrected by what it owes to the directions of the other side [45], [X1]. A direction is
+known by its coefficients, q = R^-1 phi(h), and never stored; q, u and their images are
+scaled by sqrt(N). `nfd_min.nfd` says the same in plain NumPy.
 
-with P_l = E[phi'(h^j_l) phi'(h^k_l)].
+The paper's closed form of the forward-backward coupling (nearest=True) adds, in each
+layer and from each earlier pass j, with P_l = E[phi'(h^j_l) phi'(h^k_l)],
 
-N particles in L Euler-Maruyama steps [112] are also the decoupled network of width N
-and depth L, exactly in law: given the past, W_l phi(h^k_{l-1}) / sqrt(N) is the last row of the Cholesky
-factor R of the Gram matrix C_{l-1} applied to independent N(0,1) vectors, and W~_l^T g_l / sqrt(N) that of
-Gamma_l. Where W_l^T is used in place of W~_l^T, those vectors are not independent but the images W_l q and
-W_l^T u of the orthonormal directions q of phi(h) and u of g (nfd_min.LazyGaussian). Directions are kept as
-coefficients, q = R^-1 phi(h), not as vectors; both scaled by sqrt(N).
+    -(eta chi_j / L^2) C^{jk}_{l-2} P_{l-1} g^j_l           to h^k_l       [17], [103]
+    -(eta chi_j / L^2) Gamma^{jk}_{l+1} P_l phi(h^j_{l-1})  to (..) in g^k_{l-1} [104]
 
-One particle in one layer of pass k costs, either way, 3 k + 4 numbers from or to memory (k + 1 images and
-2 k + 1 vectors are read, two are written, by chunks that stay in the cache) and 6 k + 10 operations, 45 more
-for tanh. A layer is one barrier for all threads; what one does alone is the row of R, k^2 operations.
+The vectors h_0, (x_1,) h_1, .., h_L of blocks of one or more layers are the places
+t = 0..T of a chain of T layers (`nfd_min.chain`). Layer t leads from t-1 to t.
 """
 
-from collections import namedtuple
-from functools import cache, partial
+import functools
 from math import sqrt
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import numpy as np
+from numba import prange
 
-import nfd_io
 import nfd_min
-from nfd_io import DTYPES, check_memory, check_type, choose, positive_int, progress, remembered
 from nfd_kernels import (
-    CHUNK,
+    LOSS,
+    PHI_DERIVATIVE_NEEDS_H,
+    PHI,
+    activations,
     add,
-    address_of_loss,
-    allocating,
-    apart,
     apply,
-    chain_dtype,
     chi_of,
-    combined,
-    compiled,
-    compiled_chain,
-    compiled_phi,
     dot,
     dots,
     empty,
-    factor_row,
     fill_normals,
-    finite_array,
     kernel,
     normals,
+    parallel_allowed,
     pieces,
     plus,
-    ready,
-    ready_for_sides,
-    right_solve,
-    scaled,
-    spread,
-    threads,
+    progress,
+    serial_and_parallel,
     times_dphi,
     total,
 )
-from nfd_limits import InitKernels, LinearLimit, first_step_kernel, init_kernels, linear_limit, relu_moments
-from nfd_min import BLOCKS, SPANNED, LazyGaussian, Noise, Stream, Trajectory, activation, coarsen
+from nfd_min import (
+    DTYPES,
+    SPANNED,
+    Activation,
+    Layer,
+    Noise,
+    Stream,
+    Trajectory,
+    activation,
+    check_memory,
+    check_noise,
+    check_type,
+    choose,
+    coarsen,
+    generator,
+    noise_shapes,
+    positive_int,
+    split,
+    stop_at_divergence,
+)
 
-__all__ = ["InitKernels", "LinearLimit", "Noise", "coarsen", "draw_noise", "first_step_kernel",
-           "init_kernels", "linear_limit", "relu_moments", "solve"]  # fmt: skip
+__all__ = ["Noise", "coarsen", "draw_noise", "solve"]
 
+CHUNK = 2048
+"""Sums over particles are sums over chunks of this size, in their order, whatever the
+number of threads."""
 
-draw_noise = nfd_io.twin(nfd_min.draw_noise, __name__, normals)
-
-SPAN = 2**27  # particles, layers and passes, about a second, between returns to Python
+SPAN = 2**27
+"""Particles times layers times passes, about a second's work, until Python is asked
+whether somebody pressed Ctrl-C."""
 
 SPANNED_64, SPANNED_32 = SPANNED["float64"], SPANNED["float32"]
 
-Side = namedtuple("Side", "asked images gram factor")
-"""The T matrices seen from one side: W_t asked about phi(h_{t-1}), or W_t^T about g_t.
-
-asked (S, T+1, N): phi(h^k_t), or g^k_t, at place t;  images (S, T, N): W_t q_k, or W_t^T u_k, times sqrt(N),
-of the new direction of question k, in [k, t-1]: the fresh noise until it is asked;  gram (T+1, S, S): C, or
-Gamma;  factor (T+1, S, S): lower-triangular R, R R^T = gram."""
-
-Answer = namedtuple("Answer", "noise drift owed")
-"""Coefficients of a matrix' answer to question k: on its own images (k+1,), on the other side's questions
-(J,), and of the new image on the other side's questions, (k,) or (k+1,), or (0,) where the two sides are
-independent."""
-
-Sums = namedtuple("Sums", "gram slopes known fresh sizes")
-"""Each chunk's shares of sums over all particles, (chunks, ..): of the row of gram, of P, of what `_owed`
-takes, and of h_t^2 for each t and of g_T h_T."""
-
-Features = namedtuple("Features", "h every")
-"""h (T+1, N) of this pass, or its last rows only, h_t in row t modulo their number; for `_passes` h (S, T+1,
-N), or (1, rows, N) of the pass under way;  every (S, T+1, N): h^k_t for P, or (0, T+1, N) where phi' needs
-phi(h) alone."""
-
-Start = namedtuple("Start", "noise images drift asked")
-"""What a pass begins with: sum_j noise_j images[j, 0] + sum_j drift_j asked[j, first], images (.., 1, N),
-asked (S, .., N): [22] from the inputs' noise and g^j_0, or from v and h^j_L, which is in the last row of
-asked."""
-
-Inputs = namedtuple("Inputs", "u v U K h_L rate batch loss")
-"""The noise u (S, 1, N), v (1, 1, N); U (S, S): U x_k / sqrt(d) = sum_j U_kj u_j; K (S, S): <x_j, x_k> / d;
-h^j_L in the last row of h_L (S, rows, N); eta / batch; batch; address of the loss."""
-
-Record = namedtuple("Record", "f chi y sizes")
-"""f, chi, y (S,); sizes (T+1,): sum_i h_t,i^2 of the last pass."""
-
-Coupling = namedtuple("Coupling", "D P")
-"""D (T, 2, S, S): <u_i, W_t q_j> and <u_i, W~_t q_j> of layer t in [t-1, :, i, j], or (0, 2, S, S);  P (T+1,
-S): E[phi'(h^j_t) phi'(h^k_t)], or (0, S)."""
-
-Network = namedtuple("Network", "L T rows coupled nearest dphi_of_h scale chain")
-"""Depth, length of the chain, rows of h that a pass needs, whether W~ depends on W, whether coupling is
-"nearest", whether phi' needs h itself, L s rho of each layer, and the layers for compiled code."""
-
-# ------------------------------------------------------------------------------------------------------------
-# One pass, forward or backward
+KEEP = {"all": ("h", "C"), "kernels": ("C",), "outputs": ()}
 
 
-@partial(apart, allocates=True)
-def _slope_dots(asked, h, place, dphi, out):
-    """out[j] = sum_m phi'(h^j_t) phi'(h^k_t), m = lo..hi-1, at place = (t, k, lo, hi); asked : phi(h)."""
-    (t, k, lo, hi), one = place, asked.dtype.type(1)
-    both = np.empty(hi - lo, asked.dtype)
-    for j in range(len(out)):
-        for m in range(hi - lo):
-            both[m] = one
-        times_dphi(dphi, h[j, t][lo:hi], asked[j, t][lo:hi], one, both)
-        times_dphi(dphi, h[k, t][lo:hi], asked[k, t][lo:hi], one, both)
-        s = one - one
-        for m in range(hi - lo):
-            s += both[m]
-        out[j] = s
+class Particles(NamedTuple):
+    """All that has N numbers, one for each particle, in float64 or float32."""
+
+    u: np.ndarray  # (S, 1, N): noise of the inputs [24]
+    v: np.ndarray  # (N,): the initial readout [24]
+    xi: np.ndarray  # (S, T, N): the image W_t q_k in [k, t-1], fresh noise before
+    zeta: np.ndarray  # (S, T, N): the image W~_t^T u_k in [k, t-1], fresh noise before
+    p: np.ndarray  # (S, T+1, N): phi(h^k_t) in [k, t], but h^k_T in [k, T]
+    g: np.ndarray  # (S, T+1, N): g^k_t in [k, t]
+    h: np.ndarray  # (S or 1, rows, N): h^k_t in [k, t], modulo the lengths
 
 
-@allocating
-def _owed(D, up, known, fresh, R, R_other, k, rho):
-    """What a new direction's image owes to the questions of the other side, so that W~ is rho W + sqrt(1 -
-    rho^2) W', and for rho = 1 W and W^T are one matrix. [45], [X1]
+class Kernels(NamedTuple):
+    """Gram matrices over passes j, k and their Cholesky factors, in float64. [23]"""
 
-    Asked of W, with the orthonormal directions q_k of phi(h) and u_i of g = R_other u, and all images times
-    sqrt(N):
-        W q_k = xi_k + sum_i u_i (D_ik - <u_i, xi_k> / N),
-        D_ik = rho D~_ik + sqrt(1 - rho^2) <u_i, xi_k> / N,   D~_ij = <u_i, W~ q_j> / N = <W~^T u_i, q_j> / N.
-    Given known[i] = <W~^T u_i, phi(h^k)> / N and fresh[i] = <g^i, xi_k> / N, sets D_ik and D~_ik in D = (D,
-    D~) and returns the coefficients on g^i. Asked of W~^T (up = 0): all is transposed, and W and W~, phi(h)
-    and g change places.
+    K: np.ndarray  # (S, S): <x_j, x_k> / d
+    U: np.ndarray  # (S, S): lower-triangular, U U^T = K
+    C: np.ndarray  # (T+1, S, S)
+    R: np.ndarray  # (T+1, S, S): lower-triangular, R R^T = C
+    Gamma: np.ndarray  # (T+1, S, S)
+    R_back: np.ndarray  # (T+1, S, S): lower-triangular, R_back R_back^T = Gamma
+    D: np.ndarray  # (T, S, S): <u_i, W_t q_j> / N in [t-1, i, j], or (0, S, S)
+    D_back: np.ndarray  # (T, S, S): <u_i, W~_t q_j> / N likewise [45]
+    P: np.ndarray  # (T+1, S): E[phi'(h^j_t) phi'(h^k_t)] of this pass k, or (0, S)
+
+
+class Terms(NamedTuple):
+    """Coefficients of the sums that give h^k_t or g^k_t, in the dtype of particles."""
+
+    noise: np.ndarray  # (S,): of the images of directions 0..k [25]
+    drift: np.ndarray  # (S,): of the passes j < J whose updates pass k sees [20], [21]
+    owed: np.ndarray  # (S,): of the other side's vectors in a new image [45], or (0,)
+
+
+class Shares(NamedTuple):
+    """The part that each chunk of particles has in the sums over all of them."""
+
+    gram: np.ndarray  # (chunks, S): new row of C or Gamma
+    slopes: np.ndarray  # (chunks, S): new row of P, or (chunks, 0)
+    known: np.ndarray  # (chunks, S): see `owe`
+    fresh: np.ndarray  # (chunks, S): see `owe`
+    h2: np.ndarray  # (chunks, T+1): |h_t|^2
+    f: np.ndarray  # (chunks, 1): <g_T, h_T>
+
+
+class Training(NamedTuple):
+    """The stream, and what becomes of its samples."""
+
+    X: np.ndarray  # (S, 1, d)
+    y: np.ndarray  # (S,)
+    rate: float  # eta / batch
+    batch: int
+    loss: int  # its number for chi_of
+    f: np.ndarray  # (S,)
+    chi: np.ndarray  # (S,)
+    a: np.ndarray  # (S,): eta chi / batch
+    h2: np.ndarray  # (T+1,): |h_t|^2 of the last pass
+
+
+# --------------------------------------------------------------------------------------
+# The particles of one chunk
+
+
+@kernel
+def forward_chunk(i, k, t, J, layers, phi, dphi, terms, x, shares):
+    """h_t and phi(h_t) of pass k for chunk i, and its share of C. [20], [22], [23]
+
+    phi, dphi : of layer t+1, which takes h_t
     """
-    w, y, free = np.zeros(len(known)), np.zeros(len(known)), sqrt(1 - rho * rho)
-    ours, theirs = (D[0], D[1]) if up else (D[1].T, D[0].T)
-    if R[k, k] == 0:
-        return w
-    for i in range(len(known)):
-        if R_other[i, i] > 0:
-            d, y[i] = known[i], fresh[i]
+    N, T, passes_of_h, rows = x.p.shape[2], x.xi.shape[1], x.h.shape[0], x.h.shape[1]
+    lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
+    h_t, p_t = x.h[k % passes_of_h, t % rows, lo:hi], x.p[k, t, lo:hi]
+    coupled, one = len(terms.owed) > 0, x.v.dtype.type(1)
+    if t == 0:
+        set_zero(h_t)
+        add(terms.noise, x.u, t, lo, hi, k + 1, h_t)  # U x_k / sqrt(d) [24]
+    else:
+        image, noise = x.xi[k, t - 1, lo:hi], terms.noise[k]
+        if coupled:
+            add(terms.owed, x.g, t, lo, hi, k, image)  # [15], [45]
+        below = x.h[k % passes_of_h, (t - layers[t].back) % rows, lo:hi]
+        combine(layers[t].skip, below, noise, image, h_t)
+        add(terms.noise, x.xi, t - 1, lo, hi, k, h_t)  # dB [25]
+    add(terms.drift, x.g, t, lo, hi, J, h_t)  # [20], [22]
+    shares.h2[i, t] = dot(h_t, h_t)
+    if t == T:
+        scale(one, h_t, p_t)
+        return
+    apply(phi, h_t, p_t)
+    dots(x.p, t, lo, hi, p_t, k + 1, shares.gram[i])  # C [23]
+    if shares.slopes.shape[1] > 0:
+        slope_dots(k, t, J, lo, hi, dphi, x, shares.slopes[i])  # P [17]
+    if coupled:
+        dots(x.zeta, t, lo, hi, p_t, k, shares.known[i])
+        dots(x.g, t + 1, lo, hi, x.xi[k, t, lo:hi], k, shares.fresh[i])
+
+
+@kernel
+def backward_chunk(i, k, t, J, layers, dphi, terms, x, shares):
+    """g_t of pass k for chunk i, and its shares of Gamma and f. [21], [22], [23]
+
+    dphi : of layer t+1, which leads from t to t+1
+    """
+    N, T, passes_of_h, rows = x.p.shape[2], x.xi.shape[1], x.h.shape[0], x.h.shape[1]
+    lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
+    h_t, p_t = x.h[k % passes_of_h, t % rows, lo:hi], x.p[k, t, lo:hi]
+    g_t = x.g[k, t, lo:hi]
+    coupled, one = len(terms.owed) > 0, x.v.dtype.type(1)
+    if t == T:
+        scale(one, x.v[lo:hi], g_t)
+        add(terms.drift, x.p, T, lo, hi, J, g_t)  # h^j_T in p [22]
+        shares.f[i, 0] = dot(g_t, h_t)  # [23]
+    else:
+        image = x.zeta[k, t, lo:hi]
+        if coupled:
+            add(terms.owed, x.p, t, lo, hi, k + 1, image)  # [45]
+        scale(terms.noise[k], image, g_t)
+        add(terms.noise, x.zeta, t, lo, hi, k, g_t)  # dB~ [25]
+        add(terms.drift, x.p, t, lo, hi, J, g_t)  # [21]
+        times_dphi(dphi, h_t, p_t, g_t)  # phi'(h) (..) [21]
+        for u in range(t + 1, T + 1):
+            if layers[u].skip != 0 and u - layers[u].back == t:  # h_u = skip h_t + ..
+                plus(g_t.dtype.type(layers[u].skip), x.g[k, u, lo:hi], g_t)  # [21]
+    dots(x.g, t, lo, hi, g_t, k + 1, shares.gram[i])  # Gamma [23]
+    if coupled and t > 0:
+        dots(x.xi, t - 1, lo, hi, g_t, k + 1, shares.known[i])
+        dots(x.p, t - 1, lo, hi, x.zeta[k, t - 1, lo:hi], k + 1, shares.fresh[i])
+
+
+@kernel
+def slope_dots(k, t, J, lo, hi, dphi, x, out):
+    """out_j = sum_m phi'(h^j_t) phi'(h^k_t), m = lo..hi-1. [17]
+
+    Of the earlier passes h is kept if phi' needs more than phi(h).
+    """
+    both = np.empty(hi - lo, x.p.dtype)
+    for j in range(J):
+        for m in range(hi - lo):
+            both[m] = 1
+        for n in (j, k):
+            p_t = x.p[n, t, lo:hi]
+            h_t = x.h[n, t, lo:hi] if x.h.shape[0] > 1 else p_t
+            times_dphi(dphi, h_t, p_t, both)
+        out[j] = 0
+        for m in range(hi - lo):
+            out[j] += both[m]
+
+
+@kernel
+def set_zero(y):
+    """y = 0."""
+    for m in range(len(y)):
+        y[m] = 0
+
+
+@kernel
+def scale(c, x, y):
+    """y = c x."""
+    for m in range(len(y)):
+        y[m] = c * x[m]
+
+
+@kernel
+def combine(b, x, c, z, y):
+    """y = b x + c z; where b = 0 x does not matter, and may be y."""
+    b = y.dtype.type(b)
+    if b == 0:
+        scale(c, z, y)
+    else:
+        for m in range(len(y)):
+            y[m] = b * x[m] + c * z[m]
+
+
+# --------------------------------------------------------------------------------------
+# What one thread does before and after the chunks of a layer
+
+
+@kernel
+def forward_terms(k, t, J, a, layers, q, shares, N, terms):
+    """The coefficients of h^k_t. a : array: eta chi_j / batch"""
+    noise, drift, owed = terms
+    if t == 0:
+        for j in range(k + 1):
+            noise[j] = q.U[k, j]  # [24]
+        for j in range(J):
+            drift[j] = -a[j] * q.K[k, j]  # [22], [97]
+        return
+    L, s, rate = len(layers) - 1, layers[t].s, layers[t].rate
+    for j in range(k + 1):
+        noise[j] = s * q.R[t - 1, k, j]  # [25], [101]
+    for j in range(J):
+        C = q.C[t - 1, k, j]
+        drift[j] = -rate * s**2 * a[j] * C  # [20], [98]
+        if len(q.P) > 0 and t > 1:
+            drift[j] -= s**2 / L * a[j] * q.C[t - 2, k, j] * q.P[t - 1, j]  # [17], [103]
+    if len(owed) > 0:
+        sides = q.D[t - 1], q.D_back[t - 1]
+        factors = q.R[t - 1], q.R_back[t]
+        owe(k, k, sides, factors, shares, N, layers[t].rho, owed)
+
+
+@kernel
+def backward_terms(k, t, J, a, layers, q, shares, N, terms):
+    """The coefficients of g^k_t. a : array: eta chi_j / batch"""
+    noise, drift, owed = terms
+    L = len(layers) - 1
+    if t == L:
+        for j in range(J):
+            drift[j] = -a[j]  # [22], [99]
+        return
+    s, rate = layers[t + 1].s, layers[t + 1].rate
+    for j in range(k + 1):
+        noise[j] = s * q.R_back[t + 1, k, j]  # [25], [102]
+    if layers[t + 1].fresh:
+        set_zero(noise)
+        noise[k] = s * sqrt(q.Gamma[t + 1, k, k])  # [X11]
+    for j in range(J):
+        Gamma = q.Gamma[t + 1, k, j]
+        drift[j] = -rate * s**2 * a[j] * Gamma  # [21], [100]
+        if len(q.P) > 0 and t + 1 < L:
+            drift[j] -= s**2 / L * a[j] * q.Gamma[t + 2, k, j] * q.P[t + 1, j]  # [104]
+    if len(owed) > 0:
+        sides = q.D_back[t].T, q.D[t].T
+        factors = q.R_back[t + 1], q.R[t]
+        owe(k, k + 1, sides, factors, shares, N, layers[t + 1].rho, owed)
+
+
+@kernel
+def owe(k, n, sides, factors, shares, N, rho, owed):
+    """Of image k: the coefficients on n vectors of the other side, so that W~ = rho W +
+    sqrt(1 - rho^2) W', and W and W~ are one matrix for rho = 1. [45], [X1]
+
+    Asked of W, with the orthonormal directions q_k of phi(h) and u_i of g = R_back u,
+
+        W q_k = xi_k + sum_i u_i (D_ik - <u_i, xi_k> / N)
+        D_ik = rho D~_ik + sqrt(1 - rho^2) <u_i, xi_k> / N
+        D~_ij = <u_i, W~ q_j> / N = <W~^T u_i, q_j> / N
+
+    sides : D and D~, each (S, S), whose columns k this writes
+    factors : R, whose row k takes q_k to phi(h^k), and R_back
+    shares : known, of <W~^T u_i, phi(h^k)>, and fresh, of <g^i, xi_k>
+
+    Asked of W~^T all is transposed: W and W~, phi(h) and g, q and u change places.
+    """
+    D, D_other = sides
+    R, R_other = factors
+    known, fresh = total(shares.known, N), total(shares.fresh, N)
+    w, y = np.zeros(n), np.zeros(n)
+    for i in range(n):
+        if R[k, k] > 0 and R_other[i, i] > 0:
+            d = known[i]
             for j in range(k):
-                d -= R[k, j] * theirs[i, j]  # [45]
+                d -= R[k, j] * D_other[i, j]  # [45]
+            y[i] = fresh[i]
             for j in range(i):
                 y[i] -= R_other[i, j] * y[j]  # [45]
             y[i] /= R_other[i, i]
-            theirs[i, k] = d / R[k, k]
-            ours[i, k] = rho * theirs[i, k] + free * y[i]  # [X1]
-            w[i] = ours[i, k] - y[i]  # [45]
-    for i in range(len(known) - 1, -1, -1):
+            D_other[i, k] = d / R[k, k]
+            D[i, k] = rho * D_other[i, k] + sqrt(1 - rho * rho) * y[i]  # [X1]
+            w[i] = D[i, k] - y[i]  # [45]
+    for i in range(n - 1, -1, -1):
         if R_other[i, i] > 0:
-            for j in range(i + 1, len(known)):
-                w[i] -= R_other[j, i] * w[j]  # [45]
+            for j in range(i + 1, n):
+                w[i] -= R_other[j, i] * w[j]  # sum_i u_i w_i = sum_i g^i (..) [45]
             w[i] /= R_other[i, i]
-    return w
+        owed[i] = w[i]
 
 
-@apart
-def _chunk(i, place, start, ours, theirs, answer, features, sums, chain):
-    """Chunk i of the particles at place = (t, k, up): h_t (up = 1) or g_t (up = 0) of pass k from the answer
-    of the matrix that leads there, the next question, and this chunk's shares of the sums."""
-    (t, k, up), (asked, images, _, _), (their_asked, their_images, _, _) = place, ours, theirs
-    (noise, drift, owed), (h, every) = answer, features
-    T, N, rows, one = images.shape[1], images.shape[2], len(h), h.dtype.type(1)
-    lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
-    h_t, question = h[t % rows][lo:hi], asked[k, t][lo:hi]
-    now = h_t if up else question
-    if t == (0 if up else T):
-        for m in range(hi - lo):
-            now[m] = 0
-        first = 0 if up else start.asked.shape[1] - 1
-        add(start.noise, start.images, 0, lo, hi, len(start.noise), now)  # [24]
-        add(start.drift, start.asked, first, lo, hi, len(start.drift), now)  # [22]
-        sums.sizes[i, T + 1] = dot(now, h_t)  # N f, going backward [23]
-    else:
-        m = t - 1 if up else t
-        image = images[k, m][lo:hi]
-        add(owed, their_asked, t, lo, hi, len(owed), image)  # [15], [45]
-        if up and chain[t].skip != 0:
-            combined(chain[t].skip, h[(t - chain[t].back) % rows][lo:hi], noise[k], image, now)
-        else:
-            scaled(noise[k], image, now)
-        add(noise, images, m, lo, hi, k, now)  # dB, dB~ [25]
-        add(drift, their_asked, t, lo, hi, len(drift), now)  # [20], [21]
-        if not up:
-            times_dphi(chain[t + 1].dphi, h_t, their_asked[k, t][lo:hi], one, now)  # [21]
-            for u in range(t + 1, min(T, t + rows) + 1):  # h_u = skip h_t + ..
-                if chain[u].skip != 0 and u - chain[u].back == t:
-                    plus(chain[u].skip, asked[k, u][lo:hi], now)  # [21]
-    if up:
-        sums.sizes[i, t] = dot(now, now)
-        if t == T:
-            return
-        apply(chain[t + 1].phi, now, question)
-        if len(every) > 0:
-            scaled(one, now, every[k, t][lo:hi])
-        if sums.slopes.shape[1] > 0:
-            h_or_phi = every if len(every) > 0 else asked
-            _slope_dots(asked, h_or_phi, (t, k, lo, hi), chain[t + 1].dphi, sums.slopes[i])
-    dots(asked, t, lo, hi, question, k + 1, sums.gram[i])  # [23]
-    if up or t > 0:
-        m, there = (t, t + 1) if up else (t - 1, t - 1)
-        dots(their_images, m, lo, hi, question, len(owed), sums.known[i])
-        dots(their_asked, there, lo, hi, images[k, m][lo:hi], len(owed), sums.fresh[i])
+@kernel
+def cholesky_row(vectors, t, k, part, gram, R):
+    """Row k of gram_jk = <a^j, a^k> / N, from the chunks' shares, and of its R. [23]
 
+    vectors : array, shape (S, places, N): the a^j at place t
 
-@allocating
-def _sweep(k, up, a, start, ours, theirs, features, coupling, chain):
-    """Pass k through all places: forward [20] from h_0 (up = 1), or backward [21] from g_T (up = 0).
-
-    Fills the h of `features` and the questions, or only the questions g, of pass k, and their rows of gram
-    and factor. Returns sum_i h_t,i^2 of each t (forward), then N f (backward), as an array (T+2,).
-
-    a : array, shape (J,): eta chi_j / batch of the J passes that this one sees
+    An a^k in the span of those before it gets a zero on the diagonal of R, and below it
+    there will be zeros. Where the Gram matrix loses digits, the distance to that span
+    is measured on the vectors themselves, by `rest_of_row`.
     """
-    (_, images, gram, factor), (D, P) = ours, coupling
-    (_, T, N), J, known = images.shape, len(a), (k if up else k + 1) * (len(D) > 0)
-    chunks, real = (N + CHUNK - 1) // CHUNK, images.dtype
-    spanned = SPANNED_32 if images.itemsize == 4 else SPANNED_64
-    answer = Answer(np.zeros(k + 1, real), np.zeros(J, real), np.zeros(known, real))
-    noise, drift, owed = answer
-    slopes = np.zeros((chunks, J * (len(P) > 0)))
-    known_sums, fresh_sums = np.zeros((chunks, known)), np.zeros((chunks, known))
-    sums = Sums(np.zeros((chunks, k + 1)), slopes, known_sums, fresh_sums, np.zeros((chunks, T + 2)))
-    for step in range(T + 1):
-        t = step if up else T - step
-        r, q = (t - 1, t - 2) if up else (t + 1, t + 2)  # where the matrix was asked, and the place before
-        number = t if up else t + 1
-        if step > 0:
-            layer = chain[number]
-            for j in range(k + 1):
-                noise[j] = layer.s * factor[r, k, j]  # [25], [101], [102]
-            if layer.fresh and not up:
-                for j in range(k):
-                    noise[j] = 0
-                noise[k] = layer.s * sqrt(gram[r, k, k])  # [X11]
-            for j in range(J):
-                drift[j] = -layer.rate * layer.s**2 * a[j] * gram[r, k, j]  # [20], [21], [98], [100]
-                if len(P) > 0 and step > 1:
-                    drift[j] -= a[j] * gram[q, k, j] * P[r, j] * layer.s**2 / T  # [17], [103], [104]
-            if known > 0:
-                of_known, fresh = total(known_sums, N), total(fresh_sums, N)
-                w = _owed(D[number - 1], up, of_known, fresh, factor[r], theirs.factor[t], k, layer.rho)
-                for i in range(known):
-                    owed[i] = w[i]
-        arguments = (t, k, up), start, ours, theirs, answer, features, sums, chain
-        spread(_chunk, chunks, False, arguments)
-        if t < T or not up:
-            factor_row(ours.asked, gram[t], factor[t], sums.gram, k, t, spanned)  # [23]
-        if len(P) > 0 and up:
-            mean = total(sums.slopes, N)
-            for j in range(J):
-                P[t, j] = mean[j]
-    return total(sums.sizes, 1)
+    row = total(part, vectors.shape[2])
+    for j in range(k + 1):
+        gram[k, j] = row[j]
+        gram[j, k] = row[j]
+    r2 = gram[k, k]
+    for j in range(k):
+        rest = gram[k, j]
+        for i in range(j):
+            rest -= R[k, i] * R[j, i]
+        R[k, j] = rest / R[j, j] if R[j, j] > 0 else 0.0
+        r2 -= R[k, j] * R[k, j]
+    if r2 < 0.1 * gram[k, k]:
+        r2 = rest_of_row(vectors, t, k, part, gram, R)
+    R[k, k] = sqrt(r2)
 
 
-@partial(kernel, callers="Python", allocates=True)
-def _passes(begin, end, inputs, forward, backward, features, coupling, chain, record):
-    """Passes begin..end-1, in turn. Returns the first that diverged, or end; its sizes are in the record."""
-    (u, v, U, K, h_L, rate, batch, loss), (f, chi, y, sizes), g = inputs, record, backward.asked
-    T, real, one = g.shape[1] - 1, g.dtype, np.ones(1, g.dtype)
+@kernel
+def rest_of_row(vectors, t, k, part, gram, R):
+    """|rest|^2 / N of rest = a^k - its projection on the span of the earlier a^j, or 0
+    if that is rounding. Corrects R[k] by re-orthogonalisation."""
+    N = vectors.shape[2]
+    c = np.zeros(k)  # rest = a^k + sum_j c_j a^j
+    for j in range(k - 1, -1, -1):
+        x = -R[k, j]
+        for i in range(j + 1, k):
+            x -= R[i, j] * c[i]
+        c[j] = x / R[j, j] if R[j, j] > 0 else 0.0
+    for i in range(len(part)):
+        lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
+        rest = np.zeros(hi - lo)
+        for m in range(hi - lo):
+            rest[m] = vectors[k, t, lo + m]
+        add(c, vectors, t, lo, hi, k, rest)
+        dots(vectors, t, lo, hi, rest, k, part[i])  # 0 but for the digits lost in gram
+        part[i, k] = dot(rest, rest)
+    lost = total(part, N)
+    r2 = lost[k]
+    for j in range(k):
+        for i in range(j):
+            lost[j] -= lost[i] * R[j, i]
+        lost[j] = lost[j] / R[j, j] if R[j, j] > 0 else 0.0
+        R[k, j] += lost[j]
+    rounding = sqrt(gram[k, k])
+    for j in range(k):
+        rounding += 0.1 * abs(c[j]) * sqrt(gram[j, j])
+    spanned = SPANNED_32 if vectors.itemsize == 4 else SPANNED_64
+    return 0.0 if r2 <= (spanned * rounding) ** 2 else r2
+
+
+@kernel
+def inputs_row(X, k, K, U):
+    """Row k of K = <x_j, x_k> / d and of its Cholesky factor U. [24]"""
+    d, place = X.shape[2], np.int64(0)
+    part = np.zeros(((d + CHUNK - 1) // CHUNK, k + 1))
+    for i in range(len(part)):
+        lo, hi = i * CHUNK, min((i + 1) * CHUNK, d)
+        dots(X, place, lo, hi, X[k, place, lo:hi], k + 1, part[i])
+    cholesky_row(X, place, k, part, K, U)
+
+
+@kernel
+def finish(k, train, q, shares, N):
+    """f_k, chi_k, and whether all of the pass is finite. [23], [2]"""
+    f = total(shares.f, N)[0]
+    chi = chi_of(train.loss, f, train.y[k])
+    train.f[k] = f
+    train.chi[k] = chi
+    train.a[k] = train.rate * chi
+    h2 = total(shares.h2, np.int64(1))
+    finite = abs(chi) < np.inf
+    for t in range(len(h2)):
+        train.h2[t] = h2[t]
+        finite &= h2[t] < np.inf and q.Gamma[t, k, k] < np.inf
+    return finite
+
+
+# --------------------------------------------------------------------------------------
+# Passes, forward and backward
+
+
+@serial_and_parallel
+def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
+    """Passes begin..end-1, in turn. Returns the first that diverged, or end.
+
+    layers : record array, shape (T+1,), of `compiled_chain`
+    phi, dphi : tuples of activations and their derivatives, by their number in layers
+    """
+    N, T, chunks = x.p.shape[2], len(layers) - 1, len(shares.gram)
     for k in range(begin, end):
-        J = k // batch * batch
-        a, drift, drift_0, U_k = np.empty(J), np.empty(J, real), np.empty(J, real), np.empty(k + 1, real)
-        now = Features(features.h[min(k, len(features.h) - 1)], features.every)
-        for j in range(J):
-            a[j] = rate * chi[j]
-            drift[j], drift_0[j] = -a[j], -a[j] * K[k, j]  # [22], [97], [99]
-        for j in range(k + 1):
-            U_k[j] = U[k, j]  # [24]
-        start = Start(U_k, u, drift_0, g)
-        sums = _sweep(k, np.int64(1), a, start, forward, backward, now, coupling, chain)  # [20]
-        scaled(one[0], now.h[T % len(now.h)], h_L[k, h_L.shape[1] - 1])
-        start = Start(one, v, drift, h_L)
-        Nf = _sweep(k, np.int64(0), a, start, backward, forward, now, coupling, chain)[T + 1]  # [21]
-        f[k] = Nf / g.shape[2]  # [23]
-        chi[k] = chi_of(loss, f[k], y[k])
-        bad = not abs(chi[k]) < np.inf
-        for t in range(T + 1):
-            bad |= not sums[t] + backward.gram[t, k, k] < np.inf
-            sizes[t] = sums[t]
-        if bad:
+        J = k // train.batch * train.batch
+        inputs_row(train.X, k, q.K, q.U)
+        for t in range(T + 1):  # [20]
+            forward_terms(k, t, J, train.a, layers, q, shares, N, terms)
+            above = layers[min(t + 1, T)].phi
+            f, df = phi[above], dphi[above]
+            for i in prange(chunks):
+                forward_chunk(np.int64(i), k, t, J, layers, f, df, terms, x, shares)
+            if t < T:
+                cholesky_row(x.p, t, k, shares.gram, q.C[t], q.R[t])
+            if t < T and len(q.P) > 0:
+                slopes = total(shares.slopes, N)
+                for j in range(J):
+                    q.P[t, j] = slopes[j]  # [17]
+        for t in range(T, -1, -1):  # [21]
+            backward_terms(k, t, J, train.a, layers, q, shares, N, terms)
+            df = dphi[layers[min(t + 1, T)].phi]
+            for i in prange(chunks):
+                backward_chunk(np.int64(i), k, t, J, layers, df, terms, x, shares)
+            cholesky_row(x.g, t, k, shares.gram, q.Gamma[t], q.R_back[t])
+        if not finish(k, train, q, shares, N):
             return k
     return end
 
 
-@cache
-def _compiled_passes(dtype):
-    """_passes for particles of that dtype."""
-    a, grams, chain = np.zeros((1, 1, 1), dtype), np.zeros((1, 1, 1)), np.zeros(1, chain_dtype(dtype))
-    f, K, side = grams[0, 0], grams[0], Side(a, a, grams, grams)
-    features, coupling, inputs = Features(a[0], a), Coupling(grams[None], K), Inputs(a, a, K, K, a, 1.0, 1, 0)
-    start, answer, sums = Start(a[0, 0], a, a[0, 0], a), Answer(*a[0].repeat(3, 0)), Sums(*[K] * 5)
-    ready_for_sides(dtype)
-    ready((_slope_dots, a, a, (0, 0, 0, 0), 0, f))
-    ready((_chunk, 0, (0, 0, 0), start, side, side, answer, features, sums, chain))
-    features = Features(a, a)
-    return compiled(_passes, 0, 1, inputs, side, side, features, coupling, chain, Record(f, f, f, f))
-
-
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Training
 
 
-@nfd_io.keywords(nfd_min.particle_chain, "depth")
-def solve(stream, particles, steps, phi="tanh", *, coupling="none", dtype="float64", rng=None, noise=None,
-          keep="all", **network):  # fmt: skip
-    """Neural Feature Dynamics, Definition 5.3, by N particles and L Euler-Maruyama steps [20]-[25], [112]; or
-    the network [12]; with coupling="nearest" [97]-[104].
+def draw_noise(
+    samples: int,
+    particles: int,
+    steps: int,
+    *,
+    dtype: str = "float64",
+    rng: nfd_min.Rng = None,
+) -> Noise:
+    """A fresh Noise for S = samples passes of N = particles in L = steps, quickly.
 
-    stream : nfd_min.Stream
-    particles, steps : N and L; with coupling="none" the result has exactly the law of
-        finite_net.train(stream, width=N, depth=L, backward="decoupled")
-    phi : "tanh", "relu", "erf" or "identity"
-    coupling : "none", "nearest" or "full" as in nfd_min.particle_chain; "full" reuses the weights: exactly
-        the law of finite_net.train(stream, width=N, depth=L, backward="reused"), without a matrix
-        (nfd_min.LazyGaussian)
-    network : block, "pre" (default) or "two-layer", internal_lr_exponent and branch_exponent as in
-        nfd_min.chain; backward, in place of coupling, "reused", "decoupled", "fresh", a correlation rho or
-        one for each layer: the law of finite_net.train with the same [X1]
-    dtype : "float64" or "float32", of the particles; kernels are summed in float64
-    noise : Noise of these S, N and of T steps, one for each layer of the chain (nfd_min.draw_noise,
-        nfd_min.coarsen); by default drawn from `rng`
-    rng : seed or numpy.random.Generator of the noise
-    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and for block="pre" where W~
-        depends on W the responses A, B [X3]; "outputs" for f, chi
+    rng : seed or numpy.random.Generator
 
-    Returns a Trajectory with h, g of shape (S, L+1, N), x, gx of shape (S, T-L, N). If the mean square of h
-    or g stops being a finite number the run ends there, with `diverged_at` set. Raises ValueError for bad
-    input, or if the run needs more memory than the machine has: 8 or 4 bytes for each of 4 S (T+1) N numbers,
-    half of them noise (5 with keep="all", one more with "nearest" and erf).
+    Other numbers than those of `nfd_min.draw_noise`, but as random. ValueError for bad
+    input, and if the machine has not that much memory.
+    """
+    shapes = noise_shapes(samples, particles, steps)
+    what = f"draw_noise(samples={samples}, particles={particles}, steps={steps})"
+    real = nfd_min.drawn_dtype(dtype, shapes, what)
+    rng = generator(rng)
+    return Noise(*[normals(rng, shape, real) for shape in shapes])
 
-    float64 agrees with nfd_min.nfd to rounding, times the condition number of the passes: 1 / (eta chi) for a
-    readout that hardly moved, the product of several such where many passes are nearly dependent. With more
-    passes than particles that happens at once; directions lost in rounding then count as spanned.
+
+def solve(
+    stream: Stream,
+    particles: int,
+    steps: int,
+    phi: nfd_min.Phi = "tanh",
+    *,
+    nearest: bool = False,
+    dtype: str = "float64",
+    rng: nfd_min.Rng = None,
+    noise: Noise | None = None,
+    keep: str = "all",
+    **network,
+) -> Trajectory:
+    """Neural Feature Dynamics, Definition 5.3, by N particles in L Euler-Maruyama steps
+    [20]-[25], [112], or the network itself [12]. Fast twin of `nfd_min.nfd`.
+
+    particles, steps : N and L. The result has exactly the law of
+        finite_net.train(stream, width=N, depth=L, backward=..) with the same backward
+    phi : "tanh", "relu", "erf", "identity", or an Activation
+    network : block, "pre" (default) or "two-layer", or one of your own whose layers all
+        have matrices; backward, "decoupled" (default: NFD), "reused" (the trained
+        network), a correlation rho, one for each block, or "fresh" [X1], [X11];
+        internal_lr_exponent and branch_exponent as in `nfd_min.chain`
+    nearest : adds the paper's closed form of the coupling [97]-[104]; for block="pre"
+        and backward="decoupled"
+    dtype : "float64" or "float32", of the particles; Gram matrices are float64
+    noise : Noise of these S, N and of T steps, one for each layer of the chain. It is
+        not changed. By default it is drawn with `rng`, a seed or Generator
+    keep : "all"; "kernels" for what is of size L S^2 at most: f, chi, C, Gamma, and for
+        block="pre" where W~ depends on W the responses A, B [X3]; "outputs" for f, chi
+
+    Returns a Trajectory with h, g of shape (S, L+1, N) and x, gx of shape (S, T-L, N).
+    If the mean square of h or g stops being finite the run ends there, `diverged_at` is
+    set, and what was not reached is NaN. ValueError for bad input, or for more memory
+    than the machine has: 4 S (T+1) N numbers, half of them noise; 5 with keep="all".
+
+    float64 agrees with `nfd_min.nfd` to rounding, times the condition number of the
+    passes: 1 / (eta chi) where readouts hardly moved. With more passes than particles
+    directions that are lost in rounding count as spanned.
     """
     check_type("stream", stream, Stream)
-    N, L, S = positive_int("particles", particles), positive_int("steps", steps), len(stream)
-    build, phi = choose("block", network.setdefault("block", "pre"), BLOCKS), activation(phi)
-    keep, real = choose("keep", keep, nfd_io.KEEP_OF_PARTICLES), choose("dtype", dtype, DTYPES)
-    net = _network(build, real, phi=phi, depth=L, coupling=coupling, **network)
-    numbers = (4 + net.nearest * net.dphi_of_h + ("h" in keep)) * S * (net.T + 1) * N
-    needed = real().itemsize * numbers + 56 * (net.T + 1) * S * S
+    N, L = positive_int("particles", particles), positive_int("steps", steps)
+    phi = activation(phi)
+    kept = choose("keep", keep, KEEP)
+    real = choose("dtype", dtype, DTYPES)
+    network = {"block": "pre", "nearest": nearest} | network
+    layers = nfd_min.particle_chain(phi=phi, depth=L, **network)
+    S, T = len(stream), len(layers)
+    chain = compiled_chain(tuple(layers), real)
+    every_h = "h" in kept or nearest and chain.needs_h
+    numbers = (4 + every_h) * S * (T + 1) * N
+    needed = real().itemsize * numbers + 48 * (T + 1) * S * S
     check_memory(needed, f"solve(particles={N}, steps={L}, S={S})")
-    of_noise = (S, N), (N,), (S, net.T, N), (S, net.T, N)
-    if noise is None:
-        noise = nfd_io.generator(rng)
+    if noise is not None:
+        noise = check_noise(noise, S, N, T, real)
+        noise = [a if a.flags.behaved else a.copy() for a in noise]
     else:
-        noise = nfd_io.check_noise(noise, S, 1, real, of_noise, finite_array)
-    out, h, forward, backward, D = _solve(stream, noise, of_noise, real, net, "h" in keep)
-    if "C" in keep:
-        out.C, out.Gamma = forward.gram[: net.T : net.T // L], backward.gram[: net.T : net.T // L]
-        if net.coupled and net.T == L:
-            out.A, out.B = responses(out, forward, backward, D, net.scale)
-    if "h" in keep:
-        (out.h, out.x), (out.g, out.gx) = nfd_io.split(h, L), nfd_io.split(backward.asked, L)
+        rng = generator(rng)
+    coupled = any(layer.rho for layer in layers)
+    shapes = noise_shapes(S, N, T)
+    x = _particles(shapes, real, chain, noise, rng, every_h, coupled, "h" in kept)
+    q = _kernels(S, T, coupled, nearest)
+    out = _run(stream, chain, x, q, T // L, "h" in kept)
+    if "C" in kept:
+        out.C, out.Gamma = q.C[: T : T // L], q.Gamma[: T : T // L]
+        if coupled and T == L:
+            out.A, out.B = responses(layers, q, out.diverged_at)
+    if "h" in kept:
+        out.h, out.x = split(x.h, L)
+        out.g, out.gx = split(x.g, L)
     return out
 
 
-@remembered
-def _network(build, real, *, depth, coupling, **network):
-    """The Network of nfd_min.particle_chain(depth=depth, ..); build : what the table of blocks had then."""
-    layers = nfd_min.particle_chain(depth=depth, coupling=coupling, **network)
-    T, scale = len(layers), np.array([depth * layer.s * layer.rho for layer in layers])
-    dphi_of_h = any(compiled_phi(layer.phi)[2] for layer in layers)
-    rows = T + 1 if dphi_of_h else 1 + max(layer.back for layer in layers)
-    chain, coupled = compiled_chain(layers, real), bool(scale.any())
-    return Network(depth, T, rows, coupled, coupling == "nearest", dphi_of_h, scale, chain)
+class Chain(NamedTuple):
+    """The T layers of a chain for compiled code."""
+
+    layers: np.ndarray  # record array, shape (T+1,): layer t at place t
+    phi: tuple  # the different activations, by the number in layers.phi
+    dphi: tuple  # their derivatives
+    needs_h: bool  # whether some phi' takes h, and not phi(h) alone
+    reach: int  # the largest back of a layer
 
 
-def _solve(stream, noise, shapes_of_noise, real, net, kept):
-    """A Trajectory of f, chi, diverged_at; all h, if they are kept; both sides; D of the Coupling.
+LAYER = [(name, float) for name in ("s", "skip", "rate", "rho")]
+LAYER += [(name, int) for name in ("back", "fresh", "phi")]
 
-    noise : as it was given, or a Generator
-    """
-    S, T, drawn, (_, (N,), _, _) = len(stream), net.T, isinstance(noise, np.random.Generator), shapes_of_noise
-    sides, rows, near = (S, T + 1, N), T + 1 if kept else net.rows, S * (net.nearest and net.dphi_of_h)
-    shapes = sides, sides, (S if kept else 1, rows, N), (near, T + 1, N), (S * (not kept), 1, N)
-    own = shapes_of_noise if drawn or net.coupled else ()  # what is coupled writes to it
-    scratch = pieces(real, *own, *(() if kept else shapes))
-    p, g, h, every, h_L = [empty(shape, real) for shape in shapes] if kept else scratch[len(own) :]
-    for i, a in enumerate(scratch[: len(own)]):
-        if drawn:
-            fill_normals(noise, a)
+
+@functools.lru_cache
+def compiled_chain(layers: tuple[Layer, ...], real: type) -> Chain:
+    """The Chain of these layers, for particles of that dtype."""
+    phis = [layer.phi for layer in layers]
+    phi, dphi, number = activations(phis, real)
+    records = np.zeros(len(layers) + 1, LAYER)
+    records["phi"][1:] = number
+    for name in records.dtype.names[:-1]:
+        records[name][1:] = [getattr(layer, name) for layer in layers]
+    needs_h = any(p.name not in PHI or p.name in PHI_DERIVATIVE_NEEDS_H for p in phis)
+    return Chain(records, phi, dphi, needs_h, max(layer.back for layer in layers))
+
+
+def _particles(shapes, real, chain, noise, rng, every_h, coupled, kept):
+    """The Particles of a run, with the noise in them."""
+    (S, N), _, (_, T, _), _ = shapes
+    rows = T + 1 if every_h or chain.needs_h else 1 + chain.reach
+    of_noise = shapes if noise is None or coupled else []
+    g, h = (S, T + 1, N), (S if every_h else 1, rows, N)
+    p, *scratch = pieces(real, g, *of_noise, *([] if kept else [g, h]))
+    g, h = [empty(g, real), empty(h, real)] if kept else scratch[-2:]
+    for i, a in enumerate(scratch[: len(of_noise)]):
+        if noise is None:
+            fill_normals(rng, a)
         else:
             a[...] = noise[i]
-    u, v, xi, zeta = scratch[:4] if own else noise
-    grams = np.full((4, T + 1, S, S), np.nan)
-    forward, backward = Side(p, xi, *grams[:2]), Side(g, zeta, *grams[2:])
-    coupling = Coupling(np.zeros((T * net.coupled, 2, S, S)), np.empty(((T + 1) * net.nearest, S)))
-    out, (U, K), run = Trajectory(*np.full((2, S), np.nan)), _inputs(stream), _compiled_passes(real)
-    how = stream.rate, stream.batch, address_of_loss(stream.loss)
-    inputs = Inputs(u[:, None], v[None, None], U, K, h if kept else h_L, *how)
-    record = Record(out.f, out.chi, stream.y.copy(), np.empty(T + 1))
-    given = inputs, forward, backward, Features(h, every), coupling, net.chain, record
-    step, k = max(1, SPAN // (T * N * (S + 8))), 0
-    with np.errstate(all="ignore"), threads(-(-N // CHUNK)):  # divergence is reported by out.diverged_at
-        for end in progress([*range(step, S, step), S], "solving") if step < S else [S]:
-            while k < end and out.diverged_at is None:
-                k = run(k, end, *given)
-                if k < end:
-                    sizes = np.sqrt([record.sizes, backward.gram[:, k, k]])[:, None, :, None]  # |h_t|, |g_t|
-                    nfd_io.stop_at_divergence(out, *sizes, k, T // net.L)
-                    k += 1
-    if out.diverged_at:
-        k = out.diverged_at[0]
-        for a, gram, lost in zip((h, g), (forward.gram, backward.gram), np.isnan(sizes[:, 0, :, 0])):
-            gram[lost, k] = gram[lost, :, k] = np.nan
-            if kept:
-                a[k, lost] = a[k + 1 :] = np.nan
-    return out, h, forward, backward, coupling.D
+    u, v, xi, zeta = scratch[:4] if of_noise else noise
+    return Particles(u[:, None], v, xi, zeta, p, g, h)
 
 
-def _inputs(stream):
-    """U and K of Inputs."""
-    if stream not in _known:
-        U = LazyGaussian((len(stream), stream.d))
-        U = np.array([U.times(x, e) for x, e in zip(stream.X, np.eye(len(stream)))]) / sqrt(stream.d)  # [24]
-        _known[stream] = U, stream.gram
-    return _known[stream]
+def _kernels(S, T, coupled, nearest):
+    """Kernels to be filled."""
+    K, U = np.zeros((2, S, S))
+    C, R, Gamma, R_back = np.full((4, T + 1, S, S), np.nan)
+    D, D_back = np.zeros((2, T * coupled, S, S))
+    P = np.zeros(((T + 1) * nearest, S))
+    return Kernels(K, U, C, R, Gamma, R_back, D, D_back, P)
 
 
-_known = WeakKeyDictionary()
+def _run(stream, chain, x, q, per_block, kept):
+    """A Trajectory of f, chi and diverged_at: the passes, a second's work at a time."""
+    S, T, N = len(stream), len(chain.layers) - 1, len(x.v)
+    out = Trajectory(f=np.full(S, np.nan), chi=np.full(S, np.nan))
+    train = Training(
+        X=stream.X[:, None].copy(),
+        y=stream.y.copy(),
+        rate=float(stream.rate),
+        batch=stream.batch,
+        loss=LOSS[stream.loss],
+        f=out.f,
+        chi=out.chi,
+        a=np.zeros(S),
+        h2=np.empty(T + 1),
+    )
+    coupled, nearest = len(q.D) > 0, len(q.P) > 0
+    terms = Terms(*np.zeros((2, S), x.v.dtype), np.zeros(S * coupled, x.v.dtype))
+    chunks = -(-N // CHUNK)
+    gram, known, fresh = np.zeros((3, chunks, S))
+    slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
+    shares = Shares(gram, slopes, known, fresh, h2, f)
+    given = chain.layers, chain.phi, chain.dphi, train, x, q, terms, shares
+    serial, parallel = passes
+    run = parallel if N > CHUNK and parallel_allowed() else serial
+    step = max(1, SPAN // (T * N * (S + 8)))
+    ends = [*range(step, S, step), S]
+    k = 0
+    for end in progress(ends, "solving") if len(ends) > 1 else ends:
+        if out.diverged_at is None:
+            k = run(k, end, *given)
+            if k < end:
+                _after_divergence(out, k, train.h2, x, q, per_block, kept)
+    return out
 
 
-def responses(run, forward, backward, D, scale):
-    """A^{kj}_l, j < k, and B^{kj}_l, j <= k, both (L, S, S) in [l-1, k, j], NaN from a pass that diverged on;
-    scale : L s rho of each layer. [X3]
+def _after_divergence(out, k, h2, x, q, per_block, kept):
+    """Set out.diverged_at, in pass k, and make NaN what comes after it."""
+    h_size, g_size = np.sqrt(h2), np.sqrt(q.Gamma[:, k, k])
+    of_pass = h_size[None, :, None], g_size[None, :, None]
+    stop_at_divergence(out, *of_pass, k, per_block)
+    for size, a, gram in (h_size, x.h, q.C), (g_size, x.g, q.Gamma):
+        lost = np.isnan(size)
+        gram[lost, k] = np.nan
+        gram[lost, :, k] = np.nan
+        if kept:
+            a[k, lost] = np.nan
+            a[k + 1 :] = np.nan
 
-    The image W_l phi(h^k_{l-1}) / sqrt(N) = sum_m R_km W q_m, W q_m = noise + rho sum_{i<m} u_i D~_im, holds
-    the response rho sum_i u_i alpha_ki, u = R_back^-1 g, which is sum_j A^{kj} g^j / (L s) by Stein's lemma;
-    W~_l^T g^k_l likewise.
+
+def responses(layers, q, diverged_at):
+    """A^{kj}_l, j < k, and B^{kj}_l, j <= k, both (L, S, S) in [l-1, k, j]. [X3]
+
+    The image W_l phi(h^k_{l-1}) / sqrt(N) = sum_m R_km W q_m holds the response
+    rho sum_i u_i alpha_ki with u = R_back^-1 g, which by Stein's lemma is
+    sum_j A^{kj} g^j / (L s); W~_l^T g^k_l likewise. NaN from a pass that diverged on.
     """
-    L, _, S, _ = D.shape
-    done, scale = S if run.diverged_at is None else run.diverged_at[0], scale[:, None, None]
-    R, R_back = forward.factor[:L, :done, :done], backward.factor[1:, :done, :done]
-    of_W, of_W_back = D[:, 0, :done, :done], D[:, 1, :done, :done]
-    alpha, beta = np.tril(R) @ np.triu(of_W_back, 1).transpose(0, 2, 1), np.tril(R_back) @ np.tril(of_W)
+    L, S, _ = q.D.shape
+    done = S if diverged_at is None else diverged_at[0]
+    now = slice(done), slice(done)
+    R, R_back = q.R[:L, :done, :done], q.R_back[1:, :done, :done]
+    D, D_back = q.D[:, :done, :done], q.D_back[:, :done, :done]
+    alpha = np.tril(R) @ np.triu(D_back, 1).transpose(0, 2, 1)
+    beta = np.tril(R_back) @ np.tril(D)
+    scale = np.array([L * layer.s * layer.rho for layer in layers])[:, None, None]
     A, B = np.full((2, L, S, S), np.nan)
     A[:, :done, :done] = scale * right_solve(alpha, R_back)  # [X3]
     B[:, :done, :done] = scale * right_solve(beta, R)  # [X3]
     return A, B
+
+
+def right_solve(alpha, R):
+    """alpha R^-1 for lower-triangular R, all (L, S, S); 0 in the columns where R has a
+    zero on its diagonal."""
+    out = np.zeros(alpha.shape)
+    for j in range(R.shape[1] - 1, -1, -1):
+        known = np.einsum("lki,li->lk", out[:, :, j + 1 :], R[:, j + 1 :, j])
+        r = R[:, j, j, None]
+        np.divide(alpha[:, :, j] - known, r, out=out[:, :, j], where=r != 0)
+    return out
