@@ -101,8 +101,7 @@ class Audit:
         )
 
     def _repr_html_(self):
-        table = report.table(report.COLUMNS, report.rows_of(self.results))
-        return table + report.paragraphs(last_line(self.results))
+        return report.notebook(self.results)
 
 
 def audit(claims=None, data=None, *, full=False, seed=0, executor=None, network=None, phi="tanh", loss=None):
@@ -441,9 +440,9 @@ def parser():
 def check(parser, options):
     """Leave with exit status 2 if the options do not fit together or the data are no good."""
     files = {name: getattr(options, name) for name in ("json", "html", "plot") if getattr(options, name)}
-    for name in ("html", "plot"):
-        if name in files and not util.find_spec("matplotlib"):
-            parser.error(f"--{name} needs matplotlib: pip install 'nfd-min[plot]'")
+    for name, what in (("html", "page"), ("plot", "plot")):
+        if name in files and (sentence := report.missing(what)):
+            parser.error(f"--{name}: {sentence}")
     parts = [part for claim in options.claims for e in claim.experiments for part in e.parts]
     if options.plot and not any(isinstance(part, Rate) for part in parts):
         parser.error("--plot draws rates; none of these claims has one")
