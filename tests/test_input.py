@@ -5,7 +5,6 @@ import inspect
 import pickle
 import time
 import tracemalloc
-import zipfile
 
 import numpy as np
 import pytest
@@ -85,8 +84,6 @@ masked = lambda a: np.ma.masked_array(a, mask=a > 0)
         (lambda: sde.solve(STREAM, 7, 3, rng=1.5), "rng=1.5 must be a seed"),
         (lambda: nfd_min.draw_weights(7, 3, 5, rng=-1), "rng=-1 must be a seed"),
         (lambda: Stream.digits(5, 0.1, rng="a"), "rng='a' must be a seed"),
-        (lambda: Stream.digits(5, 0.1, classes="ab"), "classes='ab' must be two"),
-        (lambda: Stream.digits(5, 0.1, data=3), "data=3 must be the path"),
     ],
 )
 def test_refused_by_name_at_once(call, message):
@@ -150,17 +147,6 @@ def test_help_of_the_fast_twins():
 def test_no_network_at_all():
     with pytest.raises(TypeError, match="3 is not a callable"):
         networks.compare(3)
-
-
-def test_an_archive_that_announces_more_than_there_is_memory(tmp_path):
-    """Its header is read before anything is unpacked."""
-    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, shape in (("X.npy", (10**6, 10**7)), ("y.npy", (10**6,))):
-            with archive.open(name, "w") as file:
-                header = dict(descr="<f8", fortran_order=False, shape=shape)
-                np.lib.format.write_array_header_1_0(file, header)
-    with pytest.raises(ValueError, match="what it holds needs 7.45e.04 GiB"):
-        Stream.digits(2, 0.1, data=tmp_path / "a.npz")
 
 
 def test_closed_forms_at_the_ends_of_the_range():

@@ -9,14 +9,11 @@ import pytest
 from scipy import integrate
 
 import finite_net
-from nfd_audit import experiments
-import nfd_io
 import nfd_kernels
 import nfd_limits
 import nfd_min
 import sde
 from nfd_audit.command import audit, compare, main
-from nfd_io import Data, prepared
 from nfd_min import ACTIVATIONS, LOSSES, Activation, Stream
 from test_layers import same
 
@@ -259,149 +256,6 @@ def test_bad_losses(tmp_path, capsys):
         (["--loss", "logistic", "--target", "real"], "not for use together"),
     ):
         refused(arguments, message, capsys)
-
-
-# Data
-
-
-def table(tmp_path, label, *, first=False, header="", N=60):
-    """A .csv file of N images of 6 pixels, mostly background, and labels."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(1, 17, (N, 6)) * (rng.random((N, 6)) < [0.1, 0.6, 0.8, 0.9, 0.6, 0.3])
-    y = np.array(label)[np.arange(N) % len(label)]
-    both = np.c_[y, pixels] if first else np.c_[pixels, y]
-    np.savetxt(tmp_path / "a.csv", both, "%g", ",", header=header, comments="")
-    return pixels, y, str(tmp_path / "a.csv")
-
-
-def test_labels_last(tmp_path):
-    pixels, y, path = table(tmp_path, [0, 1, 2])
-    inputs, target, about = prepared(path)
-    centred = pixels / 16 - pixels.mean(axis=0) / 16
-    assert np.allclose(inputs, centred / np.linalg.norm(centred, axis=1)[:, None] * math.sqrt(6))
-    assert np.array_equal(target, np.where(y == 1, -1, 1))
-    assert about == f"{path}: N = 60 samples, d = 6, label in column 7; target +1 for 0, 2, -1 for 1"
-
-
-@pytest.mark.parametrize(
-    "label, header, settled, plus",
-    [
-        ([0, 1, 2], "", "first", {0, 2}),
-        ([3, 8], "label,p1,p2,p3,p4,p5,p6", "label", {8}),
-        ([3, 8], "digit,p1,p2,p3,p4,p5,p6", "digit", {8}),
-        ([0, 2, 4], "kind,1,2,3,4,5,6", "first", {0, 4}),
-    ],
-)
-def test_labels_first(tmp_path, capsys, label, header, settled, plus):
-    """An error names both readings and the option; with it the file is read."""
-    pixels, y, path = table(tmp_path, label, first=True, header=header)
-    both = "in the last column, which holds .* or in the first, which holds " + ", ".join(map(str, label))
-    with pytest.raises(ValueError, match=both + ";.*--label"):
-        Stream.digits(6, 0.1, data=path)
-    refused(["--data", path], "--label", capsys)
-    inputs, target, about = prepared(Data(path, label=settled))
-    assert np.array_equal(target, np.where(np.isin(y, list(plus)), 1, -1))
-    assert "label in column 1" in about and inputs.shape == (60, 6)
-    assert main(["--data", path, "--label", settled, "--claims", "gradients", "--workers", "1"]) == 0
-    assert capsys.readouterr().out.startswith(about)
-    last = Stream.digits(60, 0.1, data=path, label="last", rng=0)  # who insists
-    assert not np.allclose(last.X, inputs)
-
-
-def test_a_header_that_says_where_the_label_is(tmp_path):
-    """Columns that both look like labels are no question then."""
-    rng = np.random.default_rng(0)
-    both = rng.integers(0, 3, (60, 3))
-    np.savetxt(tmp_path / "a.csv", both, "%g", ",")
-    with pytest.raises(ValueError, match="y may be in the last column"):
-        prepared(str(tmp_path / "a.csv"))
-    np.savetxt(tmp_path / "a.csv", both, "%g", ",", header="sex,kind,Class", comments="")
-    assert "label in column 3 (Class)" in prepared(str(tmp_path / "a.csv"))[-1]
-    for label in ("height", 3):
-        with pytest.raises(ValueError, match=f"label={label!r} must be first, last .* sex, kind, Class"):
-            prepared(Data(str(tmp_path / "a.csv"), label=label))
-
-
-def test_a_last_column_of_pixels(tmp_path):
-    """Names in the first column of numbers that look like measurements, pixels in the last."""
-    pixels, y, path = table(tmp_path, [0.5, 1.5, 2.5], first=True)
-    table_ = np.loadtxt(path, delimiter=",")
-    table_[:, -2:] = np.where(np.arange(60)[:, None] % 3, 0, table_[:, -2:] + 1)
-    np.savetxt(path, table_, "%g", ",")
-    with pytest.raises(ValueError, match="y may be in the last column"):
-        prepared(path)
-
-
-@pytest.mark.parametrize(
-    "label, plus", [([0, 2, 4], {0, 4}), ([7, 3], {7}), ([1, 2, 3, 4], {1, 3}), ([-1, 1], {1})]
-)
-def test_targets_of_classes(tmp_path, label, plus):
-    _, y, path = table(tmp_path, label)
-    assert np.array_equal(prepared(path)[1], np.where(np.isin(y, list(plus)), 1, -1))
-
-
-def test_two_classes(tmp_path, capsys):
-    _, y, path = table(tmp_path, [0, 2, 4])
-    inputs, target, about = prepared(Data(path, classes=(4, 0)))
-    assert len(target) == np.sum(y != 2) and np.array_equal(target, np.where(y[y != 2] == 4, 1, -1))
-    assert about.endswith("N = 40 samples, d = 6, label in column 7; target +1 for 4, -1 for 0")
-    assert main(["--data", path, "--classes", "4,0", "--claims", "gradients", "--workers", "1"]) == 0
-    assert "target +1 for 4, -1 for 0" in capsys.readouterr().out
-    for classes, message in (
-        ("4,9", "out of 0, 2, 4"),
-        ("4,4", "two different labels"),
-        ("4", "two labels with"),
-    ):
-        refused(["--data", path, "--classes", classes], message, capsys)
-
-
-def test_real_targets(tmp_path, capsys):
-    _, y, path = table(tmp_path, np.linspace(-3, 40, 60).round(2))
-    with pytest.raises(ValueError, match='target="real"'):
-        prepared(path)
-    _, target, about = prepared(Data(path, target="real"))
-    assert np.allclose(target, (y - y.mean()) / y.std()) and np.isclose(np.mean(target**2), 1)
-    assert f"targets (y - {y.mean():.4g}) / {y.std():.4g}" in about
-    assert main(["--data", path, "--target", "real", "--claims", "gradients", "--workers", "1"]) == 0
-    assert "targets (y - 18.5)" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="not for use together"):
-        prepared(Data(path, target="real", classes=(0, 1)))
-    np.savez(tmp_path / "same.npz", X=np.eye(3), y=np.full(3, 0.5))
-    with pytest.raises(ValueError, match="all the same"):
-        prepared(Data(str(tmp_path / "same.npz"), target="real"))
-
-
-def test_a_file_is_read_once_and_with_progress(tmp_path, monkeypatch, capsys):
-    _, _, path = table(tmp_path, [0, 1, 2])
-    reads, shown = [], []
-    real, bar = nfd_io._read_csv, nfd_io.progress
-    monkeypatch.setattr(nfd_io, "_read_csv", lambda path: reads.append(path) or real(path))
-    monkeypatch.setattr(nfd_io, "progress", lambda steps, what: shown.append(what) or bar(steps, what))
-    assert main(["--data", path, "--claims", "gradients", "--workers", "1"]) == 0
-    assert reads == [path] and shown == [f"reading {path}"]
-    table(tmp_path, [0, 1, 2], N=70)  # a new file of that name
-    assert len(prepared(path)[0]) == 70 and len(reads) == 2
-    with experiments.local_workers(2) as workers:
-        assert workers.submit(_loaded).result() == list(nfd_io.LOADED)
-
-
-def _loaded():
-    return list(nfd_io.LOADED)
-
-
-def test_a_large_file_in_pieces(tmp_path, monkeypatch):
-    """The same table, and the line of an error, wherever the pieces end."""
-    rng, path = np.random.default_rng(0), tmp_path / "a.csv"
-    values = np.c_[rng.standard_normal((4000, 2)).round(6), rng.integers(0, 2, 4000)]
-    np.savetxt(path, values, "%.10g", ",", header="a,b,y", comments="")
-    whole = nfd_io._read_csv(path)[0]
-    monkeypatch.setattr(nfd_io, "PIECE", 1000)
-    assert np.array_equal(nfd_io._read_csv(path)[0], whole) and np.array_equal(whole, values)
-    lines = path.read_text().splitlines()
-    lines[3210] = "1,2"
-    path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match="line 3211 has 2 columns, those before have 3"):
-        nfd_io._read_csv(path)
 
 
 def test_eta_of_numpy():
