@@ -186,9 +186,7 @@ def sgd(
                 W = W - step * rates * dW  # [2], [12]
                 moved = moved - step * rates * dW  # [8]
                 v = v - step * dv  # [2]
-        out.h, out.x = split(h, L)
-        out.g, out.gx = split(g, L)
-        fill_kernels(out, out.h, out.g, phi)
+        _keep(out, h, g, L, phi)
         if not layers[0].fresh and -1 not in rho and out.diverged_at is None:
             # W~ = rho W + sqrt(1 - rho^2) W' has moved as W has, so W' has moved by
             of_W_prime = (np.sqrt((1 - rho) / (1 + rho)) * moved).reshape(shape)  # [X1]
@@ -663,9 +661,7 @@ def nfd(
                 g[k, t - 1] += layer.phi.dphi(h[k, t - 1]) * (dB + drift + d)  # [21]
             if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
                 break
-        out.h, out.x = split(h, L)
-        out.g, out.gx = split(g, L)
-        fill_kernels(out, out.h, out.g, phi)
+        _keep(out, h, g, L, phi)
     return out
 
 
@@ -1163,6 +1159,13 @@ def _row(name: str, values: Floats) -> str:
         max_line_width=10**6,
     )
     return f"  {name:4} {numbers}"
+
+
+def _keep(out: Trajectory, h: Floats, g: Floats, depth: int, phi: Phi) -> None:
+    """Fill out.h, out.g, out.x, out.gx and the kernels from all places (S, T+1, n)."""
+    out.h, out.x = split(h, depth)
+    out.g, out.gx = split(g, depth)
+    fill_kernels(out, out.h, out.g, phi)
 
 
 def fill_kernels(out: Trajectory, h: Floats, g: Floats, phi: Phi) -> None:
