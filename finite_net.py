@@ -13,7 +13,7 @@ same bits on any number of threads.
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
-from math import prod, sqrt
+from math import sqrt
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -516,9 +516,9 @@ train_each, train_each_parallel = serial_and_parallel(_train_each)
 
 KEEP = {
     "all": ("h", "C"),
-    "weights": ("h", "C", "weights"),
     "kernels": ("C",),
     "outputs": (),
+    "weights": ("h", "C", "weights"),
 }
 WIDE = 512  # from this width on threads share the rows of a matrix
 WORTH_SHARING = 2**18  # multiplications; threads share mini-batches that take more
