@@ -853,8 +853,9 @@ def _scratch(real, net, stream, *more, size=None, others=()):
     size : that of test inputs, which go through while a mini-batch keeps its own
     others : shapes of other arrays in the same memory, a list of which comes second
     """
-    B = stream.batch if size is None else size
-    B = B if B == 1 else -(-B // 4) * 4
+    B = stream.batch
+    if size is not None or B > 1:
+        B = -(-(size or B) // 4) * 4
     n, T = net.n, net.T
     place, parts = (T + 1, B, n), (-(-n // ROWS), n)
     shapes = place, place, (T, B, n), (B, n), (B, stream.d), (B,), parts
