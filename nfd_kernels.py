@@ -18,7 +18,7 @@ from typing import Callable, Iterable
 
 import numpy as np
 
-from nfd_min import DTYPES, FAR, NEAR, Activation, no_exception
+from nfd_min import FAR, NEAR, Activation, no_exception
 
 try:
     import numba
