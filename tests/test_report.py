@@ -13,9 +13,11 @@ import pytest
 
 import nfd_audit
 from nfd_audit import command, plots, report
+from nfd_audit.auditing import Audit, What, rate_of
 from nfd_audit.claim import Claim, Experiment
 from nfd_audit.claims import CLAIMS
-from nfd_audit.command import Audit, Data, What, main, rate_of
+from nfd_audit.command import main
+from nfd_audit.data import Data
 from nfd_audit.report import HEADER, Screen, explain, lines, mathml, page
 from nfd_audit.verdict import BestEta, Bound, Mean, Part, Rate
 from nfd_min import __version__
