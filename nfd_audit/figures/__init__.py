@@ -83,19 +83,22 @@ def make(
     data: Any = None,
     root: int = 0,
     form: str = "png",
+    known: dict | None = None,
 ) -> list[Path]:
     """Write the pictures of a figure and <directory>/<name>.json, with every plotted
     point and its seed; the paths of all these files.
 
     name, sizes, data, root : as in `figure`
     form : "png" or "svg"
+    known : results of cases, from which an interrupted sweep goes on
+        (`nfd_audit.run.kept`)
     """
     start = time.perf_counter()
     sizes = checked(name, sizes, data)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     cases = FIGURES[name].cases(sizes, data, root)
-    points = list(zip(cases, sweep(cases, label=name)))
+    points = list(zip(cases, sweep(cases, label=name, known=known)))
     figures, paths = drawn(name, points, sizes), []
     for picture, of_it in figures.items():
         paths.append(directory / f"{picture}.{form}")
@@ -130,7 +133,9 @@ def checked(name: str, sizes: Sizes | None, data: Any) -> Sizes:
     recipe, sizes = FIGURES[name], sizes or {}
     if unknown := sorted(sizes.keys() - recipe.default.keys()):
         allowed = ", ".join(recipe.default)
-        raise ValueError(f"sizes: {name} has no {', '.join(unknown)}; allowed: {allowed}")
+        raise ValueError(
+            f"sizes: {name} has no {', '.join(unknown)}; allowed: {allowed}"
+        )
     sizes = recipe.default | sizes
     needed, there = recipe.images(sizes), len(images(data)[0])
     if there < needed:
@@ -157,6 +162,7 @@ def drawn(name: str, points: Points, sizes: Sizes) -> "dict[str, Figure]":
             figure = recipe.draw(of_it, sizes)
             for axes in figure.axes:
                 few_ticks(axes)
+            figure.align_ylabels()
         figure.caption, figure.numbers = of_it.caption, plain(of_it.numbers)
         figures[picture] = inline(figure)
     return figures

@@ -1,42 +1,17 @@
 """Figures 2 and 5: standard against decoupled training, for the three scalings."""
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.training import train_case
-from nfd_audit.figures.drawing import (
-    DEPTH,
-    DIVERGED,
-    canvas,
-    colors,
-    curve,
-    labelled,
-    legend,
-    log_y,
-    loss_panels,
-    mean_losses,
-    tex,
-)
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    array,
-    doubling,
-    fitted,
-    pick,
-    repeat,
-    trend,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import array, fitted, pick, trend
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLACK, log_sizes
 from nfd_audit.slopes import mean_gap
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ETA, TEST_EVERY = 0.3, 4
 SCALINGS = {
@@ -85,7 +60,7 @@ def at_width(n: int, points: Points, sizes: Sizes) -> Picture:
             (L, backward): pick(points, train_case, **given, depth=L, backward=backward)
             for L, backward in product(depths, BACKWARD)
         }
-        losses[scaling] = mean_losses(runs)
+        losses[scaling] = drawing.mean_losses(runs)
         for kind in GAPS:
             gap = loss_gaps(runs, depths, kind)
             gaps[scaling, kind] = gap
@@ -118,30 +93,31 @@ def loss_gaps(runs: dict, depths: tuple[int, ...], kind: str) -> np.ndarray:
     return np.transpose(out)
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     depths, data = sizes["depths"], picture.data
     title = "Figures 2 and 5: the gap between standard and decoupled training, width "
-    figure, axes = canvas(3, 3, f"{title}{data['width']}", picture.caption)
+    figure, axes = drawing.canvas(3, 3, f"{title}{data['width']}", picture.caption)
     for (gap, train, test), (scaling, name) in zip(axes.T, SCALINGS.items()):
         for kind, style in GAPS.items():
-            curve(gap, depths, data["gaps"][scaling, kind], **style)
-        log_sizes(gap, depths, DEPTH)
-        log_y(gap)
+            drawing.curve(gap, depths, data["gaps"][scaling, kind], **style)
+        log_sizes(gap, depths, drawing.DEPTH)
+        drawing.log_y(gap)
         diverged = np.isnan(data["gaps"][scaling, "train"]).any(axis=0)
         lost = np.array(depths)[diverged]
         on_top = dict(transform=gap.get_xaxis_transform())
-        gap.plot(lost, np.full(len(lost), 0.95), **on_top, **DIVERGED)
-        gap.set_title(tex(name))
+        gap.plot(lost, np.full(len(lost), 0.95), **on_top, **drawing.DIVERGED)
+        gap.set_title(drawing.tex(name))
         losses = data["losses"][scaling]
-        loss_panels((train, test), losses, BACKWARD, sizes["steps"], TEST_EVERY)
+        drawing.loss_panels((train, test), losses, BACKWARD, sizes["steps"], TEST_EVERY)
     labels = ("gap: mean |loss difference|", "train loss", "test loss")
     for row, label in zip(axes, labels):
         row[0].set_ylabel(label)
         same_range([ax for ax in row if ax.get_yscale() == "log"])
     entries = {f"{kind} gap": style for kind, style in GAPS.items()}
-    entries |= {"diverged": DIVERGED} | labelled("L = {}", colors(depths))
+    entries |= {"diverged": drawing.DIVERGED}
+    entries |= drawing.labelled("L = {}", drawing.colors(depths))
     entries |= {"standard": dict(color=BLACK)}
-    legend(figure, entries | {"decoupled": dict(color=BLACK, linestyle="--")})
+    drawing.legend(figure, entries | {"decoupled": dict(color=BLACK, linestyle="--")})
     return figure
 
 

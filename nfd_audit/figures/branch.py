@@ -1,46 +1,22 @@
 """The coupling against the branch exponent, and backward weights of any correlation."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.coupling import coupling_case
-from nfd_audit.figures.drawing import (
-    DEPTH,
-    canvas,
-    curve,
-    labelled,
-    legend,
-    log_y,
-    shades,
-)
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    array,
-    doubling,
-    fitted,
-    pick,
-    repeat,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import array, fitted, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLACK, BLUE, GREEN, PURPLE, RED, log_sizes
 from nfd_limits import first_step_kernel
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 PREDICTED = dict(color=RED, marker="D", linestyle="none", markersize=6)
 MEASURED = dict(color=BLUE, marker="o")
 OF_RHO = {  # what is kept: label, style
     "cos(update, gradient)": (r"$\Theta_\rho/\Theta$", dict(color=GREEN)),
-    "cos(g_0, g~_0)": (
-        r"$\cos(g_0,\tilde g_0)$",
-        dict(color=PURPLE, linestyle="--"),
-    ),
+    "cos(g_0, g~_0)": (r"$\cos(g_0,\tilde g_0)$", dict(color=PURPLE, ls="--")),
 }
 
 
@@ -76,8 +52,8 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
         "cos(g_0, g~_0)": [float(kernel.cos_g[0]) for kernel in kernels],
     }
     caption = (
-        "What the forward-backward coupling of one step does to the last features: mean "
-        f"square of network minus NFD on the same noise, {sizes['particles']} "
+        "What the forward-backward coupling of one step does to the last features: "
+        f"mean square of network minus NFD on the same noise, {sizes['particles']} "
         f"particles, {sizes['seeds']} samples, 95% intervals. Right: one step with "
         "backward weights that correlate with the forward ones, against the network's."
     )
@@ -91,30 +67,30 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"branch": Picture(caption, kept, data)}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     title = r"Where depth suppresses the coupling: branch scale $L^{-\alpha}$"
-    figure, axes = canvas(1, 3, title, picture.caption, height=2.6)
+    figure, axes = drawing.canvas(1, 3, title, picture.caption, height=2.6)
     (left, middle, right), data = axes[0], picture.data
     draw_slopes(left, data["fits"])
-    styles = shades(sizes["exponents"])
+    styles = drawing.shades(sizes["exponents"])
     for alpha, style in styles.items():
         each, fit = data["coupling"][alpha], data["fits"][alpha]
-        curve(middle, sizes["depths"], each, fit, **style)
+        drawing.curve(middle, sizes["depths"], each, fit, **style)
     middle.set_title(r"coupling $E(h_L-h_L^\mathrm{NFD})^2$")
-    log_sizes(middle, sizes["depths"], DEPTH)
-    log_y(middle)
+    log_sizes(middle, sizes["depths"], drawing.DEPTH)
+    drawing.log_y(middle)
     for name, (_, style) in OF_RHO.items():
         right.plot(data["rhos"], data["of_rho"][name], **style)
     right.set_title(r"one step with $\widetilde W$")
     right.set_xlabel(r"correlation $\rho$ of $\widetilde W$ and $W$")
     entries = {r"the formula $2-4\alpha$": dict(color=BLACK), "measured": MEASURED}
     entries |= {r"the paper, $\alpha=1/2$": PREDICTED}
-    entries |= labelled("alpha = {:g}", styles) | dict(OF_RHO.values())
-    legend(figure, entries)
+    entries |= drawing.labelled("alpha = {:g}", styles) | dict(OF_RHO.values())
+    drawing.legend(figure, entries)
     return figure
 
 
-def draw_slopes(ax: "Axes", fits: dict) -> None:
+def draw_slopes(ax: "drawing.Axes", fits: dict) -> None:
     """The slope of the coupling in L for each alpha, and what it should be."""
     ax.plot([0.5, 1], [0, -2], color=BLACK)
     ax.axvline(0.5, color=BLACK, linestyle=":", linewidth=0.6)

@@ -1,7 +1,6 @@
 """The command `nfd-figures`."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -9,20 +8,23 @@ from concurrent.futures import BrokenExecutor
 from importlib import util
 from pathlib import Path
 
+from numba import get_num_threads
+
 from nfd_audit.arguments import (
     HelpFormatter,
+    chosen_data,
     count,
     data_options,
+    directory_path,
     exit_status,
     seed,
     sizes_list,
     worker_options,
 )
-from nfd_audit.data import Data, data_of, prepared
+from nfd_audit.data import Data, prepared
 from nfd_audit.figures import FIGURES, checked, make
 from nfd_audit.figures.recipe import Sizes
-from nfd_audit.run import workers_of
-from nfd_kernels import cores
+from nfd_audit.run import kept, workers_of
 from nfd_min import __version__, meant
 
 __all__ = ["main"]
@@ -75,10 +77,12 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=seed, default=0, metavar="N", help=root)
     data_options(parser)
     out = "where to write (default: figures)"
-    add("--out", type=Path, default=Path("figures"), metavar="DIR", help=out)
+    add("--out", type=directory_path, default=Path("figures"), metavar="DIR", help=out)
+    keep = "keep results there, and go on from those of an interrupted run"
+    add("--resume", type=directory_path, metavar="DIR", help=keep)
     form = "of the pictures (default: png)"
     add("--format", choices=("png", "svg"), default="png", help=form)
-    worker_options(parser, cores())
+    worker_options(parser, get_num_threads())
     return parser
 
 
@@ -99,23 +103,13 @@ def plan(
     if not util.find_spec("matplotlib"):
         parser.error("pictures need matplotlib: pip install 'nfd-min[plot]'")
     names = list(FIGURES) if options.figure == "all" else [options.figure]
-    data = data_of(
-        options.data,
-        label=options.label,
-        classes=options.classes,
-        target=options.target,
-    )
     try:
+        data = chosen_data(options)
         plans = {name: sizes_of(name, options) for name in names}
         for name, sizes in plans.items():
             checked(name, sizes, data)
-        options.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(options.out, os.W_OK):
-            raise OSError("it is not writable")
     except ValueError as error:
         parser.error(str(error))
-    except OSError as error:
-        parser.error(f"cannot write to {str(options.out)!r}: {error}")
     return plans, data
 
 
@@ -149,12 +143,17 @@ def draw_all(options: argparse.Namespace, plans: dict[str, Sizes], data: Data) -
     start, name = time.perf_counter(), options.figure
     if options.data:
         print(f"{prepared(data)[-1]}.", flush=True)
+    how = dict(data=data, root=options.seed, form=options.format)
+    again = "--resume DIR would keep what is computed"
+    if options.resume:
+        where = f"what was computed is kept in {options.resume}"
+        again = f"{where}, and the same command goes on from there"
     try:
+        known = kept(options.resume, data)
         with workers_of(options.workers, options.dask):
             for name, sizes in plans.items():
                 begin = time.perf_counter()
-                how = dict(data=data, root=options.seed, form=options.format)
-                paths = make(name, options.out, sizes=sizes, **how)
+                paths = make(name, options.out, sizes=sizes, known=known, **how)
                 seconds = time.perf_counter() - begin
                 files = ", ".join(map(str, paths))
                 print(f"{name}: {files} ({seconds:.0f} s)", flush=True)
@@ -162,10 +161,10 @@ def draw_all(options: argparse.Namespace, plans: dict[str, Sizes], data: Data) -
         print(f"nfd-figures: {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"nfd-figures: interrupted at {name}", file=sys.stderr)
+        print(f"nfd-figures: interrupted at {name}; {again}", file=sys.stderr)
         return 130
     except BrokenExecutor:
-        print(f"nfd-figures: the workers are gone at {name}", file=sys.stderr)
+        print(f"nfd-figures: the workers are gone at {name}; {again}", file=sys.stderr)
         return 1
     seconds = time.perf_counter() - start
     data_name = options.data or "UCI digits"

@@ -3,43 +3,22 @@
 import textwrap
 from itertools import product
 from math import lcm
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.depth import depth_case, width_case
-from nfd_audit.figures.drawing import DEPTH, WIDTH, canvas, curve, legend, log_y, power
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    array,
-    doubling,
-    fitted,
-    pick,
-    repeat,
-)
-from nfd_audit.plots import BLACK, BLUE, RED, log_sizes
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import array, fitted, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
+from nfd_audit.plots import BLACK, BLUE, RED, SIZE_NAMES, log_sizes
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
+BEFORE = dict(color=BLACK, marker="o")
+COUPLED = dict(color=BLUE, marker="s")
+NFD = dict(color=RED, marker="^")
 SERIES = {  # label: pass, limit, style
-    "before training (first pass), to the coupled limit": (
-        0,
-        "reused",
-        dict(color=BLACK, marker="o"),
-    ),
-    "after 2 updates, to the coupled limit": (
-        -1,
-        "reused",
-        dict(color=BLUE, marker="s"),
-    ),
-    "after 2 updates, to NFD (decoupled)": (
-        -1,
-        "decoupled",
-        dict(color=RED, marker="^"),
-    ),
+    "before training (first pass), to the coupled limit": (0, "reused", BEFORE),
+    "after 2 updates, to the coupled limit": (-1, "reused", COUPLED),
+    "after 2 updates, to NFD (decoupled)": (-1, "decoupled", NFD),
 }
 QUANTITIES = dict(
     h="features $h$",
@@ -104,24 +83,25 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"convergence": Picture(caption, kept, dict(errors=errors, fits=fits))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     title = "Figure 1: convergence in width and in depth, before and after training"
-    figure, axes = canvas(2, 5, title, picture.caption, width=2.2)
-    rows = (("n", sizes["widths"], WIDTH), ("L", sizes["depths"], DEPTH))
-    for row, (against, values, label_of_x) in zip(axes, rows):
+    figure, axes = drawing.canvas(2, 5, title, picture.caption, width=2.2)
+    for row, against, values in zip(axes, "nL", (sizes["widths"], sizes["depths"])):
         for ax, (name, quantity) in zip(row, QUANTITIES.items()):
             slopes = []
             for label, (_, _, style) in SERIES.items():
                 fit = picture.data["fits"][against, name, label]
                 errors = picture.data["errors"][against, name, label]
-                curve(ax, values, errors, fit, **style)
-                slopes.append(power(against, fit))
-            log_sizes(ax, values, label_of_x)
-            log_y(ax)
-            ax.set_title(f"{quantity}\n{'  '.join(slopes)}")
+                drawing.curve(ax, values, errors, fit, **style)
+                slopes.append(drawing.power(against, fit))
+            log_sizes(ax, values, SIZE_NAMES[against])
+            drawing.log_y(ax)
+            ax.set_title(f"{quantity}\n{'  '.join(slopes)}".strip())
         row[0].set_ylabel("squared error")
-    styles = {textwrap.fill(label, 20): style for label, (_, _, style) in SERIES.items()}
-    legend(figure, styles)
+    styles = {
+        textwrap.fill(label, 20): style for label, (_, _, style) in SERIES.items()
+    }
+    drawing.legend(figure, styles)
     return figure
 
 

@@ -1,39 +1,19 @@
 """The coordinate check: features, updates and f against width and depth."""
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 import finite_net
 from nfd_audit.claim import Case
 from nfd_audit.data import sequence
-from nfd_audit.figures.drawing import (
-    canvas,
-    curve,
-    labelled,
-    legend,
-    log_y,
-    power,
-    shades,
-    tex,
-)
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    array,
-    doubling,
-    fitted,
-    repeat,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import array, fitted
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.measure import train
 from nfd_audit.plots import log_sizes
 from nfd_min import chain, forward
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 STEPS = 4
 NETWORKS = {  # a column each
@@ -162,20 +142,22 @@ def sweep_of(against: str, results: dict, sizes: Sizes) -> Picture:
 # How it is drawn
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     data, against = picture.data, picture.data["against"]
     swept, symbol = sizes[f"{against}s"], dict(width="n", depth="L")[against]
     title = f"Coordinates against {against}: flat where the parametrisation is right"
-    figure, axes = canvas(len(ROWS), len(NETWORKS), title, picture.caption, width=1.8)
-    steps = shades(range(1, STEPS + 1))
+    shape = len(ROWS), len(NETWORKS)
+    figure, axes = drawing.canvas(*shape, title, picture.caption, width=1.8)
+    steps = drawing.shades(range(1, STEPS + 1))
     for (row, of_row), (column, name) in product(zip(ROWS, axes), enumerate(NETWORKS)):
         ax = of_row[column]
         for k, style in steps.items():
-            curve(ax, swept, data["each"][name, row][..., k], **style)
-        log_sizes(ax, swept[::2], f"{against} ${symbol}$" if row == "f" else "")
-        log_y(ax)
-        head = f"{tex(name)}\n" if row == "h" else ""
-        ax.set_title(head + power(symbol, data["fits"][name, row]))
+            drawing.curve(ax, swept, data["each"][name, row][..., k], **style)
+        some = swept if len(swept) < 4 else swept[::2]
+        log_sizes(ax, some, f"{against} ${symbol}$" if row == "f" else "")
+        drawing.log_y(ax)
+        head = f"{drawing.tex(name)}\n" if row == "h" else ""
+        ax.set_title(head + drawing.power(symbol, data["fits"][name, row]))
     for of_row, label in zip(axes, ROWS.values()):
         of_row[0].set_ylabel(label)
         same_range(of_row)
@@ -183,7 +165,7 @@ def draw(picture: Picture, sizes: Sizes) -> "Figure":
             ax.yaxis.minorticks_off()
             bottom = ax in axes[-1]
             ax.tick_params(labelleft=ax is of_row[0], labelbottom=bottom)
-    legend(figure, labelled("step {}", steps))
+    drawing.legend(figure, drawing.labelled("step {}", steps))
     return figure
 
 

@@ -1,29 +1,17 @@
 """f_k and kernels against depth: networks, NFD, nearest layer, coupled limit."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.coupling import coupling_case
 from nfd_audit.data import sequence
-from nfd_audit.figures.drawing import DEPTH, canvas, curve, legend
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    across,
-    array,
-    doubling,
-    pick,
-    repeat,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import across, array, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.measure import moments, train
 from nfd_audit.plots import BLACK, BLUE, ORANGE, RED, log_sizes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ORDER, ETA = (0, 1, 0, 1), 0.5
 SERIES = {  # label: name of measure.SYSTEMS, style
@@ -86,15 +74,15 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     caption = (
         f"Training on two digits in turn, eta = {ETA}; pass k comes after k updates. "
         f"Networks: width {sizes['width']}, mean of {sizes['seeds']} seeds, 2 standard "
-        f"errors; the others: {sizes['particles']:,} particles without matrices, on the "
-        "same noise."
+        f"errors; the others: {sizes['particles']:,} particles without matrices, on "
+        "the same noise."
     )
     return {"coupling": Picture(caption, kept, dict(values=values))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     title = "Networks against the limits with and without the coupling"
-    figure, axes = canvas(3, len(ORDER) - 1, title, picture.caption)
+    figure, axes = drawing.canvas(3, len(ORDER) - 1, title, picture.caption)
     styles = {"networks": NETWORKS}
     styles |= {label: style for label, (_, style) in SERIES.items()}
     for row, (name, form) in zip(axes, QUANTITIES.items()):
@@ -102,10 +90,10 @@ def draw(picture: Picture, sizes: Sizes) -> "Figure":
             for label, style in styles.items():
                 caps = dict(capsize=2 if label == "networks" else 0)
                 values = picture.data["values"][label][name][:, :, k]
-                curve(ax, sizes["depths"], values, **style, **caps)
-            log_sizes(ax, sizes["depths"], DEPTH if name == "g2" else "")
+                drawing.curve(ax, sizes["depths"], values, **style, **caps)
+            log_sizes(ax, sizes["depths"], drawing.DEPTH if name == "g2" else "")
             ax.set_title(form.format(k))
-    legend(figure, styles)
+    drawing.legend(figure, styles)
     return figure
 
 

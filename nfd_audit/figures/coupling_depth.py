@@ -1,27 +1,15 @@
 """The coupling against depth: whole, of the nearest layer, as the paper predicts."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.coupling import coupling_case
-from nfd_audit.figures.drawing import DEPTH, canvas, curve, legend, log_y
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    array,
-    doubling,
-    fitted,
-    pick,
-    repeat,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import array, fitted, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLUE, GREEN, ORANGE, RED, log_sizes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SERIES = {  # label: branch exponent, what is compared with NFD, style
     "whole coupling": (0.5, "reused", dict(color=BLUE, marker="s")),
@@ -59,7 +47,10 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     shares, fits = {}, {}
     for label, (alpha, system, _) in SERIES.items():
         results = pick(points, coupling_case, branch_exponent=alpha)
-        change, square = array(results, system, "h_L"), array(results, "decoupled", "h2")
+        change, square = (
+            array(results, system, "h_L"),
+            array(results, "decoupled", "h2"),
+        )
         share = shares[label] = (change / square)[..., 1]
         fits[label] = fitted(sizes["depths"][: share.shape[1]], share)
     N = sizes["particles"]
@@ -75,22 +66,22 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"coupling-depth": Picture(caption, kept, dict(shares=shares, fits=fits))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     title = "The forward-backward coupling does not decay with depth"
-    figure, axes = canvas(1, 1, title, picture.caption, width=5.5, height=3.4)
+    figure, axes = drawing.canvas(1, 1, title, picture.caption, width=5.5, height=3.4)
     ax, depths, entries = axes[0, 0], np.array(sizes["depths"]), {}
     for label, (_, _, style) in SERIES.items():
         share, fit = picture.data["shares"][label], picture.data["fits"][label]
-        curve(ax, depths[: share.shape[1]], share, fit, **style)
+        drawing.curve(ax, depths[: share.shape[1]], share, fit, **style)
         entries[label + (f"\nslope ${fit.slope:.2f}$" if fit else "")] = style
     style = dict(color=RED, linestyle="--")
     start = picture.data["shares"]["whole coupling"][:, 0].mean()
     ax.plot(depths, start * (depths[0] / depths) ** 2, **style)
     entries["the paper predicts $L^{-2}$"] = style
-    log_sizes(ax, depths, DEPTH)
-    log_y(ax)
+    log_sizes(ax, depths, drawing.DEPTH)
+    drawing.log_y(ax)
     ax.set_ylabel(r"$E(h_L-h_L^\mathrm{NFD})^2\,/\,E(h_L^\mathrm{NFD})^2$")
-    legend(figure, entries)
+    drawing.legend(figure, entries)
     return figure
 
 

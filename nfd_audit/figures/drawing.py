@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nfd_audit.figures.recipe import array
+from nfd_audit.figures.reading import array
 from nfd_audit.plots import BLACK, SIZE_NAMES
 from nfd_audit.slopes import Slope
 
@@ -38,7 +38,7 @@ RC = {
 }
 """matplotlib's settings for all figures."""
 
-WIDTH, DEPTH = SIZE_NAMES["n"], SIZE_NAMES["L"]
+DEPTH = SIZE_NAMES["L"]
 
 # --------------------------------------------------------------------------------------
 # Text and canvas
@@ -180,6 +180,8 @@ def loss_panels(
     A curve ends, marked x, before the first loss that is not finite or exceeds 2. The
     output f = 0 has the loss 0.5.
     """
+    from matplotlib.ticker import MaxNLocator
+
     times = dict(train=range(steps), test=[*range(0, steps, every), steps])
     style = colors(dict.fromkeys(depth for depth, _ in losses["train"]))
     for ax, (kind, x) in zip(axes, times.items()):
@@ -192,4 +194,5 @@ def loss_panels(
                 end = (x[stop - 1], mean[stop - 1]) if stop else (x[0], 2)
                 ax.plot(*end, "x", markersize=7, **style[depth])
         log_y(ax)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         ax.set_xlabel("step")

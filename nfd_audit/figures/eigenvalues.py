@@ -1,26 +1,15 @@
 """Figure 3: the smallest eigenvalues of the kernels."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.depth import eigenvalue_case
-from nfd_audit.figures.drawing import canvas, colors, labelled, legend, log_y
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    array,
-    doubling,
-    pick,
-    repeat,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import array, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLUE, RED
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LIMIT_SEED = 10**6
 LIMITS = {  # label: backward weights, style
@@ -77,11 +66,11 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"eigenvalues": Picture(caption, kept, dict(values=values))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     title = "Figure 3: nondegeneracy of the kernels"
-    figure, axes = canvas(2, 2, title, picture.caption, width=3.6, height=2.5)
+    figure, axes = drawing.canvas(2, 2, title, picture.caption, width=3.6, height=2.5)
     passes = np.arange(2, sizes["passes"] + 1)
-    styles = labelled("width {}", colors(sizes["widths"]))
+    styles = drawing.labelled("width {}", drawing.colors(sizes["widths"]))
     styles |= {label: style for label, (_, style) in LIMITS.items()}
     for (top, bottom), (name, symbol) in zip(axes.T, KERNELS.items()):
         for label, style in styles.items():
@@ -93,13 +82,13 @@ def draw(picture: Picture, sizes: Sizes) -> "Figure":
                 if label not in LIMITS:
                     band = dict(color=style["color"], alpha=0.2, linewidth=0)
                     ax.fill_between(x, y.min(axis=0), y.max(axis=0), **band)
-        log_y(top, bottom)
+        drawing.log_y(top, bottom)
         top.set_title(rf"$\lambda_{{\min}}({symbol})$")
         top.set_xlabel(r"depth $t=\ell/L$")
         bottom.set(xlabel="number of passes", xticks=passes)
     axes[0, 0].set_ylabel("smallest eigenvalue")
     axes[1, 0].set_ylabel("smallest over $t$")
-    legend(figure, styles)
+    drawing.legend(figure, styles)
     return figure
 
 

@@ -1,40 +1,18 @@
 """Figure 4: pre- against post-activation blocks, ReLU."""
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.initialisation import relu_case
 from nfd_audit.claims.training import train_case
-from nfd_audit.figures.drawing import (
-    DEPTH,
-    DIVERGED,
-    canvas,
-    colors,
-    curve,
-    labelled,
-    legend,
-    log_y,
-    loss_panels,
-    mean_losses,
-)
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    across,
-    doubling,
-    pick,
-    repeat,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import across, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLACK, BLUE, ORANGE, log_sizes
 from nfd_limits import relu_moments
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 ETA, TEST_EVERY = 0.1, 4
 LINES = dict(pre="-", post="--")
@@ -77,7 +55,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
         (L, block): pick(points, train_case, depth=L, block=block)
         for block, L in product(LINES, sizes["train_depths"])
     }
-    losses = mean_losses(runs)
+    losses = drawing.mean_losses(runs)
     kept = {
         "E h_L^2, measured / exact, post": dict(zip(depths, ratio)),
         "exact": exact,
@@ -87,11 +65,11 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     for (L, block), loss in losses["test"].items():
         kept[f"last test loss, {block}, L = {L}"] = loss[-1]
     caption = (
-        f"Left: ReLU networks of width {sizes['width']} at initialisation (points: mean "
-        f"of {sizes['seeds']} seeds, 2 standard errors; lines: exact at infinite width; "
-        "dotted: the lower bound of Prop 3.1 from layer 1 on). Right: their losses in "
-        f"SGD, batch {sizes['batch']}, eta = {ETA}; a curve ends, marked x, where a "
-        "loss is not finite or exceeds 2."
+        f"Left: ReLU networks of width {sizes['width']} at initialisation (points: "
+        f"mean of {sizes['seeds']} seeds, 2 standard errors; lines: exact at infinite "
+        "width; dotted: the lower bound of Prop 3.1 from layer 1 on). Right: their "
+        f"losses in SGD, batch {sizes['batch']}, eta = {ETA}; a curve ends, marked x, "
+        "where a loss is not finite or exceeds 2."
     )
     data = dict(measured=measured, exact=exact, losses=losses)
     return {"post-activation": Picture(caption, kept, data)}
@@ -103,31 +81,34 @@ def last_moments(depth: int, block: str) -> dict[str, float]:
     return {name: of_layers[-1] for name, of_layers in moments.items()}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     depths, data = sizes["depths"], picture.data
     title = "Figure 4: pre- against post-activation"
-    figure, axes = canvas(1, 4, title, picture.caption, width=2.3, height=2.4)
+    figure, axes = drawing.canvas(1, 4, title, picture.caption, width=2.3, height=2.4)
     square, mean, train, test = axes[0]
     for ax, name in ((square, "square"), (mean, "mean")):
         for block, style in MARKS.items():
-            curve(ax, depths, data["measured"][block, name], linestyle="none", **style)
+            measured = data["measured"][block, name]
+            drawing.curve(ax, depths, measured, linestyle="none", **style)
             exact = [data["exact"][block][L][name] for L in depths]
             ax.plot(depths, exact, color=style["color"])
-        log_sizes(ax, depths, DEPTH)
-    log_y(square)
+        log_sizes(ax, depths, drawing.DEPTH)
+    drawing.log_y(square)
     bound = [data["exact"]["post"][L]["bound"] for L in depths]
     mean.plot(depths, bound, color=BLACK, linestyle=":")
-    mean.set_yscale("symlog")
-    loss_panels((train, test), data["losses"], LINES, sizes["steps"], TEST_EVERY)
+    if max(bound) > 10:
+        mean.set_yscale("symlog")
+    steps = sizes["steps"]
+    drawing.loss_panels((train, test), data["losses"], LINES, steps, TEST_EVERY)
     titles = (r"$E\,h_L^2$", r"$E\,h_L$", "train loss", "test loss")
     for ax, title in zip(axes[0], titles):
         ax.set_title(title)
-    entries = labelled("{}-activation", MARKS)
+    entries = drawing.labelled("{}-activation", MARKS)
     entries |= {"Prop 3.1's bound": dict(color=BLACK, linestyle=":")}
-    entries |= labelled("loss, L = {}", colors(sizes["train_depths"]))
+    entries |= drawing.labelled("loss, L = {}", drawing.colors(sizes["train_depths"]))
     for block, line in LINES.items():
         entries[f"loss, {block}"] = dict(color=BLACK, linestyle=line)
-    legend(figure, entries | {"diverged": DIVERGED})
+    drawing.legend(figure, entries | {"diverged": drawing.DIVERGED})
     return figure
 
 
@@ -136,9 +117,7 @@ POST_ACTIVATION = Recipe(
     cases,
     numbers,
     draw,
-    tiny=dict(
-        width=16, depths=(2, 4), train_depths=(2, 4), seeds=2, steps=6, batch=16
-    ),
+    tiny=dict(width=16, depths=(2, 4), train_depths=(2, 4), seeds=2, steps=6, batch=16),
     default=dict(
         width=256,
         depths=doubling(4, 128),

@@ -1,38 +1,18 @@
 """Loss and kernels of networks as f_inf + a/n + b/L."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.data import sequence
-from nfd_audit.figures.drawing import (
-    DEPTH,
-    WIDTH,
-    canvas,
-    curve,
-    labelled,
-    legend,
-    shades,
-)
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    across,
-    array,
-    doubling,
-    pick,
-    repeat,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import across, array, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.measure import solve, train
-from nfd_audit.plots import BLUE, log_sizes
+from nfd_audit.plots import BLUE, SIZE_NAMES, log_sizes
 from nfd_min import Trajectory
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SAMPLES, BATCH, ETA = 24, 4, 0.3
 QUANTITIES = dict(
@@ -166,27 +146,28 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"scaling": Picture(caption, kept, dict(values=values))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     title = "Scaling and diminishing returns: $f_\\infty+a/n+b/L$"
-    figure, axes = canvas(2, 2, title, picture.caption, width=3.6, height=2.5)
+    figure, axes = drawing.canvas(2, 2, title, picture.caption, width=3.6, height=2.5)
     widths, depths = np.array(sizes["widths"]), np.array(sizes["depths"])
-    by_n, by_L = shades(sizes["widths"]), shades(sizes["depths"])
+    by_n, by_L = drawing.shades(sizes["widths"]), drawing.shades(sizes["depths"])
     for (left, right), (name, quantity) in zip(axes, QUANTITIES.items()):
         values, fit = picture.data["values"][name], picture.numbers[name]
         f_inf, a, b = (fit[key][0] for key in ("f_inf", "a", "b"))
         for j, (L, style) in enumerate(by_L.items()):
-            curve(left, widths, values[:, :, j], linestyle="none", **style)
+            drawing.curve(left, widths, values[:, :, j], linestyle="none", **style)
             left.plot(widths, f_inf + a / widths + b / L, color=style["color"])
         for i, (n, style) in enumerate(by_n.items()):
-            curve(right, depths, values[:, i], linestyle="none", **style)
+            drawing.curve(right, depths, values[:, i], linestyle="none", **style)
             right.plot(depths, f_inf + a / n + b / depths, "--", color=style["color"])
-        for ax, size, label in ((left, widths, WIDTH), (right, depths, DEPTH)):
+        for ax, size, name_of_size in ((left, widths, "n"), (right, depths, "L")):
             limit = picture.numbers[f"{name}, limit"]
             ax.axhline(limit, color=BLUE, linewidth=1.5)
-            log_sizes(ax, size, label)
+            log_sizes(ax, size, SIZE_NAMES[name_of_size])
         left.set_ylabel(quantity)
-    entries = labelled("L = {}", by_L) | labelled("n = {}", by_n, linestyle="--")
-    legend(figure, entries | {"coupled limit": dict(color=BLUE, linewidth=1.5)})
+    entries = drawing.labelled("L = {}", by_L)
+    entries |= drawing.labelled("n = {}", by_n, linestyle="--")
+    drawing.legend(figure, entries | {"coupled limit": dict(color=BLUE, linewidth=1.5)})
     return figure
 
 

@@ -2,37 +2,17 @@
 
 from collections.abc import Iterable
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.training import train_case
-from nfd_audit.figures.drawing import (
-    DIVERGED,
-    canvas,
-    labelled,
-    legend,
-    log_y,
-    shades,
-    tex,
-)
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    across,
-    doubling,
-    repeat,
-    trend,
-)
+from nfd_audit.figures import drawing
+from nfd_audit.figures.reading import across, trend
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLACK
 from nfd_audit.slopes import best_eta, best_eta_slope, late_loss
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 SCALINGS = {
     "vanilla": "vanilla DNN",
@@ -42,7 +22,7 @@ SCALINGS = {
 BACKWARD = "reused", "decoupled"
 MARKS = {
     r"best $\eta$": dict(color=BLACK, marker="v", linestyle="none"),
-    "above 2": DIVERGED,
+    "above 2": drawing.DIVERGED,
 }
 
 # --------------------------------------------------------------------------------------
@@ -105,12 +85,12 @@ def best_etas(panels: dict) -> dict[str, Any]:
     return kept
 
 
-def draw_panels(axes: "Iterable[Axes]", panels: dict, sizes: Sizes) -> None:
+def draw_panels(axes: "Iterable[drawing.Axes]", panels: dict, sizes: Sizes) -> None:
     """The loss against eta, for each depth a curve. A triangle, white at an edge, is at
     the best eta; each loss above 2 is marked on top."""
     etas = np.array(sizes["etas"])
     for ax, (title, panel) in zip(axes, panels.items()):
-        for i, (L, style) in enumerate(shades(sizes["depths"]).items()):
+        for i, (L, style) in enumerate(drawing.shades(sizes["depths"]).items()):
             mean, color = panel["means"][L], style["color"]
             ax.plot(etas, mean, **style)
             eta, inside = panel["best"][L]
@@ -122,8 +102,8 @@ def draw_panels(axes: "Iterable[Axes]", panels: dict, sizes: Sizes) -> None:
             height = np.full(len(lost), 0.97 - 0.05 * i)
             on_top = dict(transform=ax.get_xaxis_transform())
             ax.plot(lost, height, "x", color=color, markersize=4, **on_top)
-        log_y(ax)
-        ax.set(xscale="log", xlabel=r"$\eta$", title=tex(title))
+        drawing.log_y(ax)
+        ax.set(xscale="log", xlabel=r"$\eta$", title=drawing.tex(title))
         ax.set_xlim(etas[0] / 1.3, etas[-1] * 1.3)
         ax.set_xticks(etas, [f"{eta:g}" for eta in etas])
         ax.xaxis.minorticks_off()
@@ -146,19 +126,20 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     caption = (
         f"Training loss of the second half of {sizes['steps']} steps of SGD (one-layer "
         f"blocks, batch {sizes['batch']}, width {sizes['width']}, tanh, "
-        f"{sizes['seeds']} seeds) against the learning rate. Triangles: the best one of "
-        "each depth, white at an edge; losses above 2 are marked x on top."
+        f"{sizes['seeds']} seeds) against the learning rate. Triangles: the best one "
+        "of each depth, white at an edge; losses above 2 are marked x on top."
     )
     return {"transfer": Picture(caption, best_etas(panels), dict(panels=panels))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     title = "Transfer of the learning rate over depth, one-layer blocks"
-    figure, axes = canvas(2, 3, title, picture.caption)
+    figure, axes = drawing.canvas(2, 3, title, picture.caption)
     draw_panels(axes.ravel(), picture.data["panels"], sizes)
     for ax in axes[:, 0]:
         ax.set_ylabel("training loss")
-    legend(figure, labelled("L = {}", shades(sizes["depths"])) | MARKS)
+    entries = drawing.labelled("L = {}", drawing.shades(sizes["depths"]))
+    drawing.legend(figure, entries | MARKS)
     return figure
 
 
@@ -167,9 +148,7 @@ TINY = dict(width=16, depths=(2, 4), etas=(0.1, 0.4, 1.6), seeds=2, steps=4, bat
 DEFAULT = dict(
     width=128, depths=doubling(8, 128), etas=ETAS, seeds=12, steps=12, batch=16
 )
-PAPER = dict(
-    width=256, depths=doubling(4, 64), etas=ETAS, seeds=5, steps=100, batch=64
-)
+PAPER = dict(width=256, depths=doubling(4, 64), etas=ETAS, seeds=5, steps=100, batch=64)
 
 TRANSFER = Recipe(
     "best learning rate against depth for the three scalings",

@@ -1,35 +1,14 @@
 """Two-layer blocks: the collapse of the first layer, its correction, and the price."""
 
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nfd_audit.claim import Case
 from nfd_audit.claims.two_layer import two_layer_case
-from nfd_audit.figures import transfer
-from nfd_audit.figures.drawing import (
-    DEPTH,
-    canvas,
-    curve,
-    labelled,
-    legend,
-    log_y,
-    shades,
-)
-from nfd_audit.figures.recipe import (
-    Picture,
-    Points,
-    Recipe,
-    Sizes,
-    array,
-    doubling,
-    fitted,
-    pick,
-    repeat,
-)
+from nfd_audit.figures import drawing, transfer
+from nfd_audit.figures.reading import array, fitted, pick
+from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLACK, GREEN, PURPLE, log_sizes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 EXPONENTS = {  # b, where the first matrix learns at the rate L^b eta
     0.0: dict(color=GREEN, marker="o"),
@@ -78,8 +57,8 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     caption = (
         "Two-layer blocks whose first matrix learns at L^b times the rate of the "
         f"second: what its updates do in one step, by {sizes['particles']:,} particles "
-        f"(left), and the training loss of the second half of {sizes['steps']} steps of "
-        f"SGD (right; batch {sizes['batch']}, width {sizes['width']}, "
+        f"(left), and the training loss of the second half of {sizes['steps']} steps "
+        f"of SGD (right; batch {sizes['batch']}, width {sizes['width']}, "
         f"{sizes['seeds']} seeds). Triangles: the best learning rate of each depth."
     )
     kept |= transfer.best_etas(panels)
@@ -87,27 +66,29 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"two-layer": Picture(caption, kept, data)}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "Figure":
-    title = "Two-layer blocks: the collapse of the first layer, its correction, the price"
-    figure, axes = canvas(2, 3, title, picture.caption, height=2.5)
+def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+    title = (
+        "Two-layer blocks: the collapse of the first layer, its correction, the price"
+    )
+    figure, axes = drawing.canvas(2, 3, title, picture.caption, height=2.5)
     depths, data = sizes["share_depths"], picture.data
     for ax, (name, title) in zip(axes[:, 0], SHARES.items()):
         for b, style in EXPONENTS.items():
             reused = data["shares"][name, b, "reused"]
-            curve(ax, depths, reused, data["fits"][name, b], **style)
+            drawing.curve(ax, depths, reused, data["fits"][name, b], **style)
             if name == "part of f^1":
                 decoupled = data["shares"][name, b, "decoupled"]
-                curve(ax, depths, decoupled, **HOLLOW, **style)
-        log_sizes(ax, depths, DEPTH)
-        log_y(ax)
+                drawing.curve(ax, depths, decoupled, **HOLLOW, **style)
+        log_sizes(ax, depths, drawing.DEPTH)
+        drawing.log_y(ax)
         ax.set_title(title)
     transfer.draw_panels(axes[:, 1:].ravel(), data["panels"], sizes)
     for ax in axes[:, 1]:
         ax.set_ylabel("training loss")
-    entries = labelled("b = {:g}", EXPONENTS)
+    entries = drawing.labelled("b = {:g}", EXPONENTS)
     entries |= {"decoupled (left)": dict(color=BLACK, marker="o", **HOLLOW)}
-    entries |= labelled("L = {} (right)", shades(sizes["depths"]))
-    legend(figure, entries | transfer.MARKS)
+    entries |= drawing.labelled("L = {} (right)", drawing.shades(sizes["depths"]))
+    drawing.legend(figure, entries | transfer.MARKS)
     return figure
 
 
