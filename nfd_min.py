@@ -261,11 +261,11 @@ skip connection, and the inner rate L^b. A new architecture is a line in this ta
 def chain(
     block: str,
     phi: Phi,
-    depth: int,
+    depth: Int,
     scaling: Scaling = "depth-mup",
-    internal_lr_exponent: float = 0.0,
+    internal_lr_exponent: Number = 0.0,
     backward: Backward = "reused",
-    branch_exponent: float = 0.5,
+    branch_exponent: Number = 0.5,
 ) -> list[Layer]:
     """The T Layers of a network of that depth. With skip and s from `residual`:
 
@@ -296,7 +296,7 @@ def chain(
             f'internal_lr_exponent={b:g} is for block="two-layer", not block={block!r}'
         )
     inner = 0.0 if b == -np.inf else float(depth) ** b
-    rate = float(depth) ** (2 * branch_exponent - 1)  # [X1]
+    rate = float(depth) ** (2 * float(branch_exponent) - 1)  # [X1]
     of_block = _block(block, phi, s, skip, inner)
     return [
         layer._replace(rate=rate * layer.rate, rho=rho, fresh=fresh)
@@ -332,7 +332,7 @@ def _block(
 
 
 def residual(
-    scaling: Scaling, depth: int, branch_exponent: float = 0.5
+    scaling: Scaling, depth: Int, branch_exponent: Number = 0.5
 ) -> tuple[float, float]:
     """(skip, s) of  h_l = skip h_{l-1} + s W_l phi(h_{l-1}) / sqrt(n).
 
@@ -350,7 +350,7 @@ def residual(
 
 
 def correlations(
-    backward: Backward, depth: int, name: str = "backward"
+    backward: Backward, depth: Int, name: str = "backward"
 ) -> list[tuple[float, bool]]:
     """(rho, fresh) of each block: W~_l = rho W_l + sqrt(1 - rho^2) W'_l at first. [X1]
 
@@ -512,7 +512,7 @@ class LazyGaussian:
     dtype = np.dtype(float)
 
     def __init__(
-        self, shape: tuple[int, int], rng: Rng = None, rho: float = 1.0
+        self, shape: tuple[int, int], rng: Rng = None, rho: Number = 1.0
     ) -> None:
         self.shape = _matrix_shape(shape)
         self.rng = generator(rng)
@@ -605,8 +605,8 @@ def nfd(
     block: str = "pre",
     backward: Backward = "decoupled",
     nearest: bool = False,
-    internal_lr_exponent: float = 0.0,
-    branch_exponent: float = 0.5,
+    internal_lr_exponent: Number = 0.0,
+    branch_exponent: Number = 0.5,
 ) -> Trajectory:
     """Neural Feature Dynamics, Definition 5.3, by N particles in L steps. [112]
 
@@ -646,7 +646,8 @@ def nfd(
                 P[t - 1] = np.mean(layer.phi.dphi(h[past, t - 1]) * slope, axis=-1)
                 dB = layer.s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25], [101]
                 drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]  # [20]
-                c = -(layer.s**2) / L * (a * C[t - 2] * P[t - 1]) @ g[past, t]  # [103]
+                c = -(a * C[t - 2] * P[t - 1]) @ g[past, t]
+                c *= layer.s**2 / L  # [17], [103]
                 dh = dB + drift + nearest * c  # [20], [98], [112]
                 h[k, t] = layer.skip * h[k, t - layer.back] + dh
 
@@ -662,7 +663,8 @@ def nfd(
                 z = W_back.transpose_times(g[k, t], zeta[k, t - 1])
                 dB = layer.s * z / sqrt(N)  # [25], [102]
                 drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p  # [21]
-                d = -(layer.s**2) / L * (a * Gamma[t + 1] * P[t]) @ p  # [104]
+                d = -(a * Gamma[t + 1] * P[t]) @ p
+                d *= layer.s**2 / L  # [104]
                 g[k, t - layer.back] += layer.skip * g[k, t]  # [21]
                 g[k, t - 1] += slope * (dB + drift + nearest * d)  # [21], [100]
             if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
@@ -676,10 +678,10 @@ def nfd(
 def particle_chain(
     block: str,
     phi: Phi,
-    depth: int,
-    internal_lr_exponent: float = 0.0,
+    depth: Int,
+    internal_lr_exponent: Number = 0.0,
     backward: Backward = "decoupled",
-    branch_exponent: float = 0.5,
+    branch_exponent: Number = 0.5,
     nearest: bool = False,
 ) -> list[Layer]:
     """The `chain` of particles, which have no matrices, for depth-mup.
@@ -706,7 +708,7 @@ def particle_chain(
     return layers
 
 
-def coarsen(noise: Noise, m: int) -> Noise:
+def coarsen(noise: Noise, m: Int) -> Noise:
     """The Noise of the same Brownian paths in L / m steps.
 
     xi_coarse = (xi_1 + .. + xi_m) / sqrt(m). ValueError unless m divides L.
@@ -727,9 +729,9 @@ def coarsen(noise: Noise, m: int) -> Noise:
 
 
 def draw_weights(
-    width: int,
-    depth: int,
-    d: int,
+    width: Int,
+    depth: Int,
+    d: Int,
     *,
     block: str = "pre",
     decoupled: bool = False,
@@ -757,9 +759,9 @@ def draw_weights(
 
 
 def draw_noise(
-    samples: int,
-    particles: int,
-    steps: int,
+    samples: Int,
+    particles: Int,
+    steps: Int,
     *,
     dtype: Dtype = "float64",
     rng: Rng = None,
@@ -783,7 +785,7 @@ def weight_shape(width: int, depth: int, matrices: int = 1) -> tuple[int, ...]:
 
 
 def weight_shapes(
-    width: int, depth: int, d: int, block: str = "pre", decoupled: bool = False
+    width: Int, depth: Int, d: Int, block: str = "pre", decoupled: bool = False
 ) -> list[tuple[int, ...]]:
     """The shapes of U, W, v and, if decoupled, W'. ValueError as in `draw_weights`."""
     n = positive_int("width", width)
@@ -796,7 +798,7 @@ def weight_shapes(
     return shapes
 
 
-def noise_shapes(samples: int, particles: int, steps: int) -> list[tuple[int, ...]]:
+def noise_shapes(samples: Int, particles: Int, steps: Int) -> list[tuple[int, ...]]:
     """The shapes of a Noise's u, v, xi, zeta. ValueError unless integers >= 1."""
     S = positive_int("samples", samples)
     N = positive_int("particles", particles)
@@ -826,7 +828,7 @@ class Loss(NamedTuple):
     targets: tuple[float, ...]
 
 
-LOSSES = {
+LOSSES: dict[LossName, Loss] = {
     "squared": Loss(
         value=lambda f, y: (f - y) ** 2 / 2,
         chi=lambda f, y: f - y,
@@ -858,7 +860,7 @@ class Stream:
     y: NDArray[np.float64]
     eta: float
     batch: int = 1
-    loss: str = "squared"
+    loss: LossName = "squared"
 
     if TYPE_CHECKING:  # what the constructor accepts is wider than what the fields hold
 
@@ -866,9 +868,9 @@ class Stream:
             self,
             X: ArrayLike,
             y: ArrayLike,
-            eta: float,
-            batch: int = 1,
-            loss: str = "squared",
+            eta: Number,
+            batch: Int = 1,
+            loss: LossName = "squared",
         ) -> None: ...
 
     def __post_init__(self) -> None:
@@ -893,11 +895,11 @@ class Stream:
     @classmethod
     def digits(
         cls,
-        samples: int,
-        eta: float,
+        samples: Int,
+        eta: Number,
         *,
-        batch: int = 1,
-        loss: str = "squared",
+        batch: Int = 1,
+        loss: LossName = "squared",
         rng: Rng = None,
     ) -> Self:
         """Handwritten digits, 8 x 8 pixels, in random order, epoch after epoch.
@@ -924,7 +926,7 @@ class Stream:
 
     @property
     def rate(self) -> float:
-        """eta / batch, the weight of one sample's update."""
+        """The weight of one sample's update, eta / batch."""
         return self.eta / self.batch
 
     @property
@@ -1053,7 +1055,7 @@ class Trajectory:
     weights: tuple[Floats, ...] | MaybeNone = None
     diverged_at: tuple[int, int] | None = None
 
-    def min_eig(self, passes: int | None = None) -> tuple[Floats, Floats]:
+    def min_eig(self, passes: Int | None = None) -> tuple[Floats, Floats]:
         """Smallest eigenvalues of C_l and of Gamma_l, two arrays of shape (L,). [26]
 
         passes : how many, from the first one on; by default all that were completed.
@@ -1270,7 +1272,7 @@ class Activation:
             self.__dict__.update(phi=phi, dphi=dphi)  # the class is frozen
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        if ACTIVATIONS.get(self.name) is self:
+        if self in ACTIVATIONS.values():
             return self.name.upper()  # TANH stays TANH when it is copied
         return type(self), (self.name, self.phi, self.dphi)
 
@@ -1292,7 +1294,12 @@ ERF = Activation(
     known=True,
 )
 IDENTITY: Activation = Activation("identity", lambda h: h, np.ones_like, known=True)
-ACTIVATIONS = {phi.name: phi for phi in (TANH, RELU, ERF, IDENTITY)}
+ACTIVATIONS: dict[PhiName, Activation] = {
+    "tanh": TANH,
+    "relu": RELU,
+    "erf": ERF,
+    "identity": IDENTITY,
+}
 
 
 def activation(phi: Phi) -> Activation:
@@ -1346,7 +1353,7 @@ be infinite, but have to return a number, since compiled code cannot raise."""
 def check_activation(
     name: str, phi: Callable[[Any], Any], dphi: Callable[[Any], Any]
 ) -> tuple[Elementwise, Elementwise]:
-    """phi and dphi, made elementwise. ValueError as in Activation.
+    """Make phi and dphi elementwise. ValueError as in Activation.
 
     Near 0 both have to be finite, and dphi the central difference of phi. Far from it
     ArithmeticError, as OverflowError, is allowed.
@@ -1641,12 +1648,16 @@ def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 Chosen = TypeVar("Chosen")
 MaybeNone: TypeAlias = Any  # None where an array was not kept
 Floats: TypeAlias = NDArray[Any]  # of float64 or float32
+Int: TypeAlias = int | np.integer[Any]
+Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
 Weights: TypeAlias = Sequence[Floats]
-Phi: TypeAlias = Literal["tanh", "relu", "erf", "identity"] | Activation
+PhiName: TypeAlias = Literal["tanh", "relu", "erf", "identity"]
+Phi: TypeAlias = PhiName | Activation
+LossName: TypeAlias = Literal["squared", "logistic"]
 Scaling: TypeAlias = Literal["depth-mup", "mup", "vanilla"]
 Dtype: TypeAlias = Literal["float64", "float32"]
 Backward: TypeAlias = (
-    Literal["reused", "decoupled", "fresh"] | float | Sequence[float] | Floats
+    Literal["reused", "decoupled", "fresh"] | Number | Sequence[Number] | Floats
 )
 Rng: TypeAlias = (
     int | Sequence[int] | np.random.SeedSequence | np.random.Generator | None
@@ -1657,9 +1668,9 @@ class OfChain(TypedDict, total=False):
     """Keywords of `chain` that `sgd` hands on."""
 
     scaling: Scaling
-    internal_lr_exponent: float
+    internal_lr_exponent: Number
     backward: Backward
-    branch_exponent: float
+    branch_exponent: Number
 
 
 class Network(OfChain, total=False):

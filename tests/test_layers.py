@@ -104,10 +104,9 @@ def test_a_fourth_block_is_trained_by_all_twins(block, backward, batch):
     same(fast, nfd_min.sgd(stream, weights[: 3 + (backward == "decoupled")], block=block))
     layers = nfd_min.chain(block, "tanh", L)
     if all(layer.matrix for layer in layers):
-        coupling = "full" if backward == "reused" else "none"
         noise = nfd_min.draw_noise(6, 3000, len(layers), rng=1)
-        fast = sde.solve(stream, 3000, L, block=block, coupling=coupling, noise=noise)
-        same(fast, nfd_min.nfd(stream, noise, block=block, coupling=coupling))
+        fast = sde.solve(stream, 3000, L, block=block, backward=backward, noise=noise)
+        same(fast, nfd_min.nfd(stream, noise, block=block, backward=backward))
     else:
         with pytest.raises(ValueError, match="is unknown; allowed: pre, two-layer"):
             sde.solve(stream, 30, L, block=block)
@@ -178,7 +177,7 @@ import numpy as np, finite_net, sde
 from nfd_min import Stream
 stream = Stream(np.eye(3), [1.0, 2.0, 3.0], 0.1)
 print(*finite_net.train(stream, 5, 2, block="post", rng=0).f)
-print(*sde.solve(stream, 6, 2, coupling="full", rng=0).f)
+print(*sde.solve(stream, 6, 2, backward="reused", rng=0).f)
 """
     how = dict(cwd=HERE, capture_output=True, text=True, check=True)
     slow = subprocess.run([sys.executable, "-c", program], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, **how)
@@ -187,13 +186,15 @@ print(*sde.solve(stream, 6, 2, coupling="full", rng=0).f)
 
 
 def test_small_functions():
-    """Under 60 lines and 10 parameters at most."""
+    """Under 60 lines without the docstring, and 10 parameters at most."""
     for path in HERE.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, (ast.FunctionDef, ast.Lambda)):
                 a, name = node.args, f"{path.name}: {getattr(node, 'name', 'lambda')}"
                 assert len(a.posonlyargs + a.args + a.kwonlyargs) <= 10, name
-                assert node.end_lineno - node.lineno + 1 < 60, name
+                text = ast.get_docstring(node, clean=False) if isinstance(node, ast.FunctionDef) else None
+                said = len(text.splitlines()) if text else 0
+                assert node.end_lineno - node.lineno + 1 - said < 60, name
 
 
 SPREADING = """

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, assume, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import finite_net  # noqa: E402
-import nfd_io  # noqa: E402
 import nfd_kernels  # noqa: E402
 import nfd_limits  # noqa: E402
 import nfd_min  # noqa: E402
@@ -57,16 +56,17 @@ def networks(draw, phi=PHI, backward=BACKWARD, blocks=tuple(nfd_min.BLOCKS), eta
 
 @st.composite
 def particles(draw, phi=PHI):
-    """A stream, noise, and the arguments phi, coupling, block of both twins; more particles than passes."""
+    """A stream, noise, and the arguments of both twins; more particles than passes."""
     N, L, S, d = draw(st.integers(40, 80)), *draw(st.tuples(*[st.integers(1, most) for most in (5, 4, 3)]))
     rng, block = (
         np.random.default_rng(draw(st.integers(0, 2**32))),
         draw(st.sampled_from(["pre", "two-layer"])),
     )
     stream = Stream(rng.standard_normal((S, d)), rng.standard_normal(S), draw(st.floats(0.1, 1)), 1)
-    coupling = draw(st.sampled_from(["none", "full", "nearest"][: 3 - (block == "two-layer")]))
+    ties = [dict(backward="decoupled"), dict(backward="reused"), dict(nearest=True)]
+    tie = draw(st.sampled_from(ties[: 3 - (block == "two-layer")]))
     noise = nfd_min.draw_noise(S, N, L * (1 + (block == "two-layer")), rng=rng)
-    return stream, noise, dict(phi=draw(phi), coupling=coupling, block=block)
+    return stream, noise, dict(phi=draw(phi), block=block) | tie
 
 
 def trained(stream, weights, phi, **how):
@@ -227,7 +227,7 @@ def test_a_stream_in_two_parts(case, k):
     run = trained(stream, (U, W, v, *other), **how)
     layers = nfd_min.chain(**{**how, "depth": len(W)})
     rates = np.array([layer.rate for layer in layers if layer.matrix])[:, None, None]
-    places = [nfd_io.join(*pair) for pair in ((run.h, run.x), (run.g, run.gx))]
+    places = [nfd_min.join(*pair) for pair in ((run.h, run.x), (run.g, run.gx))]
     to_U, to_W, to_v = (sum(terms) for terms in zip(*[
         [stream.rate * len(v) * run.chi[j] * dw
          for dw in nfd_min.gradients(stream.X[j], places[0][j], places[1][j], layers)]
@@ -281,7 +281,7 @@ def test_threads_do_not_matter(n, batch, N, dtype):
     for threads in (1, numba.get_num_threads()):
         with nfd_kernels.threads(threads):
             run = finite_net.train(stream, n, 2, rng=1, dtype=dtype)
-            both = sde.solve(short, N, 2, rng=1, dtype=dtype, coupling="full")
+            both = sde.solve(short, N, 2, rng=1, dtype=dtype, backward="reused")
             runs.append([run.f, run.h, run.g, both.f, both.h, both.g])
     assert all(map(np.array_equal, *runs))
 
@@ -295,34 +295,33 @@ WEIGHTS, NOISE = nfd_min.draw_weights(7, 3, 5, rng=0), nfd_min.draw_noise(4, 9, 
 RUN = nfd_min.sgd(STREAM, WEIGHTS)
 NETWORK = dict(scaling="depth-mup", backward="reused", branch_exponent=0.5, block="pre", phi="tanh")
 CHAIN = dict(phi="tanh", block="pre", branch_exponent=0.5)
-DATA = dict(data=None, rng=0, classes=(0, 1), label=None, target="classes")
 REAL = dict(dtype="float64", keep="all")
 
 CALLS = {
     Stream: dict(X=X, y=Y, eta=0.1, batch=1, loss="squared"),
-    Stream.digits: dict(samples=3, eta=0.1, batch=1) | DATA,
+    Stream.digits: dict(samples=3, eta=0.1, batch=1, rng=0, loss="squared"),
     nfd_min.chain: dict(depth=3, internal_lr_exponent=0.0) | NETWORK,
-    nfd_min.particle_chain: dict(depth=3, coupling="none") | CHAIN,
+    nfd_min.particle_chain: dict(depth=3, nearest=True) | CHAIN,
     nfd_min.correlations: dict(backward="reused", depth=3),
     nfd_min.residual: dict(scaling="mup", depth=3, branch_exponent=0.5),
     nfd_min.draw_weights: dict(width=7, depth=3, d=5, block="pre", decoupled=False, dtype="float64", rng=0),
     nfd_min.draw_noise: dict(samples=4, particles=9, steps=3, dtype="float64", rng=0),
     nfd_min.coarsen: dict(noise=NOISE, m=3),
     nfd_min.sgd: dict(stream=STREAM, weights=WEIGHTS) | NETWORK,
-    nfd_min.nfd: dict(stream=STREAM, noise=NOISE, coupling="none") | CHAIN,
+    nfd_min.nfd: dict(stream=STREAM, noise=NOISE, nearest=False, backward="decoupled") | CHAIN,
     nfd_min.LazyGaussian: dict(shape=(3, 3), rho=1.0, rng=0),
     nfd_min.activation: dict(phi="tanh"),
     finite_net.train: dict(stream=STREAM, width=7, depth=3, weights=WEIGHTS, test=None, test_every=1)
     | REAL
     | NETWORK,
     finite_net.train_many: dict(stream=STREAM, width=7, depth=3, seeds=[0]) | REAL | NETWORK,
-    sde.solve: dict(stream=STREAM, particles=9, steps=3, coupling="none", noise=NOISE) | REAL | CHAIN,
+    sde.solve: dict(stream=STREAM, particles=9, steps=3, nearest=False, noise=NOISE) | REAL | CHAIN,
     nfd_limits.init_kernels: dict(X=X, phi="tanh", depth=3, branch_exponent=0.5, rho=1.0),
-    nfd_limits.first_step_kernel: dict(x=X[0], phi="erf", depth=3, branch_exponent=0.5, rho=0.0),
+    nfd_limits.first_step_kernel: dict(x=X[0], phi="erf", depth=3, block="pre", rho=0.0),
     nfd_limits.one_step: dict(x0=X[0], x1=X[1], phi="erf", depth=3, branch_exponent=0.5, rho=1.0),
     nfd_limits.responses_of: dict(run=RUN, stream=STREAM, backward="reused", branch_exponent=0.5),
     nfd_limits.relu_moments: dict(square=1.0, depth=3, block="pre"),
-    nfd_limits.linear_limit: dict(stream=STREAM, coupling="none", depth=3, backward=None),
+    nfd_limits.linear_limit: dict(stream=STREAM, depth=3, backward="decoupled"),
     fit_slope: dict(sizes=[2, 4, 8], errors=np.ones((3, 3))),
 }
 
@@ -354,7 +353,7 @@ junk = st.one_of(
         numbers | st.text(max_size=3) | st.none(), lambda inner: st.lists(inner, max_size=3), max_leaves=6
     ),
     st.sampled_from(
-        ["pre", "post", "two-layer", "full", "nearest", "float32", "kernels", "mup", "fresh", "logistic"]
+        ["pre", "post", "two-layer", "reused", "decoupled", "float32", "kernels", "mup", "fresh", "logistic"]
     ),
 )
 
