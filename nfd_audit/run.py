@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +32,9 @@ import scipy
 
 import nfd_min
 from nfd_audit.claim import Case
-from nfd_io import Data, prepared, progress, replace_file
+from nfd_audit.data import AnyData, prepared
+from nfd_kernels import progress, thread_count
+from nfd_min import replace_file
 
 __all__ = ["Kept", "code", "kept", "plain", "sweep", "versions", "workers_of"]
 
@@ -221,7 +222,7 @@ def _processes(workers: int) -> Iterator[None]:
     how = dict(
         backend="loky",
         n_jobs=workers,
-        inner_max_num_threads=max(1, numba.get_num_threads() // workers),
+        inner_max_num_threads=max(1, thread_count() // workers),
         initializer=_begin,
         initargs=(os.getpid(),),
     )
@@ -352,7 +353,7 @@ class Kept(dict):
 
 def kept(
     directory: str | os.PathLike | None,
-    data: Data | str | None = None,
+    data: AnyData = None,
     others: Iterable[str] = (),
 ) -> dict:
     """For `sweep(known=)`: results on disk, or a dict where no directory is given.
