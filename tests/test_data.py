@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nfd_audit import data as data_module
+from nfd_audit.command import main
 from nfd_audit.data import (
     CURVATURE,
     Data,
@@ -569,3 +570,26 @@ def test_fields_for_a_json_file():
     about = data_of("a.csv", drop="id", classes=[3, 5]).about()
     assert about["data"] == "a.csv" and about["drop"] == ("id",) and "path" not in about
     assert data_of(None).about()["data"] == "digits" and about["classes"] == (3, 5)
+
+
+def test_data_on_the_command_line(tmp_path, capsys):
+    """The first line says what was read; what has to be guessed is exit status 2."""
+    header = "row_id,kind,a,b,c,d"
+    path = written(tmp_path, [np.arange(60), 5 - 2 * LABELS, INPUTS], header)
+    options = ["--data", path, "--claims", "gradients", "--workers", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert "column row_id only numbers the rows" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, "--drop", "row_id"])
+    assert "y may be in column d" in capsys.readouterr().err
+    chosen = ["--drop", "row_id", "--label", "kind", "--classes", "3,5"]
+    assert main([*options, *chosen]) == 0
+    about = read(path, drop="row_id", label="kind", classes=(3, 5))[2]
+    assert capsys.readouterr().out.startswith(about)
+    bare = written(tmp_path, [COUNTS, LABELS], "10,11,12,13,14", "b.csv")
+    options[1] = bare
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert "--header, --no-header" in capsys.readouterr().err
+    assert main([*options, "--header"]) == 0
