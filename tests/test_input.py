@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 import finite_net
-from nfd_audit import networks
 import nfd_io
 import nfd_kernels
 import nfd_limits
 import nfd_min
 import sde
 from nfd_audit import CLAIMS, audit
-from nfd_audit.experiments import fit_slope
+from nfd_audit.slopes import fit_slope
 from nfd_min import Stream
 
 X, Y = np.random.default_rng(0).standard_normal((4, 5)), np.ones(4)
@@ -142,11 +141,6 @@ def test_help_of_the_fast_twins():
         assert [*inspect.signature(fast).parameters, "by"] == [*inspect.signature(plain).parameters]
         assert pickle.loads(pickle.dumps(fast)) is fast
     assert all(word in finite_net.draw_weights.__doc__ for word in ("(L, n, n)", "ValueError"))
-
-
-def test_no_network_at_all():
-    with pytest.raises(TypeError, match="3 is not a callable"):
-        networks.compare(3)
 
 
 def test_closed_forms_at_the_ends_of_the_range():

@@ -13,7 +13,8 @@ import nfd_kernels
 import nfd_limits
 import nfd_min
 import sde
-from nfd_audit.command import audit, compare, main
+from nfd_audit import audit, compare
+from nfd_audit.command import main
 from nfd_min import ACTIVATIONS, LOSSES, Activation, Stream
 from test_layers import same
 
