@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any, Callable, Iterator
@@ -27,7 +26,6 @@ import numba
 import numpy as np
 
 import finite_net
-import nfd_kernels
 import sde
 from nfd_min import Stream
 

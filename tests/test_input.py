@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import finite_net
-import nfd_io
 import nfd_kernels
 import nfd_limits
 import nfd_min
@@ -209,7 +208,7 @@ def test_copies_stay_what_they_are():
 def asked(monkeypatch):
     """The bytes that check_memory is asked about, {what for: bytes}."""
     found = {}
-    for module in (nfd_io, nfd_min, nfd_limits, finite_net, sde):
+    for module in (nfd_min, nfd_limits, finite_net, sde):
         monkeypatch.setattr(
             module, "check_memory", lambda size, what: found.update({what.split("(")[0]: size})
         )

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import finite_net
-import nfd_kernels
 import nfd_min
 import sde
 from nfd_min import IDENTITY, Layer, Stream
