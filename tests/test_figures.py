@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import finite_net
 from nfd_audit import plots
 from nfd_audit.claims.initialisation import relu_case
 from nfd_audit.claims.training import train_case
+from nfd_audit.data import sequence
 from nfd_audit.figures import FIGURES, drawing, figure, make
 from nfd_audit.figures.command import main
+from nfd_audit.figures.coordinates import coordinate_case
 from nfd_audit.figures.reading import fitted, trend
 from nfd_audit.figures.scaling import enough, extrapolate, scaling_fit
 from nfd_audit.run import kept, key_of, plain, sweep
@@ -361,3 +364,20 @@ def test_curve_has_two_standard_errors():
     low, high = np.array([segment[:, 1] for segment in bars.get_segments()]).T
     assert np.allclose(high - low, 4 * values.std(axis=0, ddof=1) / np.sqrt(10))
     assert np.allclose(low + high, 2 * values.mean(axis=0))
+
+
+@pytest.mark.parametrize("how", [dict(), dict(branch_exponent=0.8), dict(scaling="mup")])
+def test_own_update_of_a_block(how):
+    """[2], [X1]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j C^{jk}_{l-1} g^j_l."""
+    given = dict(data=None, eta=0.2, width=12, depth=5, steps=2)
+    values, rng = coordinate_case(**given, seed=(3,), **how), np.random.default_rng((3,))
+    stream = sequence(None, [0, 0, 0], 0.2, rng=rng)
+    run = finite_net.train(stream, 12, 5, weights=finite_net.draw_weights(12, 5, stream.d, rng=rng), **how)
+    p = np.tanh(run.h[:, :-1])
+    for k in range(3):
+        C = np.einsum("jln,ln->jl", p[:k], p[k]) / 12
+        own = np.einsum("j,jl,jln->ln", 0.2 * run.chi[:k], C, run.g[:k, 1:]) * 5 ** ("scaling" in how)
+        assert np.isclose(values["own"][k], np.mean(own**2), rtol=1e-10)
+    assert np.isclose(values["change"][2], np.mean((run.h[2, 5] - run.h[0, 5]) ** 2))
+    assert np.isclose(values["h"][1], np.mean(run.h[1, 5] ** 2))
+    assert np.isclose(values["f"][2], (run.f[2] - run.f[0]) ** 2)
