@@ -18,6 +18,7 @@ from functools import lru_cache
 from math import lcm
 from typing import Any
 
+import numba
 import numpy as np
 
 import finite_net
@@ -25,7 +26,6 @@ import nfd_kernels
 import nfd_min
 import sde
 from nfd_audit.networks import call
-from nfd_kernels import numba
 from nfd_min import ACTIVATIONS, Activation, Stream, Trajectory, coarsen
 
 __all__ = [
@@ -123,7 +123,7 @@ def activation(name: str) -> Activation:
         found = _imported("phi", name, fits, "an Activation")
     if found.name in ACTIVATIONS:
         return found
-    nfd_kernels.compiled_phi(found)  # or say why not
+    nfd_kernels.activations([found], np.float64)  # or it says why not
     pair = found.phi, found.dphi
     compiled = (f.of if f.whole else numba.vectorize(f.of) for f in pair)
     return Activation(found.name, *compiled)

@@ -27,25 +27,14 @@ from nfd_audit.plots import encoded
 from nfd_audit.verdict import Part
 
 __all__ = [
-    "COLUMNS",
-    "HEADER",
-    "Screen",
-    "command_line",
     "coupling",
     "encoded",
-    "expectations",
     "explain",
-    "last_line",
     "lines",
     "listing",
     "missing",
-    "notebook",
     "page",
     "rates",
-    "rows_of",
-    "screen",
-    "status_line",
-    "surprises",
 ]
 
 NEEDED = {
@@ -88,9 +77,7 @@ def last_line(results: list[dict]) -> str:
     number, rest = len(measured), len(results) - len(measured)
     named = f"; not: {', '.join(strange)}" if strange else ""
     others = f"; {rest} not applicable" if rest else ""
-    return (
-        f"{number - len(strange)} of {number} verdicts as expected{named}{others}."
-    )
+    return f"{number - len(strange)} of {number} verdicts as expected{named}{others}."
 
 
 def expectations(results: list[dict]) -> str:
@@ -215,9 +202,7 @@ def reason(result: dict) -> str:
     said = "; ".join(meaning(rate) for rate in bounds + others[:1])
     more = ""
     if len(others) > 1:
-        more = (
-            f" Of its {len(others)} intervals this is the one nearest to an edge."
-        )
+        more = f" Of its {len(others)} intervals this is the one nearest to an edge."
     return f"{result['verdict']}: {said}.{more}"
 
 
@@ -413,11 +398,13 @@ def _explain_experiment(experiment: Experiment, screen: Screen) -> Iterator[str]
 
 
 def reading(part: Part) -> str:
-    """What a Part reads off a result, in words: what it says itself, or the docstring
-    of its function."""
-    if part.says or part.read is None:
+    """What a Part reads off a result, in a sentence: what it says itself, or the
+    docstring of its function."""
+    if part.says:
         return part.says
-    return words_of(part.read)
+    if part.read is None:
+        return "What the measurement returns under this name."
+    return f"{words_of(part.read)}."
 
 
 NAMES = {
@@ -425,9 +412,9 @@ NAMES = {
     "square": "E h_L^2",
     "mean": "E h_L",
     "bound": "the bound of Prop 3.1",
-    "none": "NFD",
+    "decoupled": "NFD",
     "nearest": "the closed form [17]",
-    "full": "the whole coupling",
+    "reused": "the whole coupling",
     "below": "the layers below l - 1",
     "drift": "the SGD drift of layer l - 1",
     "response": "the response of layer l - 1",
@@ -435,7 +422,6 @@ NAMES = {
     "share": "one layer's share",
     "own update": "the mean square of what W1's own update adds to x_l",
     "part of f^1": "what the updates of all W1 together add to f^1, over eta chi",
-    "0.0": "0",
     "0.5": "1/2",
 }
 """What short names of results stand for."""
@@ -447,6 +433,8 @@ def words_of(read: Callable) -> str:
     name = read.__qualname__.split(".<locals>")[0]
     maker = getattr(sys.modules.get(read.__module__), name, read)
     text = summary(maker).rstrip(".")
+    if not text:
+        return "A number that a function of its own reads off the measurement"
     for name, value in inspect.getclosurevars(read).nonlocals.items():
         if callable(value):
             words = words_of(value)
@@ -454,7 +442,7 @@ def words_of(read: Callable) -> str:
         else:
             words = NAMES.get(_value(value), _value(value))
         text = text.replace(f"{{{name}}}", words)
-    return text or "a number that a function of its own reads off the measurement"
+    return text
 
 
 def summary(function: Callable) -> str:
@@ -588,31 +576,22 @@ def templates() -> Any:
     return environment
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str = "") -> str:
-    """A <table> of texts."""
-    return str(templates().get_template("table.html").module.table(head, rows, caption))
-
-
 def notebook(results: list[dict]) -> str | None:
     """The table of an Audit that a notebook shows; None without jinja2, so that it
     shows the text."""
     if find_spec("jinja2") is None:
         return None
-    return table(COLUMNS, rows_of(results), last_line(results))
-
-
-def anchor(id: str) -> str:
-    """The place of a claim on the page."""
-    return re.sub(r"\W", "-", id)
+    table = templates().get_template("table.html").module.table
+    return str(table(COLUMNS, rows_of(results), last_line(results)))
 
 
 def numbers(result: dict) -> list[list[str]]:
     """The rows of the page's table of the quantities of a claim."""
     rows = []
-    for (_, _, label, predicted, *rest), rate in zip(rows_of([result]), result["rates"]):
+    for row, rate in zip(rows_of([result]), result["rates"]):
         tolerance = rate["tolerance"]
         allowed = "" if tolerance is None else f"± {tolerance:g}"
-        rows.append([label, predicted, allowed, *rest])
+        rows.append([*row[2:4], allowed, *row[4:]])
     return rows
 
 
@@ -622,7 +601,9 @@ def points(rate: dict) -> list[list[str]]:
     for point in rate["points"]:
         values = np.array(point["errors"], float)
         repeat = len(values)
-        error = f"{values.std() / np.sqrt(repeat):.2g}" if repeat > 1 else ""
+        error = ""
+        if repeat > 1:
+            error = f"{values.std(ddof=1) / np.sqrt(repeat):.2g}"
         mean, low, high = (
             f"{number:.4g}" for number in (point["mean"], values.min(), values.max())
         )
@@ -634,7 +615,7 @@ def section(result: dict, about: dict) -> dict:
     """What the page shows of a claim, under the names that page.html uses."""
     id, said = result["id"], reason(result)
     claim = CLAIMS.get(id)
-    place = anchor(id)
+    place = re.sub(r"\W", "-", id)
     return dict(
         result=result,
         place=place,
@@ -705,11 +686,12 @@ def facts(about: dict) -> list[tuple[str, str]]:
 def page(results: list[dict], about: dict, command: str) -> str:
     """The text of a page that needs nothing else: what `nfd-audit --html` writes.
 
-    about : what the results depend on (`nfd_audit.run.What.about`)
+    about : what the results depend on (`nfd_audit.auditing.What.about`)
     command : the command line that gives them
     """
     require("page")
-    return templates().get_template("page.html").render(
+    template = templates().get_template("page.html")
+    return template.render(
         summary=last_line(results),
         interrupted=about.get("interrupted", False),
         found=" ".join(found(results)),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
-from nfd_io import finite_array
+from nfd_min import finite_array
 
 __all__ = [
     "Slope",

@@ -20,7 +20,7 @@ from nfd_audit.claims import (
     training,
     two_layer,
 )
-from nfd_audit.experiments import images, sequence
+from nfd_audit.data import images, sequence
 from nfd_limits import one_step, relu_moments
 from nfd_min import Stream, coarsen
 

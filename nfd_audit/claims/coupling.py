@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nfd_audit.claim import Claim, Experiment, sizes
-from nfd_audit.experiments import sequence, stream_of
+from nfd_audit.data import AnyData, sequence, stream_of
 from nfd_audit.measure import (
     ONE_STEP,
     any_phi,
@@ -18,6 +18,7 @@ from nfd_audit.measure import (
 )
 from nfd_audit.verdict import Bound, Rate
 from nfd_limits import OneStep, one_step
+from nfd_min import Rng
 
 # --------------------------------------------------------------------------------------
 # nearest-coupling
@@ -26,14 +27,14 @@ from nfd_limits import OneStep, one_step
 @any_phi
 def coupling_case(
     *,
-    data: Any,
+    data: AnyData,
     order: tuple[int, ...],
     eta: float,
     particles: int,
     depths: tuple[int, ...],
     systems: tuple[str, ...],
     seed: int | tuple,
-    root: Any = None,
+    root: Rng = None,
     **how: Any,
 ) -> dict:
     """What the coupling changes, on the same noise, against depth, by N particles: a
@@ -136,7 +137,7 @@ FULL_COUPLING = Claim(
 
 
 def coherence_case(
-    *, data: Any, depths: tuple[int, ...], draws: int, seed: int | tuple
+    *, data: AnyData, depths: tuple[int, ...], draws: int, seed: int | tuple
 ) -> dict:
     """Coupling after one step with W~_l = eps_l W_l, erf, by quadrature, of random
     signs the mean over draws.
@@ -222,7 +223,7 @@ COHERENCE = Claim(
 @any_phi
 def orthogonal_case(
     *,
-    data: Any,
+    data: AnyData,
     eta: float,
     particles: int,
     depths: tuple[int, ...],

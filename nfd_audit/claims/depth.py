@@ -8,7 +8,7 @@ import numpy as np
 
 import sde
 from nfd_audit.claim import Claim, Experiment, sizes
-from nfd_audit.experiments import sequence
+from nfd_audit.data import AnyData, sequence
 from nfd_audit.measure import (
     ONE_STEP,
     SYSTEMS,
@@ -22,7 +22,7 @@ from nfd_audit.measure import (
     worst,
 )
 from nfd_audit.verdict import Bound, Mean, Rate
-from nfd_min import Trajectory, coarsen
+from nfd_min import Rng, Trajectory, coarsen
 
 # --------------------------------------------------------------------------------------
 # depth-rate
@@ -31,7 +31,7 @@ from nfd_min import Trajectory, coarsen
 @any_phi
 def depth_case(
     *,
-    data: Any,
+    data: AnyData,
     order: tuple[int, ...],
     eta: float,
     particles: int,
@@ -133,14 +133,14 @@ DEPTH_RATE = Claim(
 @any_phi
 def eigenvalue_case(
     *,
-    data: Any,
+    data: AnyData,
     passes: int,
     eta: float,
     particles: int,
     depths: tuple[int, ...],
     backward: str,
     seed: int | tuple,
-    root: Any = None,
+    root: Rng = None,
 ) -> dict:
     """Smallest eigenvalues of C_l (l < L) and Gamma_l (l <= L) of the first 2, 3, ..
     passes, on different inputs. [26]
@@ -250,7 +250,7 @@ NONDEGENERACY = Claim(
 
 @of_networks
 @any_phi
-def coupled_width_case(*, data: Any, networks: int, seed: int | tuple) -> dict:
+def coupled_width_case(*, data: AnyData, networks: int, seed: int | tuple) -> dict:
     """f_1 of explicit networks, n = 256, L = 16, on a scale where NFD is 0 and the
     coupled limit is 1."""
     n, L, N = 256, 16, 10000
@@ -322,7 +322,7 @@ COUPLED_LIMIT = Claim(
 @any_phi
 def width_case(
     *,
-    data: Any,
+    data: AnyData,
     order: tuple[int, ...],
     eta: float,
     widths: tuple[int, ...],

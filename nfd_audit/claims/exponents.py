@@ -2,14 +2,13 @@
 of it does."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 import sde
 from nfd_audit.claim import Claim, Experiment, sizes
 from nfd_audit.claims.coupling import coupling_case
-from nfd_audit.experiments import sequence
+from nfd_audit.data import AnyData, sequence
 from nfd_audit.measure import changed, worst
 from nfd_audit.verdict import Mean, Rate
 from nfd_limits import one_step
@@ -73,7 +72,7 @@ PARTS = ("U", "below", "drift", "response")
 
 def source_case(
     *,
-    data: Any,
+    data: AnyData,
     depths: tuple[int, ...],
     particles: int,
     branch_exponent: float,

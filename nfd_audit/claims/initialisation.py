@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -10,7 +9,7 @@ import finite_net
 import nfd_limits
 import nfd_min
 from nfd_audit.claim import Claim, Experiment, sizes
-from nfd_audit.experiments import sequence
+from nfd_audit.data import AnyData, sequence
 from nfd_audit.measure import (
     activations_in_use,
     any_phi,
@@ -19,7 +18,6 @@ from nfd_audit.measure import (
     train,
 )
 from nfd_audit.verdict import Bound, Mean, Rate
-from nfd_io import join
 from nfd_limits import relu_moments
 from nfd_min import ACTIVATIONS, LOSSES, Layer, Stream, Trajectory
 
@@ -40,7 +38,7 @@ ENTRIES = 24  # so many entries of each parameter are compared
 
 @of_networks
 @any_phi
-def gradient_case(*, data: Any, seed: int | tuple) -> dict:
+def gradient_case(*, data: AnyData, seed: int | tuple) -> dict:
     """Backpropagation against central differences of the mean loss of one mini-batch,
     entry by entry."""
     n, L = 6, 3
@@ -76,7 +74,7 @@ def _gradient_errors(
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, float]]:
     """(name of the parameter, relative error of its gradient) for U, W and v."""
-    h, g = join(net.h, net.x), join(net.g, net.gx)
+    h, g = nfd_min.join(net.h, net.x), nfd_min.join(net.g, net.gx)
     each = [nfd_min.gradients(*of_f, layers) for of_f in zip(stream.X, h, g)]
     for i, (name, per_sample) in enumerate(zip(("U", "W", "v"), zip(*each))):
         exact = np.tensordot(net.chi, per_sample, 1) / stream.batch
@@ -160,7 +158,7 @@ GIA_DEPTHS = (4, 16, 64)
 
 @of_networks
 @any_phi
-def gia_case(*, data: Any, widths: tuple[int, ...], seed: int | tuple) -> dict:
+def gia_case(*, data: AnyData, widths: tuple[int, ...], seed: int | tuple) -> dict:
     """(1/n) |g_l - g~_l|^2 at initialisation, maximum over layers, mean over 16 inputs;
     explicit matrices. [9]"""
     rng = np.random.default_rng(seed)
@@ -230,7 +228,9 @@ GIA_WIDTH = Claim(
 
 @of_networks
 @any_phi
-def init_width_case(*, data: Any, widths: tuple[int, ...], seed: int | tuple) -> dict:
+def init_width_case(
+    *, data: AnyData, widths: tuple[int, ...], seed: int | tuple
+) -> dict:
     """Squared error of the kernels <h_a, h_b>/n and <g_a, g_b>/n of width n against
     infinite width, at L = 8, mean over layers and pairs of 4 inputs."""
     L = 8
@@ -247,7 +247,7 @@ def init_width_case(*, data: Any, widths: tuple[int, ...], seed: int | tuple) ->
 
 
 @any_phi
-def init_depth_case(*, data: Any, seed: int | tuple) -> dict:
+def init_depth_case(*, data: AnyData, seed: int | tuple) -> dict:
     """Largest error of Q, Gamma, Theta of depth L against infinite depth, both by
     quadrature."""
     X = sequence(data, range(4), 0, rng=seed).X
@@ -316,7 +316,7 @@ INIT_LIMIT = Claim(
 
 @of_networks
 @any_phi
-def gaussian_init_case(*, data: Any, networks: int, seed: int | tuple) -> dict:
+def gaussian_init_case(*, data: AnyData, networks: int, seed: int | tuple) -> dict:
     """Prop 4.1 on explicit matrices: [7] as an identity, and the law of the innovations
     it defines."""
     n, L = 6, 2
@@ -361,7 +361,7 @@ def _residual_7(
 
 
 def small_network(
-    data: Any, width: int, depth: int, rng: np.random.Generator, passes: int = 1
+    data: AnyData, width: int, depth: int, rng: np.random.Generator, passes: int = 1
 ) -> tuple[tuple, Trajectory]:
     """The weights of a network, and its run on `passes` samples, one step each."""
     stream = sequence(data, range(passes), 0.5, rng=rng)
@@ -447,7 +447,7 @@ GAUSSIAN_INIT = Claim(
 
 
 @of_networks
-def relu_case(*, data: Any, width: int, depth: int, seed: int | tuple) -> dict:
+def relu_case(*, data: AnyData, width: int, depth: int, seed: int | tuple) -> dict:
     """Mean and mean square of h_L of ReLU networks at initialisation, one input.
 
     Returns {block: {"mean": .., "square": ..}} for the blocks "pre" and "post".

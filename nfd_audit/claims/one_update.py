@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from nfd_audit.claims.initialisation import (
     normality,
     small_network,
 )
-from nfd_audit.experiments import sequence, stream_of
+from nfd_audit.data import AnyData, sequence, stream_of
 from nfd_audit.measure import (
     SYSTEMS,
     activations_in_use,
@@ -39,7 +38,7 @@ from nfd_min import Trajectory
 
 @of_networks
 @any_phi
-def gaussian_update_case(*, data: Any, networks: int, seed: int | tuple) -> dict:
+def gaussian_update_case(*, data: AnyData, networks: int, seed: int | tuple) -> dict:
     """Prop 5.1 on explicit matrices: [15] as an identity, and the law of the third
     innovation."""
     n, L = 6, 2
@@ -138,7 +137,7 @@ BLOCKS = {
 @any_phi
 def law_case(
     *,
-    data: Any,
+    data: AnyData,
     runs: int,
     activations: tuple[str, ...],
     batches: tuple[int, ...],
@@ -242,7 +241,7 @@ EXACT_LAW = Claim(
 
 
 @any_phi
-def first_step_case(*, data: Any, particles: int, seed: int | tuple) -> dict:
+def first_step_case(*, data: AnyData, particles: int, seed: int | tuple) -> dict:
     """-d f^1 / d(eta chi_0) at eta = 1e-3 against Theta and Theta_NFD by quadrature,
     L = 16."""
     L = 16
@@ -305,7 +304,7 @@ FIRST_STEP_KERNEL = Claim(
 # correlation
 
 
-def correlation_case(*, data: Any, particles: int, seed: int | tuple) -> dict:
+def correlation_case(*, data: AnyData, particles: int, seed: int | tuple) -> dict:
     """One step with W~ of correlation 1/2 against Theta_rho, L = 16; Theta_rho between
     those of 0 and 1; and the cosine of NFD's update and the gradient for |x|^2 = d at
     infinite depth."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from nfd_audit.claim import Claim, Experiment, sizes
-from nfd_audit.experiments import images, stream_of
+from nfd_audit.data import AnyData, images, stream_of
 from nfd_audit.measure import any_phi, network_in_use, of_networks, train
 from nfd_audit.slopes import late_loss, mean_gap
 from nfd_audit.verdict import BestEta, Rate
@@ -19,7 +19,7 @@ from nfd_min import LOSSES
 @any_phi
 def train_case(
     *,
-    data: Any,
+    data: AnyData,
     width: int,
     depth: int,
     steps: int,

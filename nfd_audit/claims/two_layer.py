@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 import sde
 from nfd_audit.claim import Claim, Experiment, sizes
 from nfd_audit.claims.coupling import coupling_case
-from nfd_audit.experiments import sequence
+from nfd_audit.data import AnyData, sequence
 from nfd_audit.measure import ONE_STEP, any_phi, changed, solve
 from nfd_audit.verdict import Rate
 
@@ -57,7 +56,7 @@ EXPONENTS = (0.0, 0.5)
 @any_phi
 def two_layer_case(
     *,
-    data: Any,
+    data: AnyData,
     eta: float,
     particles: int,
     depths: tuple[int, ...],
