@@ -26,27 +26,7 @@ from nfd_audit.claims import CLAIMS
 from nfd_audit.plots import encoded
 from nfd_audit.verdict import Part
 
-__all__ = [
-    "COLUMNS",
-    "HEADER",
-    "Screen",
-    "command_line",
-    "coupling",
-    "encoded",
-    "expectations",
-    "explain",
-    "last_line",
-    "lines",
-    "listing",
-    "missing",
-    "notebook",
-    "page",
-    "rates",
-    "rows_of",
-    "screen",
-    "status_line",
-    "surprises",
-]
+__all__ = ["coupling", "explain", "lines", "listing", "missing", "page", "rates"]
 
 NEEDED = {
     "page": ("jinja2", "latex2mathml", "matplotlib"),
@@ -88,9 +68,7 @@ def last_line(results: list[dict]) -> str:
     number, rest = len(measured), len(results) - len(measured)
     named = f"; not: {', '.join(strange)}" if strange else ""
     others = f"; {rest} not applicable" if rest else ""
-    return (
-        f"{number - len(strange)} of {number} verdicts as expected{named}{others}."
-    )
+    return f"{number - len(strange)} of {number} verdicts as expected{named}{others}."
 
 
 def expectations(results: list[dict]) -> str:
@@ -215,9 +193,7 @@ def reason(result: dict) -> str:
     said = "; ".join(meaning(rate) for rate in bounds + others[:1])
     more = ""
     if len(others) > 1:
-        more = (
-            f" Of its {len(others)} intervals this is the one nearest to an edge."
-        )
+        more = f" Of its {len(others)} intervals this is the one nearest to an edge."
     return f"{result['verdict']}: {said}.{more}"
 
 
@@ -413,11 +389,13 @@ def _explain_experiment(experiment: Experiment, screen: Screen) -> Iterator[str]
 
 
 def reading(part: Part) -> str:
-    """What a Part reads off a result, in words: what it says itself, or the docstring
-    of its function."""
-    if part.says or part.read is None:
+    """What a Part reads off a result, in a sentence: what it says itself, or the
+    docstring of its function."""
+    if part.says:
         return part.says
-    return words_of(part.read)
+    if part.read is None:
+        return "What the measurement returns under this name."
+    return f"{words_of(part.read)}."
 
 
 NAMES = {
@@ -425,9 +403,9 @@ NAMES = {
     "square": "E h_L^2",
     "mean": "E h_L",
     "bound": "the bound of Prop 3.1",
-    "none": "NFD",
+    "decoupled": "NFD",
     "nearest": "the closed form [17]",
-    "full": "the whole coupling",
+    "reused": "the whole coupling",
     "below": "the layers below l - 1",
     "drift": "the SGD drift of layer l - 1",
     "response": "the response of layer l - 1",
@@ -447,6 +425,8 @@ def words_of(read: Callable) -> str:
     name = read.__qualname__.split(".<locals>")[0]
     maker = getattr(sys.modules.get(read.__module__), name, read)
     text = summary(maker).rstrip(".")
+    if not text:
+        return "A number that a function of its own reads off the measurement"
     for name, value in inspect.getclosurevars(read).nonlocals.items():
         if callable(value):
             words = words_of(value)
@@ -454,7 +434,7 @@ def words_of(read: Callable) -> str:
         else:
             words = NAMES.get(_value(value), _value(value))
         text = text.replace(f"{{{name}}}", words)
-    return text or "a number that a function of its own reads off the measurement"
+    return text
 
 
 def summary(function: Callable) -> str:
@@ -609,7 +589,9 @@ def anchor(id: str) -> str:
 def numbers(result: dict) -> list[list[str]]:
     """The rows of the page's table of the quantities of a claim."""
     rows = []
-    for (_, _, label, predicted, *rest), rate in zip(rows_of([result]), result["rates"]):
+    for (_, _, label, predicted, *rest), rate in zip(
+        rows_of([result]), result["rates"]
+    ):
         tolerance = rate["tolerance"]
         allowed = "" if tolerance is None else f"± {tolerance:g}"
         rows.append([label, predicted, allowed, *rest])
@@ -709,13 +691,17 @@ def page(results: list[dict], about: dict, command: str) -> str:
     command : the command line that gives them
     """
     require("page")
-    return templates().get_template("page.html").render(
-        summary=last_line(results),
-        interrupted=about.get("interrupted", False),
-        found=" ".join(found(results)),
-        expectations=expectations(results),
-        sections=[section(result, about) for result in results],
-        columns=[*COLUMNS[2:4], "tolerance", *COLUMNS[4:]],
-        command=command,
-        facts=facts(about),
+    return (
+        templates()
+        .get_template("page.html")
+        .render(
+            summary=last_line(results),
+            interrupted=about.get("interrupted", False),
+            found=" ".join(found(results)),
+            expectations=expectations(results),
+            sections=[section(result, about) for result in results],
+            columns=[*COLUMNS[2:4], "tolerance", *COLUMNS[4:]],
+            command=command,
+            facts=facts(about),
+        )
     )
