@@ -22,7 +22,6 @@ from nfd_audit.data import Data, data_of, prepared
 from nfd_audit.figures import FIGURES, checked, make
 from nfd_audit.figures.recipe import Sizes
 from nfd_audit.run import workers_of
-from nfd_kernels import cores
 from nfd_min import __version__, meant
 
 __all__ = ["main"]
@@ -78,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("figures"), metavar="DIR", help=out)
     form = "of the pictures (default: png)"
     add("--format", choices=("png", "svg"), default="png", help=form)
-    worker_options(parser, cores())
+    worker_options(parser)
     return parser
 
 
