@@ -9,6 +9,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import numba
+
 from nfd_audit.data import TARGETS, Data, data_of
 
 __all__ = [
@@ -148,10 +150,10 @@ def chosen_data(options: argparse.Namespace) -> Data:
     return data_of(options.data, **{field: getattr(options, field) for field in fields})
 
 
-def worker_options(parser: argparse.ArgumentParser, cores: int) -> None:
+def worker_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say who computes."""
     add = parser.add_mutually_exclusive_group().add_argument
-    default = cores if find_spec("joblib") else 1
+    default = numba.config.NUMBA_NUM_THREADS if find_spec("joblib") else 1
     processes = "processes (default: one for each core; more than one needs joblib)"
     add("--workers", type=count, default=default, metavar="N", help=processes)
     scheduler = "the workers of that scheduler, for instance tcp://host:8786"

@@ -111,12 +111,6 @@ def test_impossible_runs(tmp_path, capsys):
     assert "nfd-figures: alignment: train(width=3000000" in err
 
 
-def test_depths_that_do_not_divide_one_another(tmp_path):
-    given = ["--tiny", "--depths", "3,5", *HERE_ALONE, "--out", str(tmp_path)]
-    for name in ("convergence", "coupling"):
-        assert main([name, *given]) == 0
-
-
 @pytest.mark.slow
 def test_ctrl_c(tmp_path):
     """Exit status 130, a message, and results that are kept; then the same command
@@ -244,6 +238,23 @@ def test_divergence_is_data():
     gaps = picture.numbers["train gaps, mup, [seed][depth]"]
     assert np.isnan(gaps[:, 1]).all()  # no gap, not a small one
     assert recipe.draw(picture, sizes).axes
+
+
+def test_depths_that_do_not_divide_one_another():
+    """All of them are on the same Brownian paths."""
+    for name in ("convergence", "coupling"):
+        recipe = FIGURES[name]
+        sizes = recipe.tiny | dict(depths=(3, 5))
+        cases = recipe.cases(sizes, None, 0)
+        points = list(zip(cases, sweep(cases)))
+        (picture,) = recipe.numbers(points, sizes).values()
+        if name == "convergence":
+            errors = picture.data["errors"]
+            of_depth = [errors[key] for key in errors if key[0] == "L"]
+        else:
+            of_depth = [of_it["f"] for of_it in picture.data["values"].values()]
+        assert all(values.shape[1] == 2 for values in of_depth)
+        assert all(np.isfinite(values).all() for values in of_depth)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ from concurrent.futures import BrokenExecutor
 from importlib import util
 from pathlib import Path
 
-import numba
-
 from nfd_audit.arguments import (
     HelpFormatter,
     chosen_data,
@@ -82,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", type=directory_path, metavar="DIR", help=keep)
     form = "of the pictures (default: png)"
     add("--format", choices=("png", "svg"), default="png", help=form)
-    worker_options(parser, numba.config.NUMBA_NUM_THREADS)
+    worker_options(parser)
     return parser
 
 
