@@ -21,7 +21,7 @@ SCALINGS = {
 }
 BACKWARD = dict(reused="-", decoupled="--")
 """The backward weights, and the line style of each."""
-GAPS = dict(
+GAPS: dict[str, drawing.Style] = dict(
     train=dict(color=BLACK, marker="o"),
     test=dict(color=BLACK, marker="s", linestyle=":", markerfacecolor="white"),
 )
@@ -53,7 +53,8 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
 def at_width(n: int, points: Points, sizes: Sizes) -> Picture:
     """Mean losses {scaling: ..} of networks of width n, and their gaps {(scaling,
     kind): shape (seeds, depths)}."""
-    depths, losses, gaps, kept = sizes["depths"], {}, {}, {}
+    depths, losses, gaps = sizes["depths"], {}, {}
+    kept: dict[str, Any] = {}
     for scaling in SCALINGS:
         given = dict(width=n, scaling=scaling)
         runs = {
@@ -93,7 +94,7 @@ def loss_gaps(runs: dict, depths: tuple[int, ...], kind: str) -> np.ndarray:
     return np.transpose(out)
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     depths, data = sizes["depths"], picture.data
     title = "Figures 2 and 5: the gap between standard and decoupled training, width "
     figure, axes = drawing.canvas(3, 3, f"{title}{data['width']}", picture.caption)
@@ -104,7 +105,7 @@ def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
         drawing.log_y(gap)
         diverged = np.isnan(data["gaps"][scaling, "train"]).any(axis=0)
         lost = np.array(depths)[diverged]
-        on_top = dict(transform=gap.get_xaxis_transform())
+        on_top: drawing.Style = dict(transform=gap.get_xaxis_transform())
         gap.plot(lost, np.full(len(lost), 0.95), **on_top, **drawing.DIVERGED)
         gap.set_title(drawing.tex(name))
         losses = data["losses"][scaling]

@@ -12,9 +12,9 @@ from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, r
 from nfd_audit.plots import BLACK, BLUE, GREEN, PURPLE, RED, log_sizes
 from nfd_limits import first_step_kernel
 
-PREDICTED = dict(color=RED, marker="D", linestyle="none", markersize=6)
-MEASURED = dict(color=BLUE, marker="o")
-OF_RHO = {  # what is kept: label, style
+PREDICTED: drawing.Style = dict(color=RED, marker="D", linestyle="none", markersize=6)
+MEASURED: drawing.Style = dict(color=BLUE, marker="o")
+OF_RHO: dict[str, tuple[str, drawing.Style]] = {  # what is kept: label, style
     "cos(update, gradient)": (r"$\Theta_\rho/\Theta$", dict(color=GREEN)),
     "cos(g_0, g~_0)": (r"$\cos(g_0,\tilde g_0)$", dict(color=PURPLE, ls="--")),
 }
@@ -67,7 +67,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"branch": Picture(caption, kept, data)}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = r"Where depth suppresses the coupling: branch scale $L^{-\alpha}$"
     figure, axes = drawing.canvas(1, 3, title, picture.caption, height=2.6)
     (left, middle, right), data = axes[0], picture.data
@@ -83,14 +83,17 @@ def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
         right.plot(data["rhos"], data["of_rho"][name], **style)
     right.set_title(r"one step with $\widetilde W$")
     right.set_xlabel(r"correlation $\rho$ of $\widetilde W$ and $W$")
-    entries = {r"the formula $2-4\alpha$": dict(color=BLACK), "measured": MEASURED}
+    entries: dict[str, drawing.Style] = {
+        r"the formula $2-4\alpha$": dict(color=BLACK),
+        "measured": MEASURED,
+    }
     entries |= {r"the paper, $\alpha=1/2$": PREDICTED}
     entries |= drawing.labelled("alpha = {:g}", styles) | dict(OF_RHO.values())
     drawing.legend(figure, entries)
     return figure
 
 
-def draw_slopes(ax: "drawing.Axes", fits: dict) -> None:
+def draw_slopes(ax: drawing.Axes, fits: dict) -> None:
     """The slope of the coupling in L for each alpha, and what it should be."""
     ax.plot([0.5, 1], [0, -2], color=BLACK)
     ax.axvline(0.5, color=BLACK, linestyle=":", linewidth=0.6)

@@ -4,7 +4,7 @@ import json
 import time
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nfd_audit.data import data_of, images
 from nfd_audit.figures.alignment import ALIGNMENT
@@ -13,7 +13,7 @@ from nfd_audit.figures.convergence import CONVERGENCE
 from nfd_audit.figures.coordinates import COORDINATES
 from nfd_audit.figures.coupling import COUPLING
 from nfd_audit.figures.coupling_depth import COUPLING_DEPTH
-from nfd_audit.figures.drawing import RC
+from nfd_audit.figures.drawing import RC, Figure
 from nfd_audit.figures.eigenvalues import EIGENVALUES
 from nfd_audit.figures.post_activation import POST_ACTIVATION
 from nfd_audit.figures.recipe import Points, Sizes
@@ -23,9 +23,6 @@ from nfd_audit.figures.two_layer import TWO_LAYER
 from nfd_audit.plots import encoded, few_ticks, inline
 from nfd_audit.run import plain, sweep, versions
 from nfd_min import choose, replace_file
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["FIGURES", "figure", "make"]
 
@@ -46,7 +43,7 @@ FIGURES = {
 
 def figure(
     name: str, sizes: Sizes | None = None, *, data: Any = None, root: int = 0
-) -> "Figure | tuple[Figure, ...]":
+) -> Figure | tuple[Figure, ...]:
     """The matplotlib Figure of that name from fresh runs, which a notebook shows.
 
     sizes : what differs from FIGURES[name].default, such as dict(depths=(4, 16))
@@ -142,7 +139,7 @@ def checked(name: str, sizes: Sizes | None, data: Any) -> Sizes:
     return sizes
 
 
-def drawn(name: str, points: Points, sizes: Sizes) -> "dict[str, Figure]":
+def drawn(name: str, points: Points, sizes: Sizes) -> dict[str, Figure]:
     """{picture: Figure} from the results of its cases."""
     from matplotlib import rc_context
 

@@ -83,7 +83,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"convergence": Picture(caption, kept, dict(errors=errors, fits=fits))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = "Figure 1: convergence in width and in depth, before and after training"
     figure, axes = drawing.canvas(2, 5, title, picture.caption, width=2.2)
     for row, against, values in zip(axes, "nL", (sizes["widths"], sizes["depths"])):

@@ -16,7 +16,7 @@ from nfd_audit.plots import log_sizes
 from nfd_min import chain, forward
 
 STEPS = 4
-NETWORKS = {  # a column each
+NETWORKS: dict[str, dict] = {  # a column each
     "pre": dict(),
     "pre, alpha = 3/4": dict(branch_exponent=0.75),
     "pre, alpha = 1": dict(branch_exponent=1.0),
@@ -142,7 +142,7 @@ def sweep_of(against: str, results: dict, sizes: Sizes) -> Picture:
 # How it is drawn
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     data, against = picture.data, picture.data["against"]
     swept, symbol = sizes[f"{against}s"], dict(width="n", depth="L")[against]
     title = f"Coordinates against {against}: flat where the parametrisation is right"

@@ -19,7 +19,7 @@ SERIES = {  # label: name of measure.SYSTEMS, style
     "NFD + nearest layer": ("nearest", dict(color=ORANGE, marker="v")),
     "coupled limit": ("reused", dict(color=BLUE, marker="s")),
 }
-NETWORKS = dict(color=BLACK, marker="o", linestyle="none")
+NETWORKS: drawing.Style = dict(color=BLACK, marker="o", linestyle="none")
 QUANTITIES = dict(f="$f_{}$", h2="$E\\,h_L^2$, pass {}", g2="$E\\,g_0^2$, pass {}")
 
 
@@ -80,7 +80,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"coupling": Picture(caption, kept, dict(values=values))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = "Networks against the limits with and without the coupling"
     figure, axes = drawing.canvas(3, len(ORDER) - 1, title, picture.caption)
     styles = {"networks": NETWORKS}
@@ -88,7 +88,7 @@ def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     for row, (name, form) in zip(axes, QUANTITIES.items()):
         for k, ax in enumerate(row, 1):
             for label, style in styles.items():
-                caps = dict(capsize=2 if label == "networks" else 0)
+                caps: drawing.Style = dict(capsize=2 if label == "networks" else 0)
                 values = picture.data["values"][label][name][:, :, k]
                 drawing.curve(ax, sizes["depths"], values, **style, **caps)
             log_sizes(ax, sizes["depths"], drawing.DEPTH if name == "g2" else "")

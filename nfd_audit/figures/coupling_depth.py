@@ -66,7 +66,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"coupling-depth": Picture(caption, kept, dict(shares=shares, fits=fits))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = "The forward-backward coupling does not decay with depth"
     figure, axes = drawing.canvas(1, 1, title, picture.caption, width=5.5, height=3.4)
     ax, depths, entries = axes[0, 0], np.array(sizes["depths"]), {}

@@ -8,17 +8,19 @@ Markers and line styles differ too.
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nfd_audit.figures.reading import array
 from nfd_audit.plots import BLACK, SIZE_NAMES
 from nfd_audit.slopes import Slope
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+Figure = Any
+Axes = Any
+"""Matplotlib's, which is imported where something is drawn: without it everything else
+works."""
 
 Style = dict[str, Any]
 """Keywords of a matplotlib line."""
@@ -26,7 +28,7 @@ Style = dict[str, Any]
 MARKERS = "osD^vP*X"
 DIVERGED: Style = dict(color=BLACK, marker="x", linestyle="none")
 
-RC = {
+RC: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,
@@ -63,7 +65,7 @@ def canvas(
     caption: str,
     width: float = 2.7,
     height: float = 2.2,
-) -> "tuple[Figure, np.ndarray]":
+) -> tuple[Figure, np.ndarray]:
     """A Figure with its axes (rows, columns), the title above and the caption below.
 
     width, height : of one panel, in inches
@@ -79,7 +81,7 @@ def canvas(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def legend(figure: "Figure", entries: dict[str, Style]) -> None:
+def legend(figure: Figure, entries: dict[str, Style]) -> None:
     """A legend beside the axes, from {label: style}."""
     from matplotlib.lines import Line2D
 
@@ -115,7 +117,7 @@ def labelled(form: str, styles: dict[Any, Style], **common: Any) -> dict[str, St
 # Axes
 
 
-def log_y(*axes: "Axes") -> None:
+def log_y(*axes: Axes) -> None:
     """A logarithmic scale, unless there is nothing to draw on it."""
     for ax in axes:
         heights = [np.asarray(line.get_ydata(), float) for line in ax.lines]
@@ -133,8 +135,8 @@ def power(size: str, fit: Slope | None) -> str:
 
 
 def curve(
-    ax: "Axes",
-    sizes: Sequence[int],
+    ax: Axes,
+    sizes: ArrayLike,
     values: np.ndarray,
     fit: Slope | None = None,
     **style: Any,
@@ -164,7 +166,7 @@ def mean_losses(runs: dict[Any, list[dict]]) -> dict[str, dict[Any, np.ndarray]]
 
 
 def loss_panels(
-    axes: "Sequence[Axes]",
+    axes: Sequence[Axes],
     losses: dict[str, dict[tuple, np.ndarray]],
     lines: dict[str, str],
     steps: int,
@@ -188,7 +190,7 @@ def loss_panels(
         for (depth, key), mean in losses[kind].items():
             bad = np.flatnonzero(~(mean < 2))
             stop = bad[0] if len(bad) else len(mean)
-            look = dict(linestyle=lines[key], linewidth=1)
+            look: Style = dict(linestyle=lines[key], linewidth=1)
             ax.plot(x[:stop], mean[:stop], **look, **style[depth])
             if len(bad):
                 end = (x[stop - 1], mean[stop - 1]) if stop else (x[0], 2)

@@ -40,17 +40,19 @@ def cases(sizes: Sizes, data: Any, root: int) -> list[Case]:
 
 def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     """Smallest eigenvalues {kernel: {label: shape (seeds, passes - 1, layers)}}."""
-    depth, values, smallest, where = sizes["depth"], {}, {}, {}
-    limit = [(c, result) for c, result in points if c.seed[1] == LIMIT_SEED]
-    networks = [(c, result) for c, result in points if c.seed[1] != LIMIT_SEED]
+    depth = sizes["depth"]
+    values: dict[str, dict[str, np.ndarray]] = {}
+    smallest: dict[str, dict[int, float]] = {name: {} for name in KERNELS}
+    where: dict[str, float] = {}
+    networks, limits = points[: -len(LIMITS)], points[-len(LIMITS) :]
     for name in KERNELS:
         of_it = {}
         for n in sizes["widths"]:
             runs = pick(networks, eigenvalue_case, particles=n)
             of_it[f"width {n}"] = array(runs, depth, name)
-            smallest.setdefault(name, {})[n] = of_it[f"width {n}"][:, -1].min()
+            smallest[name][n] = of_it[f"width {n}"][:, -1].min()
         for label, (backward, _) in LIMITS.items():
-            runs = pick(limit, eigenvalue_case, backward=backward)
+            runs = pick(limits, eigenvalue_case, backward=backward)
             of_it[label] = array(runs, depth, name)
         where[name] = np.argmin(of_it["coupled limit"][0, -1]) / depth
         values[name] = of_it
@@ -60,13 +62,15 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
         f"limit, over the depth after {sizes['passes']} passes (top) and after each "
         "number of passes (bottom). Assumption 5.4 says that they stay away from 0."
     )
-    kept = {f"smallest eigenvalue of {name}": value for name, value in smallest.items()}
+    kept: dict[str, Any] = {
+        f"smallest eigenvalue of {name}": value for name, value in smallest.items()
+    }
     for name, t in where.items():
         kept[f"depth t where {name} is smallest, coupled limit"] = t
     return {"eigenvalues": Picture(caption, kept, dict(values=values))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = "Figure 3: nondegeneracy of the kernels"
     figure, axes = drawing.canvas(2, 2, title, picture.caption, width=3.6, height=2.5)
     passes = np.arange(2, sizes["passes"] + 1)

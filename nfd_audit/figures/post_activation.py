@@ -16,7 +16,9 @@ from nfd_limits import relu_moments
 
 ETA, TEST_EVERY = 0.1, 4
 LINES = dict(pre="-", post="--")
-MARKS = dict(pre=dict(color=BLUE, marker="o"), post=dict(color=ORANGE, marker="s"))
+MARKS: dict[str, drawing.Style] = dict(
+    pre=dict(color=BLUE, marker="o"), post=dict(color=ORANGE, marker="s")
+)
 
 
 def cases(sizes: Sizes, data: Any, root: int) -> list[Case]:
@@ -75,13 +77,13 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"post-activation": Picture(caption, kept, data)}
 
 
-def last_moments(depth: int, block: str) -> dict[str, float]:
+def last_moments(depth: int, block: Any) -> dict[str, float]:
     """The exact moments of h_L at infinite width, and Proposition 3.1's bound."""
     moments = relu_moments(1, depth, block)._asdict()
     return {name: of_layers[-1] for name, of_layers in moments.items()}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     depths, data = sizes["depths"], picture.data
     title = "Figure 4: pre- against post-activation"
     figure, axes = drawing.canvas(1, 4, title, picture.caption, width=2.3, height=2.4)

@@ -1,12 +1,9 @@
 """What a figure is made of."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nfd_audit.claim import Case
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Sizes = dict[str, Any]
 """The sizes of a figure by name: widths, depths, seeds, .."""
@@ -45,7 +42,7 @@ class Recipe(NamedTuple):
     about: str
     cases: Callable[[Sizes, Any, int], list[Case]]
     numbers: Callable[[Points, Sizes], dict[str, Picture]]
-    draw: "Callable[[Picture, Sizes], Figure]"
+    draw: Callable[[Picture, Sizes], Any]
     tiny: Sizes
     default: Sizes
     paper: Sizes

@@ -44,7 +44,8 @@ def limit_case(
 
 def _loss_and_kernel(run: Trajectory) -> dict[str, float]:
     last = np.diag(run.C[-1])[-BATCH:]
-    return dict(loss=np.mean(run.chi**2) / 2, kernel=np.mean(last))
+    loss = np.mean(run.chi**2) / 2
+    return dict(loss=float(loss), kernel=float(np.mean(last)))
 
 
 def cases(sizes: Sizes, data: Any, root: int) -> list[Case]:
@@ -125,7 +126,8 @@ def extrapolate(depths: Sequence[int], values: np.ndarray) -> float:
 def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     """Values {quantity: shape (seeds, widths, depths)}, with their fits and limits."""
     widths, depths, limit_at = sizes["widths"], sizes["depths"], sizes["limit_at"]
-    values, kept = {}, {}
+    values: dict[str, np.ndarray] = {}
+    kept: dict[str, Any] = {}
     for name in QUANTITIES:
         rows = [
             [array(pick(points, network_case, width=n, depth=L), name) for L in depths]
@@ -146,7 +148,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"scaling": Picture(caption, kept, dict(values=values))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = "Scaling and diminishing returns: $f_\\infty+a/n+b/L$"
     figure, axes = drawing.canvas(2, 2, title, picture.caption, width=3.6, height=2.5)
     widths, depths = np.array(sizes["widths"]), np.array(sizes["depths"])

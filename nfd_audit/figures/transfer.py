@@ -85,7 +85,7 @@ def best_etas(panels: dict) -> dict[str, Any]:
     return kept
 
 
-def draw_panels(axes: "Iterable[drawing.Axes]", panels: dict, sizes: Sizes) -> None:
+def draw_panels(axes: Iterable[drawing.Axes], panels: dict, sizes: Sizes) -> None:
     """The loss against eta, for each depth a curve. A triangle, white at an edge, is at
     the best eta; each loss above 2 is marked on top."""
     etas = np.array(sizes["etas"])
@@ -95,12 +95,14 @@ def draw_panels(axes: "Iterable[drawing.Axes]", panels: dict, sizes: Sizes) -> N
             ax.plot(etas, mean, **style)
             eta, inside = panel["best"][L]
             if np.isfinite(mean).any():
-                fill = dict(color=color if inside else "white", markeredgecolor=BLACK)
+                fill: drawing.Style = dict(
+                    color=color if inside else "white", markeredgecolor=BLACK
+                )
                 low = np.nanmin(mean)
                 ax.plot(eta, low, marker="v", markersize=9, zorder=3, **fill)
             lost = etas[np.isnan(mean)]
             height = np.full(len(lost), 0.97 - 0.05 * i)
-            on_top = dict(transform=ax.get_xaxis_transform())
+            on_top: drawing.Style = dict(transform=ax.get_xaxis_transform())
             ax.plot(lost, height, "x", color=color, markersize=4, **on_top)
         drawing.log_y(ax)
         ax.set(xscale="log", xlabel=r"$\eta$", title=drawing.tex(title))
@@ -132,7 +134,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"transfer": Picture(caption, best_etas(panels), dict(panels=panels))}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = "Transfer of the learning rate over depth, one-layer blocks"
     figure, axes = drawing.canvas(2, 3, title, picture.caption)
     draw_panels(axes.ravel(), picture.data["panels"], sizes)

@@ -10,15 +10,18 @@ from nfd_audit.figures.reading import array, fitted, pick
 from nfd_audit.figures.recipe import Picture, Points, Recipe, Sizes, doubling, repeat
 from nfd_audit.plots import BLACK, GREEN, PURPLE, log_sizes
 
-EXPONENTS = {  # b, where the first matrix learns at the rate L^b eta
+EXPONENTS: dict[
+    float, drawing.Style
+] = {  # b, where the first matrix learns at the rate L^b eta
     0.0: dict(color=GREEN, marker="o"),
     0.5: dict(color=PURPLE, marker="s"),
 }
+"""b, where the first matrix learns at the rate L^b eta."""
 SHARES = {
     "own update": "$W_1$'s own update of $x$, mean square",
     "part of f^1": r"$W_1$'s part of $f^1$, per $\eta\chi$",
 }
-HOLLOW = dict(markerfacecolor="none", linestyle=":")
+HOLLOW: drawing.Style = dict(markerfacecolor="none", linestyle=":")
 
 
 def cases(sizes: Sizes, data: Any, root: int) -> list[Case]:
@@ -66,7 +69,7 @@ def numbers(points: Points, sizes: Sizes) -> dict[str, Picture]:
     return {"two-layer": Picture(caption, kept, data)}
 
 
-def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
+def draw(picture: Picture, sizes: Sizes) -> drawing.Figure:
     title = (
         "Two-layer blocks: the collapse of the first layer, its correction, the price"
     )
