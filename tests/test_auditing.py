@@ -11,9 +11,9 @@ import pytest
 
 import finite_net
 from nfd_audit import CLAIMS, assert_claim, audit, main
-from nfd_audit.auditing import What, audit_all, moved
+from nfd_audit.auditing import What, audit_all
 from nfd_audit.claim import Claim, Experiment
-from nfd_audit.verdict import Bound, Mean, Rate
+from nfd_audit.verdict import Bound, Rate
 from nfd_min import TANH
 
 HERE = Path(__file__).parents[1]
@@ -175,39 +175,3 @@ def test_the_first_cases_compile_different_kernels():
     names = [case.run.__name__ for case in _Looks(list(CLAIMS.values()), What()).next()]
     assert names[0] == "gia_case" and set(names[1:5]) == {"depth_case"}
     assert "gradient_case" in names
-
-
-def test_what_moved():
-    """A mean moved if Welch's test tells it from the old one; a bound, if its verdict
-    changed."""
-
-    def results(mean, spread, worst, seed):
-        rng = np.random.default_rng(seed)
-        experiment = Experiment(
-            lambda data, seed: {},
-            (8, 8),
-            (
-                Mean("mean", 0, read=lambda result, given: {1: result["mean"]}),
-                Bound("bound", 1, read=lambda result, given: {1: result["worst"]}),
-            ),
-        )
-        claim = Claim("a", "[0]", "-", (experiment,))
-        cases = [dict(mean=mean + spread * rng.normal(), worst=worst) for _ in range(8)]
-        from nfd_audit.auditing import judge
-
-        return [judge(claim, cases, claim.plans(False))]
-
-    def compare(a, b):
-        old = {("a", rate["label"]): rate for rate in a[0]["rates"]}
-        return moved(old, b)
-
-    first = results(1.0, 0.1, 0.5, seed=0)
-    assert compare(first, first) == ([], 2)
-    assert compare(first, results(1.02, 0.1, 0.6, seed=1)) == ([], 2)
-    (sentence,), number = compare(first, results(1.5, 0.1, 0.6, seed=1))
-    assert sentence.startswith("a, mean: 1.") and number == 2
-    (sentence,), _ = compare(first, results(1.0, 0.1, 1.5, seed=1))
-    assert sentence == "a, bound: holds before, fails now"
-    formula = results(1.0, 0.0, 0.5, seed=0)
-    assert compare(formula, results(1.0 + 1e-8, 0.0, 0.5, seed=0))[0] == []
-    assert len(compare(formula, results(1.0 + 1e-5, 0.0, 0.5, seed=0))[0]) == 1

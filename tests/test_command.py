@@ -130,25 +130,6 @@ def test_a_surprise_is_exit_status_1(add_claim, capsys):
     assert run("--claims", "always") == 0
 
 
-def test_what_moved_is_exit_status_1(add_claim, tmp_path, capsys):
-    def measure(data, seed):
-        return {"x": {L: shift + uniform((*seed, L)) for L in (2, 4)}}
-
-    add_claim("shifted", measure, Bound("x", 100.0), repeat=8)
-    add_claim(
-        "mean", lambda data, seed: {"x": {2: 8.0, 4: 4.0 + shift * uniform(seed)}}
-    )
-    options = "--claims", "shifted,mean"
-    file = str(tmp_path / "a.json")
-    shift = 0
-    assert run(*options, "--json", file) == 0
-    assert run(*options, "--baseline", file) == 0
-    assert "Of 2 numbers that" in (out := capsys.readouterr().out) and "0 moved" in out
-    shift = 0.01
-    assert run(*options, "--baseline", file) == 1
-    assert "mean, x: -1.000 [-1.000, -1.000] before, -0.9" in capsys.readouterr().out
-
-
 # --------------------------------------------------------------------------------------
 # Bad arguments
 
