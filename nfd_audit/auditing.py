@@ -14,10 +14,17 @@ from scipy.special import stdtrit
 from nfd_audit import measure, report
 from nfd_audit.claim import Case, Claim, Plan
 from nfd_audit.claims import CLAIMS
+from nfd_audit.data import AnyData, Data, data_of, prepared
 from nfd_audit.run import kept, plain, sweep, versions
 from nfd_audit.verdict import LEVEL, Bound, Part, Points
-from nfd_io import Data, choose, data_of, meant, prepared, replace_file
-from nfd_min import ACTIVATIONS, LOSSES, Activation
+from nfd_min import (
+    ACTIVATIONS,
+    LOSSES,
+    Activation,
+    choose,
+    meant,
+    replace_file,
+)
 
 __all__ = [
     "Audit",
@@ -140,7 +147,7 @@ class What(NamedTuple):
 
 def audit(
     claims: str | Claim | Iterable[str | Claim] | None = None,
-    data: Any = None,
+    data: AnyData = None,
     *,
     full: bool = False,
     seed: int = 0,
