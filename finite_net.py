@@ -133,12 +133,20 @@ def times_rows(W, x, y, lo, hi):
 def back_and_step_rows(W, g, p, c, z, lo, hi):
     """z = W^T g, then W -= c g p^T, for the rows lo..hi-1, in one sweep. [3], [2]"""
     zero(z)
-    for i in range(lo, hi):
-        w, a, b = W[i], g[i], c * g[i]
+    fours = lo + (hi - lo) // 4 * 4
+    for i in range(lo, fours, 4):  # four at a time: z and p are loaded once
+        w0, w1, w2, w3 = W[i], W[i + 1], W[i + 2], W[i + 3]
+        a0, a1, a2, a3 = g[i], g[i + 1], g[i + 2], g[i + 3]
+        b0, b1, b2, b3 = c * a0, c * a1, c * a2, c * a3
         for m in range(len(p)):
-            w_m = w[m]
-            z[m] += a * w_m  # [3]
-            w[m] = w_m - b * p[m]  # [2]
+            z[m] += a0 * w0[m] + a1 * w1[m] + a2 * w2[m] + a3 * w3[m]  # [3]
+            w0[m] -= b0 * p[m]  # [2]
+            w1[m] -= b1 * p[m]
+            w2[m] -= b2 * p[m]
+            w3[m] -= b3 * p[m]
+    for i in range(fours, hi):
+        plus(g[i], W[i], z)  # [3]
+        plus(-c * g[i], p, W[i])  # [2]
 
 
 @kernel
@@ -378,7 +386,6 @@ def backward(first, last, weights, layers, dphi, h, p, g, z):
     return bad
 
 
-
 @kernel
 def share_of_batch(place, samples, weights, layers, phi, dphi, scratch, record):
     """Both passes of the samples at + first .. at + last - 1; whether one diverged.
@@ -497,7 +504,9 @@ def train_one(r, size, samples, weights, layers, phi, dphi, scratch, record):
 
 def _train_each(size, samples, weights, layers, phi, dphi, scratch, record, reached):
     for r in prange(len(reached)):
-        reached[r] = train_one(r, size, samples, weights, layers, phi, dphi, scratch, record)
+        reached[r] = train_one(
+            r, size, samples, weights, layers, phi, dphi, scratch, record
+        )
 
 
 train_each, train_each_parallel = serial_and_parallel(_train_each)
@@ -616,7 +625,7 @@ def train(
     _check_memory(stream, net, real, 1, kept)
     parameters, W_prime, W_tilde = _parameters(weights, rng, real, stream, net)
     record = _record(stream, net, real, kept)
-    scratch = _scratch(real, net, stream)
+    scratch, _ = _scratch(real, net, stream)
     out = _run(stream, net, parameters, W_tilde, scratch, record, test, every)
     if "weights" in kept and out.diverged_at is None:
         out.weights = _weights_at_the_end(parameters, W_prime, net)
@@ -628,9 +637,7 @@ def sgd(
 ) -> Trajectory:
     """`train` from given weights, called as nfd_min.sgd: decoupled if there are four."""
     how.setdefault("backward", "reused" if len(weights) == 3 else "decoupled")
-    return train(
-        stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how
-    )
+    return train(stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how)
 
 
 def train_many(
@@ -654,7 +661,7 @@ def train_many(
     network that of what is kept.
     """
     net, real, kept = _checked(stream, width, depth, phi, dtype, keep, network)
-    seeds = _checked_seeds(seeds)
+    seeds, generators = _checked_seeds(seeds)
     S, L = len(stream), net.L
     numbers = 2 * S * (net.T + 1) * net.n if "h" in kept else 0
     numbers += net.matrices * net.n**2 * (1 + net.decoupled) * ("weights" in kept)
@@ -671,11 +678,11 @@ def train_many(
     threads = thread_count()
     _check_memory(stream, net, real, threads, kept)
     of_one = net.matrices * net.n**2 + 2 * S * (net.T + 1) * net.n
-    at_once = threads * max(1, min(8 * SPAN // work, 2**22 // of_one))
+    at_once = threads * max(1, min(8 * SPAN // work, 2**18 // of_one))
     out = []
     groups = list(pairwise([*range(0, len(seeds), at_once), len(seeds)]))
     for begin, end in progress(groups, "training"):
-        out += _train_group(stream, net, seeds[begin:end], real, kept)
+        out += _train_group(stream, net, generators[begin:end], real, kept)
     for r, run in enumerate(out):
         if run.diverged_at is not None:
             how = dict(dtype=dtype, keep=keep, **network)
@@ -693,11 +700,23 @@ def _checked(stream, width, depth, phi, dtype, keep, network):
     n, L = positive_int("width", width), positive_int("depth", depth)
     real = choose("dtype", dtype, DTYPES)
     kept = choose("keep", keep, KEEP)
-    layers = nfd_min.chain(phi=phi, depth=L, **{"block": "pre"} | network)
-    return _network(n, L, nfd_min.activation(phi), layers, real), real, kept
+    how = {"block": "pre"} | network
+    given = n, L, phi, real, nfd_min.BLOCKS.get(how["block"])
+    try:
+        net = _network(*given, **how)
+    except TypeError:  # of a list, which cannot be remembered
+        net = _network.__wrapped__(*given, **how)
+    return net, real, kept
 
 
-def _network(n, L, of_user, layers, real):
+@lru_cache(maxsize=256, typed=True)
+def _network(n, L, phi, real, build, **how):
+    """The Network with the layers of nfd_min.chain.
+
+    build : what nfd_min.BLOCKS has for the block, as it may have something else later
+    """
+    layers = nfd_min.chain(phi=phi, depth=L, **how)
+    of_user = nfd_min.activation(phi)
     phi, dphi, kind = activations([layer.phi for layer in layers], real)
     has_one = np.array([layer.matrix for layer in layers])
     number = np.where(has_one, np.cumsum(has_one) - 1, -1)
@@ -726,17 +745,17 @@ def _network(n, L, of_user, layers, real):
 def _checked_seeds(seeds):
     try:
         seeds = list(seeds)
-        for seed in seeds:
-            np.random.default_rng(seed)
+        generators = [np.random.default_rng(seed) for seed in seeds]
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "seeds must be a list for numpy.random.default_rng, as range(9): "
-            f"{error}"
+            f"seeds must be a list for numpy.random.default_rng, as range(9): {error}"
         ) from None
     known = np.random.Generator, np.random.BitGenerator, type(None)
     if any(isinstance(seed, known) for seed in seeds):
-        raise ValueError("seeds must be numbers or SeedSequences, not Generators or None")
-    return seeds
+        raise ValueError(
+            "seeds must be numbers or SeedSequences, not Generators or None"
+        )
+    return seeds, generators
 
 
 def _check_memory(stream, net, real, threads, kept):
@@ -828,10 +847,11 @@ def _record(stream, net, real, kept, *more):
     return Record(*outputs, *places)
 
 
-def _scratch(real, net, stream, *more, size=None):
+def _scratch(real, net, stream, *more, size=None, others=()):
     """The Scratch of mini-batches, with an index more in front for several networks.
 
     size : that of test inputs, which go through while a mini-batch keeps its own
+    others : shapes of other arrays in the same memory, a list of which comes second
     """
     B = stream.batch if size is None else size
     B = B if B == 1 else -(-B // 4) * 4
@@ -840,11 +860,12 @@ def _scratch(real, net, stream, *more, size=None):
     shapes = place, place, (T, B, n), (B, n), (B, stream.d), (B,), parts
     shapes = [(*more, *shape) for shape in shapes]
     if size is None:
-        h, g, p, z, x, c, parts = pieces(real, *shapes)
+        h, g, p, z, x, c, parts, *others = pieces(real, *shapes, *others)
     else:
         h, g, p, z, x, c, parts = (empty(shape, real) for shape in shapes)
     shares = -(-B // share_size(B))
-    return Scratch(h, g, p, z, x, c, np.zeros((*more, shares), bool), parts)
+    bad = np.zeros((*more, shares), bool)
+    return Scratch(h, g, p, z, x, c, bad, parts), others
 
 
 def _shared(net, B):
@@ -871,7 +892,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
         at = {seen: e for e, seen in enumerate(sorted({*range(0, S, every * B), S}))}
         out.test_f = np.full((len(at), len(test)), np.nan)
         X_test, rows = _inputs(test, real), min(len(test), TEST_ROWS)
-        test_scratch = _scratch(real, net, stream, size=rows)
+        test_scratch, _ = _scratch(real, net, stream, size=rows)
         testing = X_test, net, parameters, test_scratch
     spans = [(0, S)]
     step = B * max(1, SPAN // _work(net, stream))
@@ -925,17 +946,16 @@ def _evaluate(X, net, parameters, scratch, f):
         run(X[part], parameters, net.chain, net.phi, scratch, f[part])
 
 
-def _train_group(stream, net, seeds, real, kept):
+def _train_group(stream, net, generators, real, kept):
     """The Trajectory of each network; diverged_at is True where it diverged."""
-    R, S, n, M = len(seeds), len(stream), net.n, net.matrices
+    R, S, n, M = len(generators), len(stream), net.n, net.matrices
     shapes = (n, stream.d), (M, n, n), (n,), (M if net.decoupled else 0, n, n)
-    drawn = [empty((R, *shape), real) for shape in shapes]
-    for r, seed in enumerate(seeds):
-        rng = np.random.default_rng(seed)
+    shapes = [(R, *shape) for shape in shapes]
+    scratch, drawn = _scratch(real, net, stream, R, others=shapes)
+    for r, rng in enumerate(generators):
         for a in drawn[: 3 + net.decoupled]:
             fill_normals(rng, a[r])
     record = _record(stream, net, real, kept, R)
-    scratch = _scratch(real, net, stream, R)
     reached = np.zeros(R, np.int64)
     run = train_each_parallel if R > 1 and parallel_allowed() else train_each
     of_all = Parameters(*drawn), net.chain, net.phi, net.dphi, scratch, record

@@ -14,7 +14,7 @@ import re
 import shlex
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from importlib import resources
 from math import prod
@@ -497,14 +497,14 @@ def _from_table(table: Table, data: Data) -> tuple[Floats, Floats, str]:
     values = np.column_stack([_numbers(*item) for item in table.columns.items()])
     if not table.header and data.header is None:
         _refuse_header_of_numbers(values)
-    named = {"first": names[0], "last": names[-1]} | {name: name for name in names}
     label = names[-1]
     if data.label is None:
         _refuse_row_numbers(values, table, data.keep)
         _refuse_to_guess_the_label(values, names, data.target)
     else:
-        _check_names("label", (data.label,), named, table.header)
-        label = named[data.label]
+        ends = {"first": names[0], "last": names[-1]}
+        label = data.label if data.label in names else ends.get(data.label, data.label)
+        _check_names("label", (label,), names, table.header)
         _refuse_row_numbers(values, table, (*data.keep, label))
     at = names.index(label)
     _refuse_one_hot(values, names, at, data.keep)
@@ -532,14 +532,15 @@ def _numbers(name: str, column: pandas.Series) -> Floats:
 
 
 def _check_names(
-    field: str, names: Iterable[Any], columns: Collection[str], header: bool
+    field: str, names: Iterable[Any], columns: list[str], header: bool
 ) -> None:
     """ValueError if one of the names is not that of a column."""
     for name in names:
-        if not isinstance(name, str) or name not in columns:
+        if name not in columns:
             called = "the header has" if header else "it has no header; allowed are"
+            some = columns if len(columns) <= 20 else [*columns[:20], ".."]
             raise ValueError(
-                f"{field}={name!r} is no column; {called} {', '.join(columns)}"
+                f"{field}={name!r} is no column; {called} {', '.join(some)}"
             )
 
 

@@ -62,8 +62,8 @@ def test_names_of_correlations():
         a, b = (finite_net.train(stream, 7, 3, weights=weights, backward=how) for how in (name, rho))
         assert np.array_equal(a.h, b.h) and np.array_equal(a.g, b.g)
     noise = nfd_min.draw_noise(4, 50, 3, rng=0)
-    for coupling, backward in (("full", 1), ("full", "reused"), ("none", 0)):
-        a = sde.solve(stream, 50, 3, noise=noise, coupling=coupling)
+    for name, backward in (("reused", 1), ("decoupled", [0, 0, 0])):
+        a = sde.solve(stream, 50, 3, noise=noise, backward=name)
         b = sde.solve(stream, 50, 3, noise=noise, backward=backward)
         assert np.array_equal(a.h, b.h) and np.array_equal(a.g, b.g)
     opposite = nfd_min.sgd(stream, weights[:3], backward=-1)  # W' is not needed
@@ -142,7 +142,10 @@ def test_closed_forms_of_one_linear_step(L, alpha):
     a, s2 = 0.3, L ** (-2 * alpha)
     c, q = L * s2, 1 + s2
     E, how = q**L, dict(branch_exponent=alpha)
-    full, none = (nfd_limits.linear_limit(stream, coupling, L, **how) for coupling in ("full", "none"))
+    full, none = (
+        nfd_limits.linear_limit(stream, L, backward=backward, **how)
+        for backward in ("reused", "decoupled")
+    )
     assert np.isclose(full.f[1], -a * (2 * E + E / q), rtol=1e-13)  # [X6]
     assert np.isclose(none.f[1], -a * (E + 1 + (E - 1) / c), rtol=1e-13)  # [X6]
     for rho in (0.5, -0.3):
@@ -177,9 +180,9 @@ def test_infinite_depth():
     rng = np.random.default_rng(0)
     stream = Stream(rng.standard_normal((4, 6)), [1.0, -1.0, 0.5, 2.0], 0.4)
     limit = np.array(nfd_limits.linear_limit(stream, branch_exponent=0.8))
-    for coupling in ("full", "none"):
+    for backward in ("reused", "decoupled"):
         depths, how = (10, 20, 40, 80), dict(branch_exponent=1.0)
-        at = [np.array(nfd_limits.linear_limit(stream, coupling, L, **how)) for L in depths]
+        at = [np.array(nfd_limits.linear_limit(stream, L, backward=backward, **how)) for L in depths]
         error = np.abs(at[-1] - limit).max()
         for order in (1, 2, 3):  # 1/L, 1/L^2, .. removed in turn
             at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
@@ -304,8 +307,8 @@ def test_what_does_not_go_together():
     stream = stream_of(4)
     with pytest.raises(ValueError, match="branch_exponent=0.75 must be 0.5"):
         finite_net.train(stream, 5, 3, scaling="mup", branch_exponent=0.75, rng=0)
-    with pytest.raises(ValueError, match="coupling='full' and backward=0.5 are not for use together"):
-        sde.solve(stream, 5, 3, coupling="full", backward=0.5, rng=0)
+    with pytest.raises(ValueError, match='nearest=True is for block="pre" and backward="decoupled"'):
+        sde.solve(stream, 5, 3, nearest=True, backward=0.5, rng=0)
     with pytest.raises(ValueError, match="W' is needed, a fourth array"):
         nfd_min.sgd(stream, nfd_min.draw_weights(5, 3, 5, rng=0), backward=0.5)
     with pytest.raises(ValueError, match='backward="fresh" needs a stream with batch=1, not 2'):
@@ -331,7 +334,7 @@ def test_exponents_of_the_coupling(alpha):
     stream, depths = Stream([X6, [1.5, 0.5, -0.5, 1.0], X6], [-1.0, -1.0, 0.0], 0.1), (48, 96)
     gaps, steps = [], [nfd_limits.one_step(X6, X6, "erf", L, alpha) for L in depths]
     for L in depths:
-        full, none = (nfd_limits.linear_limit(stream, c, L, branch_exponent=alpha) for c in ("full", "none"))
+        full, none = (nfd_limits.linear_limit(stream, L, backward=c, branch_exponent=alpha) for c in ("reused", "decoupled"))
         gaps.append([np.abs(a - b)[2] for a, b in zip((full.f, *full[2:]), (none.f, *none[2:]))])
     parts = [[step.accumulated, step.share.max(), step.nearest] for step in steps]
     for (half, whole), expected in (gaps, 1 - 2 * alpha), (parts, [2 - 4 * alpha, -4 * alpha, -4 * alpha]):
@@ -343,8 +346,8 @@ def test_two_layer_blocks_without_noise():
     answer to W1's; decoupled -a (E + 1 + (E - 1)/c). At alpha = 1 these tend to -4a and -3a."""
     L, s2 = 8, 8.0**-2
     E, stream = (1 + s2) ** L, Stream([X6, X6], [-1.0, 0.0], 0.02)
-    for coupling, slope in ("full", 2 * E + 2 * E / (1 + s2)), ("none", E + 1 + (E - 1) / (L * s2)):
-        how, values = dict(block="two-layer", coupling=coupling, branch_exponent=1.0), []
+    for backward, slope in ("reused", 2 * E + 2 * E / (1 + s2)), ("decoupled", E + 1 + (E - 1) / (L * s2)):
+        how, values = dict(block="two-layer", backward=backward, branch_exponent=1.0), []
         for seed in range(8):
             run = sde.solve(stream, 5_000, L, "identity", rng=seed, keep="outputs", **how)
             values.append((run.f[0] - run.f[1]) / (0.02 * run.chi[0]) - slope)
@@ -354,7 +357,9 @@ def test_two_layer_blocks_without_noise():
 def test_orthogonal_inputs_share_the_readout():
     """[X13]: linear, x_0 and x_1 orthogonal: f and h as NFD, g not."""
     a, stream = 0.3, Stream(sqrt(2) * np.eye(2), [-1.0, 0.0], 0.3)
-    full, none = (nfd_limits.linear_limit(stream, coupling) for coupling in ("full", "none"))
+    full, none = (
+        nfd_limits.linear_limit(stream, backward=backward) for backward in ("reused", "decoupled")
+    )
     assert np.allclose(full.f, none.f, atol=1e-9) and np.allclose(full.h2, none.h2, rtol=1e-9)
     assert np.isclose(full.g2[1], e + 26 / 3 * a**2 * e**2, rtol=1e-8)
     assert np.isclose(none.g2[1], e + 3 * a**2 * e**2, rtol=1e-8)
@@ -525,7 +530,7 @@ def test_parts_of_a_run():
     """[X10] for one small step, against one_step; and from matrices as from particles."""
     x0, x1 = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0])
     stream, step = Stream([x0, x1], [-1.0, 0.0], 0.02), nfd_limits.one_step(x0, x1, "tanh", 5)
-    for train, n in ((partial(sde.solve, coupling="full"), 4000), (finite_net.train, 600)):
+    for train, n in ((partial(sde.solve, backward="reused"), 4000), (finite_net.train, 600)):
         values = []
         for seed in range(12):
             run = train(stream, n, 5, rng=seed)

@@ -500,7 +500,7 @@ def test_a_block_of_ones_own(monkeypatch, layers):
     result = compare(nfd_min.sgd, block="own")
     assert {row.verdict for row in result.rows} == {"equal"}
     assert result.rows[0].setting == "own blocks" and len(result.rows) == 12
-    assert_equations(nfd_min.sgd, block="own", loss="logistic")
+    assert_equations(finite_net.sgd, block="own", loss="logistic")
     assert compare(
         by_sgd(lambda run: (run.f, run.h, -run.g)), block="own"
     ).mistakes == ["the sign of g is wrong [3]"]

@@ -73,7 +73,7 @@ masked = lambda a: np.ma.masked_array(a, mask=a > 0)
         (lambda: sde.first_step_kernel(X[0], depth=10**7), "would take about .* minutes"),
         (lambda: sde.first_step_kernel(np.zeros(3), "erf"), "x has no features"),
         (lambda: sde.relu_moments(1, 10**9), "relu_moments.* minutes"),
-        (lambda: sde.linear_limit(STREAM, depth=10**7), "linear_limit.* needs"),
+        (lambda: nfd_limits.linear_limit(STREAM, depth=10**7), "linear_limit.* needs"),
         (lambda: nfd_limits.one_step(X[0], X[1], depth=10**7), "one_step.* needs"),
         (lambda: nfd_min.draw_weights(7, 3, 0), "d=0 must be an integer >= 1"),
         (lambda: nfd_min.draw_weights(7, 1.5, 5), "depth=1.5 must be an integer"),

@@ -50,10 +50,10 @@ def test_an_activation_in_both_twins(phi):
     assert single.h.dtype == np.float32
     assert np.abs(single.f - exact).max() <= roundings * np.abs(exact).max()
     noise = nfd_min.draw_noise(4, 100, 3, rng=1)
-    for coupling in ("none", "nearest", "full"):
-        plain = nfd_min.nfd(stream, noise, phi, coupling=coupling)
-        same(sde.solve(stream, 100, 3, phi, coupling=coupling, noise=noise), plain)
-        run = sde.solve(stream, 100, 3, phi, coupling=coupling, noise=noise, keep="outputs")
+    for how in ({}, dict(nearest=True), dict(backward="reused")):
+        plain = nfd_min.nfd(stream, noise, phi, **how)
+        same(sde.solve(stream, 100, 3, phi, noise=noise, **how), plain)
+        run = sde.solve(stream, 100, 3, phi, noise=noise, keep="outputs", **how)
         assert np.allclose(run.f, plain.f, rtol=1e-11)
 
 
@@ -211,9 +211,9 @@ def test_the_logistic_loss_in_both_twins(batch):
         for given in (weights[:3], weights):
             same(finite_net.sgd(stream, given, block=block), nfd_min.sgd(stream, given, block=block))
     noise = nfd_min.draw_noise(4, 50, 3, rng=1)
-    for coupling in ("none", "nearest", "full"):
-        run = sde.solve(stream, 50, 3, coupling=coupling, noise=noise)
-        same(run, nfd_min.nfd(stream, noise, coupling=coupling))
+    for how in ({}, dict(nearest=True), dict(backward="reused")):
+        run = sde.solve(stream, 50, 3, noise=noise, **how)
+        same(run, nfd_min.nfd(stream, noise, **how))
     many, one = finite_net.train_many(stream, 11, 3, [5, 6]), finite_net.train(stream, 11, 3, rng=6)
     assert np.array_equal(many[1].h, one.h)
 
@@ -224,9 +224,9 @@ def test_a_loss_is_its_chi():
     noise = nfd_min.draw_noise(4, 50, 3, rng=1)
     for train in (
         lambda stream: nfd_min.sgd(stream, weights),
-        lambda stream: nfd_min.nfd(stream, noise, coupling="full"),
-        lambda stream: nfd_limits.linear_limit(stream, "full", 8),
-        lambda stream: nfd_limits.linear_limit(stream, "none"),
+        lambda stream: nfd_min.nfd(stream, noise, backward="reused"),
+        lambda stream: nfd_limits.linear_limit(stream, 8, backward="reused"),
+        lambda stream: nfd_limits.linear_limit(stream),
         lambda stream: nfd_limits.linear_limit(stream, branch_exponent=0.75),
     ):
         run = train(stream)

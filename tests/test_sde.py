@@ -29,21 +29,21 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
     "eta", [0.2, 0.01]
 )  # at 0.01 the readouts v^k, so Gamma near layer L, are almost collinear
 @pytest.mark.parametrize(
-    "coupling, block, exponent",
+    "how, block, exponent",
     [
-        ("none", "pre", 0),
-        ("nearest", "pre", 0),
-        ("full", "pre", 0),
-        ("none", "two-layer", 0.5),
-        ("full", "two-layer", 0.5),
+        ({}, "pre", 0),
+        (dict(nearest=True), "pre", 0),
+        (dict(backward="reused"), "pre", 0),
+        ({}, "two-layer", 0.5),
+        (dict(backward="reused"), "two-layer", 0.5),
     ],
 )
 @pytest.mark.parametrize("phi", ACTIVATIONS)
-def test_fast_equals_plain(phi, coupling, block, exponent, eta, batch):
+def test_fast_equals_plain(phi, how, block, exponent, eta, batch):
     """[2], [20]-[25], with the correction [17], [97]-[104] or with W~ = W [12], [15], [45]."""
     L, T = (5, 5) if block == "pre" else (3, 6)
     stream, noise = stream_of(6, eta, batch), nfd_min.draw_noise(6, 5000, T, rng=1)  # 3 chunks of particles
-    how = dict(coupling=coupling, block=block, internal_lr_exponent=exponent, noise=noise)
+    how = how | dict(block=block, internal_lr_exponent=exponent, noise=noise)
     fast, plain = sde.solve(stream, 5000, L, phi, **how), nfd_min.nfd(stream, phi=phi, **how)
     for name in FIELDS + ("x", "gx") * (block != "pre"):
         a, b = getattr(fast, name), getattr(plain, name)
@@ -53,9 +53,9 @@ def test_fast_equals_plain(phi, coupling, block, exponent, eta, batch):
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("block, exponent", [("pre", 0), ("two-layer", 0), ("two-layer", 0.5)])
-@pytest.mark.parametrize("backward, coupling", [("decoupled", "none"), ("reused", "full")])
+@pytest.mark.parametrize("backward", ["decoupled", "reused"])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
-def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling, block, exponent, batch):
+def test_given_the_matrices_own_images_it_is_the_network(phi, backward, block, exponent, batch):
     """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to
     rounding. [12], [15], [45], [112]"""
     N, L, S, d = 20, 3, 6, 7
@@ -91,7 +91,7 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, coupling
     xi = np.stack([directions(p[:, t]) @ W_t.T for t, W_t in enumerate(W)], axis=1)
     zeta = np.stack([directions(g[:, t + 1]) @ W_t for t, W_t in enumerate(W_back)], axis=1)
     how = dict(
-        coupling=coupling,
+        backward=backward,
         block=block,
         internal_lr_exponent=exponent,
         noise=nfd_min.Noise(directions(stream.X) @ U.T, v, xi, zeta),
@@ -154,17 +154,17 @@ def by_hand(stream, noise, nearest):
     return f, h, g
 
 
-@pytest.mark.parametrize("coupling", ["none", "nearest"])
+@pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_both_twins_against_loops_by_hand(coupling, batch):
+def test_both_twins_against_loops_by_hand(nearest, batch):
     """An oracle that shares no code with them, so that none of [17], [20]-[25], [97]-[104], [112] is
     wrong in both."""
     rng = np.random.default_rng(3)
     stream = Stream(rng.standard_normal((4, 6)), rng.standard_normal(4), 0.4, batch)
     noise = nfd_min.draw_noise(4, 40, 4, rng=1)
-    f, h, g = by_hand(stream, noise, coupling == "nearest")
-    for run in (sde.solve(stream, 40, 4, noise=noise, coupling=coupling),
-                nfd_min.nfd(stream, noise, coupling=coupling)):  # fmt: skip
+    f, h, g = by_hand(stream, noise, nearest)
+    for run in (sde.solve(stream, 40, 4, noise=noise, nearest=nearest),
+                nfd_min.nfd(stream, noise, nearest=nearest)):  # fmt: skip
         for ours, theirs in ((run.f, f), (run.h, h), (run.g, g)):
             assert np.abs(ours - theirs).max() < 1e-10 * np.abs(theirs).max()
 
@@ -175,10 +175,10 @@ def test_nearest_layer_correction_of_the_backward_pass():
     stream = stream_of(2, 0.3)
     noise = nfd_min.draw_noise(2, 4000, 2, rng=1)
     for solve in (
-        (lambda c: sde.solve(stream, 4000, 2, noise=noise, coupling=c)),
-        (lambda c: nfd_min.nfd(stream, noise, coupling=c)),
+        (lambda c: sde.solve(stream, 4000, 2, noise=noise, nearest=c)),
+        (lambda c: nfd_min.nfd(stream, noise, nearest=c)),
     ):
-        none, near = solve("none"), solve("nearest")
+        none, near = solve(False), solve(True)
         change = near.h[1, 2] - none.h[1, 2]  # reaches g^1 through chi only, so not at all
         assert change.any() and np.array_equal(none.g[1, 1:], near.g[1, 1:])
         dphi = 1 - np.tanh(none.h) ** 2
@@ -193,7 +193,7 @@ def test_nearest_layer_correction_formula():
     phi'] g^0_l."""
     stream, L = stream_of(2, 0.3), 3
     noise = nfd_min.draw_noise(2, 4000, L, rng=1)
-    none, near = (sde.solve(stream, 4000, L, noise=noise, coupling=c) for c in ("none", "nearest"))
+    none, near = (sde.solve(stream, 4000, L, noise=noise, nearest=c) for c in (False, True))
     assert np.array_equal(none.h[0], near.h[0]) and np.array_equal(none.g[0], near.g[0])
     assert np.array_equal(none.h[1, :2], near.h[1, :2])  # C_{-1} := 0
     dphi = 1 - np.tanh(none.h[:, 1]) ** 2
@@ -241,9 +241,9 @@ def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
 
     particles = {
         c: np.array(
-            [sample(sde.solve(stream, 10, 3, phi, coupling=c, rng=[r, 1], **how)) for r in range(runs)]
+            [sample(sde.solve(stream, 10, 3, phi, backward=c, rng=[r, 1], **how)) for r in range(runs)]
         )
-        for c in ("none", "full")
+        for c in ("decoupled", "reused")
     }
     networks = {
         b: np.array(
@@ -256,8 +256,8 @@ def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
         for c in particles
         for b in networks
     }
-    assert p["none", "decoupled"] > 1e-4 and p["full", "reused"] > 1e-4
-    assert p["none", "reused"] < 1e-6 and p["full", "decoupled"] < 1e-6  # the test can tell them apart
+    assert p["decoupled", "decoupled"] > 1e-4 and p["reused", "reused"] > 1e-4
+    assert p["decoupled", "reused"] < 1e-6 and p["reused", "decoupled"] < 1e-6  # the test can tell them apart
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
@@ -270,7 +270,7 @@ def test_two_layer_closed_form(exponent):
         0 if exponent == -np.inf else L**exponent,
         Stream(np.ones((2, 3)), [1.0, 1.0], eta),
     )
-    for coupling, slope in ("none", 2 * E), ("full", 2 * E + (1 + rate) * E / (1 + 1 / L)):
+    for backward, slope in ("decoupled", 2 * E), ("reused", 2 * E + (1 + rate) * E / (1 + 1 / L)):
         runs = [
             sde.solve(
                 stream,
@@ -279,7 +279,7 @@ def test_two_layer_closed_form(exponent):
                 "identity",
                 block="two-layer",
                 internal_lr_exponent=exponent,
-                coupling=coupling,
+                backward=backward,
                 rng=r,
                 keep="outputs",
             )
@@ -287,7 +287,7 @@ def test_two_layer_closed_form(exponent):
         ]
         error = np.array([(run.f[1] - run.f[0]) / (eta * run.chi[0]) + slope for run in runs])
         allowed = 4 * error.std(ddof=1) / sqrt(len(runs))
-        assert abs(error.mean()) < allowed < 0.3 * E, (coupling, error)
+        assert abs(error.mean()) < allowed < 0.3 * E, (backward, error)
 
 
 def test_noise_of_two_layer_blocks_comes_in_pairs():
@@ -314,7 +314,7 @@ def test_response_functions():
     for rng in range(8):
         runs.append(
             sde.solve(
-                Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), 20_000, L, "identity", coupling="full", rng=rng
+                Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), 20_000, L, "identity", backward="reused", rng=rng
             )
         )
     a = np.array([0.1 * run.chi[0] for run in runs])
@@ -347,7 +347,7 @@ def test_response_functions_of_several_passes(phi):
     N, L, S = 400_000, 3, 4
     X = 1 + 0.5 * np.random.default_rng(0).standard_normal((S, 5))  # similar inputs: strong responses
     stream, noise = Stream(X, [2, 2, -2, 2], 0.2), sde.draw_noise(S, N, L, rng=3)
-    run = sde.solve(stream, N, L, phi, coupling="full", noise=noise)
+    run = sde.solve(stream, N, L, phi, backward="reused", noise=noise)
     p = ACTIVATIONS[phi].phi(run.h)
     for l in range(1, L + 1):
         R, R_back = (np.linalg.cholesky(a @ a.T / N) for a in (p[:, l - 1], run.g[:, l]))
@@ -369,9 +369,9 @@ def test_repeated_and_zero_samples_are_not_new_directions():
         assert np.allclose(run.h[0], run.h[1], atol=1e-5) and np.allclose(run.g[0], run.g[1], atol=1e-5)
         assert not run.h[2].any() and np.isclose(run.f[2], 0)
         assert np.isfinite(run.h).all() and np.isfinite(run.g).all() and run.diverged_at is None
-    for coupling in ("none", "full"):
+    for backward in ("decoupled", "reused"):
         for eta, seed in ((0.2, 0), (0.01, 1), (0.01, 2)):  # more passes than particles
-            small = sde.solve(stream_of(48, eta, seed=seed), 20, 3, coupling=coupling, rng=seed)
+            small = sde.solve(stream_of(48, eta, seed=seed), 20, 3, backward=backward, rng=seed)
             assert small.diverged_at is None and np.abs(small.g).max() < 30
 
 
@@ -405,9 +405,9 @@ def test_noise_keep_and_dtype():
 def test_layers_that_are_not_kept(phi, block):
     """keep="outputs" stores few layers of h; the numbers, and where a run diverges, are the same."""
     stream, run = stream_of(4, 0.5), partial(sde.solve, particles=60, steps=5, phi=phi, block=block, rng=5)
-    for coupling in ("none", "full"):
+    for backward in ("decoupled", "reused"):
         assert np.array_equal(
-            run(stream, coupling=coupling).f, run(stream, coupling=coupling, keep="outputs").f
+            run(stream, backward=backward).f, run(stream, backward=backward, keep="outputs").f
         )
     wild = stream_of(6, 1e150)
     with warnings.catch_warnings():
@@ -445,7 +445,7 @@ def test_divergence():
         and np.isnan(run.C[:, k]).all()
         and np.isfinite(run.min_eig()[0]).all()
     )
-    full = sde.solve(stream, 50, 40, "identity", noise=noise, coupling="full")
+    full = sde.solve(stream, 50, 40, "identity", noise=noise, backward="reused")
     k, _ = full.diverged_at
     assert (
         np.isfinite(full.A[:, :k, :k]).all()
@@ -461,7 +461,8 @@ def test_divergence():
         (dict(steps=0), "steps=0"),
         (dict(steps=2.0), "steps=2.0"),
         (dict(phi="sin"), "phi='sin' is unknown"),
-        (dict(coupling="strong"), "coupling='strong' is unknown; allowed: none, nearest, full"),
+        (dict(backward="strong"), "backward='strong' is unknown; allowed: reused, decoupled, fresh"),
+        (dict(nearest="yes"), "nearest='yes' is unknown"),
         (dict(dtype="int"), "dtype='int' is unknown"),
         (dict(keep=None), "keep=None is unknown"),
         (dict(particles=10**12), "solve.* needs .* GiB; this machine has"),
@@ -469,7 +470,8 @@ def test_divergence():
         (dict(noise=5), "the 4 arrays u, v, xi, zeta"),
         (dict(stream=3), "stream must be a Stream, not int"),
         (dict(block="post"), "block='post' is unknown; allowed: pre, two-layer"),
-        (dict(block="two-layer", coupling="nearest"), 'coupling="nearest" is a formula for block="pre" only'),
+        (dict(block="two-layer", nearest=True), 'nearest=True is for block="pre"'),
+        (dict(backward="reused", nearest=True), 'nearest=True is for block="pre"'),
         (dict(internal_lr_exponent=1), 'internal_lr_exponent=1 is for block="two-layer"'),
         (
             dict(block="two-layer", noise=sde.draw_noise(2, 4, 2)),
@@ -495,13 +497,13 @@ def test_init_kernels_linear():
     """[10]: Q = e^t K, Gamma = e^(1-t), Theta = 3 e K; at depth L, E = (1 + 1/L)^L: Theta = (2E + E / (1 +
     1/L)) K."""
     K = X @ X.T / 4
-    limit = sde.init_kernels(X, "identity")
+    limit = nfd_limits.init_kernels(X, "identity")
     assert np.allclose(limit.Q, np.exp(limit.t)[:, None, None] * K, rtol=1e-9)
     assert np.allclose(limit.Gamma, np.exp(1 - limit.t)[:, None, None], rtol=1e-9) and np.allclose(
         limit.Theta, 3 * e * K, rtol=1e-9
     )
     L = 7
-    E, finite = (1 + 1 / L) ** L, sde.init_kernels(X, "identity", L)
+    E, finite = (1 + 1 / L) ** L, nfd_limits.init_kernels(X, "identity", L)
     assert np.allclose(finite.Q[3], (1 + 1 / L) ** 3 * K) and np.allclose(finite.Gamma[3], (1 + 1 / L) ** 4)
     assert np.allclose(finite.Theta, (2 * E + E / (1 + 1 / L)) * K) and np.allclose(
         finite.t, np.arange(8) / 7
@@ -570,8 +572,8 @@ def test_tanh_quadrature_is_exact_where_a_closed_form_exists():
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_depth_converges_to_the_limit(phi):
     """Richardson: 2 K(2L) - K(L) is closer to the limit than K(2L), by two orders at L = 200."""
-    limit = sde.init_kernels(X, phi)
-    coarse, fine = (sde.init_kernels(X, phi, L) for L in (192, 384))
+    limit = nfd_limits.init_kernels(X, phi)
+    coarse, fine = (nfd_limits.init_kernels(X, phi, L) for L in (192, 384))
     for a, b, exact in (
         (coarse.Theta, fine.Theta, limit.Theta),
         (coarse.Q[96], fine.Q[192], limit.Q[32]),
@@ -583,7 +585,7 @@ def test_depth_converges_to_the_limit(phi):
 def test_depth_one():
     """At L = 1 the only growth factor is taken at layer 0: Gamma_0 = 1 + E[phi'(h_0) phi'(h_0)]."""
     kernels, (phi_phi, dphi_dphi) = (
-        sde.init_kernels(X, "tanh", 1),
+        nfd_limits.init_kernels(X, "tanh", 1),
         nfd_limits.gaussian_moments(X @ X.T / 4, nfd_min.TANH),
     )
     assert np.allclose(kernels.Gamma, [1 + dphi_dphi, np.ones((3, 3))]) and np.allclose(
@@ -596,47 +598,47 @@ def test_large_inputs():
         1
     ]  # E tanh'^2 ~ (4/3) / (sigma sqrt(2 pi))
     assert np.allclose(exact, 4 / 3 / 30 / sqrt(2 * np.pi), rtol=2e-3)
-    assert np.isfinite(sde.init_kernels([[1e9]], "erf", 2).Theta).all()
+    assert np.isfinite(nfd_limits.init_kernels([[1e9]], "erf", 2).Theta).all()
     for bad, message in (([[100.0]], "beyond 1600"), ([[1e160]], "too large")):
         with pytest.raises(ValueError, match=message):
-            sde.init_kernels(bad)
+            nfd_limits.init_kernels(bad)
 
 
 def test_relu_moments():
     """[29]: one layer for any variance, Prop 3.1's bound, the growth like exp(2 sqrt(L / 2 pi)), and every
     layer of networks."""
     for var in (0.3, 5.0):
-        one = sde.relu_moments(
+        one = nfd_limits.relu_moments(
             var, 1, "post"
         )  # E max(sigma Z, 0) = sigma / sqrt(2 pi), E max(sigma Z, 0)^2 = sigma^2 / 2
         assert np.allclose(one.mean, [0, sqrt(var / 2 / np.pi)]) and np.allclose(one.square, [var, 1.5 * var])
-    post = sde.relu_moments(1, 4000, "post")
+    post = nfd_limits.relu_moments(1, 4000, "post")
     assert (
         (post.mean[1:] >= post.bound[1:] * (1 - 1e-12)).all()
         and post.bound[1] == post.mean[1]
         and post.bound.shape == post.mean.shape
         and np.allclose(post.bound[2:] / post.bound[1:-1], 1 + 1 / sqrt(2 * np.pi * 4000))
     )
-    growth = np.log(post.square[-1] / sde.relu_moments(1, 1000, "post").square[-1]) / (
+    growth = np.log(post.square[-1] / nfd_limits.relu_moments(1, 1000, "post").square[-1]) / (
         2 / sqrt(2 * np.pi) * (sqrt(4000) - sqrt(1000))
     )
     assert 0.97 < growth < 1.03
     stream, n, L = Stream(np.ones((1, 3)), [0.0], 0), 200, 6
     for block in ("pre", "post"):
-        exact = sde.relu_moments(1, L, block)
+        exact = nfd_limits.relu_moments(1, L, block)
         h = np.array([finite_net.train(stream, n, L, "relu", block=block, rng=r).h[0] for r in range(60)])
         for measured, value in ((h.mean(axis=2), exact.mean), ((h**2).mean(axis=2), exact.square)):
             error = measured.mean(axis=0) - value
             assert (np.abs(error) < 4 * measured.std(axis=0) / sqrt(60) + 1e-12).all(), (block, error)
     for bad in (dict(depth=0), dict(block="two-layer"), dict(square=-1), dict(square=np.nan)):
         with pytest.raises(ValueError):
-            sde.relu_moments(**(dict(square=1, depth=3) | bad))
+            nfd_limits.relu_moments(**(dict(square=1, depth=3) | bad))
 
 
 def test_degenerate_inputs():
     for phi in ACTIVATIONS:
         for depth in (None, 3):
-            kernels = sde.init_kernels([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]], phi, depth)
+            kernels = nfd_limits.init_kernels([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]], phi, depth)
             assert all(np.isfinite(a).all() for a in kernels)
             assert np.allclose(kernels.Q[:, 0], kernels.Q[:, 1]) and not kernels.Q[:, 3].any()
             assert np.allclose(kernels.Theta[0, 0], kernels.Theta[0, 1])
@@ -644,7 +646,7 @@ def test_degenerate_inputs():
                 assert np.allclose(kernels.Gamma[:, 3, 3], 1)  # phi'(0) = 0
     for bad in (dict(X=np.ones(3)), dict(X=[[np.nan]]), dict(X=X, depth=0), dict(X=X, phi="gelu")):
         with pytest.raises(ValueError):
-            sde.init_kernels(**bad)
+            nfd_limits.init_kernels(**bad)
 
 
 def test_theta_is_the_squared_gradient_of_a_wide_network():
@@ -660,7 +662,7 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
             sum((g[:, l] @ g[:, l].T / n) * (p[:, l - 1] @ p[:, l - 1].T / n) for l in range(1, L + 1)) / L
         )
         thetas.append(theta)
-    exact = sde.init_kernels(stream.X, depth=L).Theta
+    exact = nfd_limits.init_kernels(stream.X, depth=L).Theta
     assert (np.abs(np.mean(thetas, axis=0) - exact) < 5 * np.std(thetas, axis=0) / sqrt(11)).all()
     assert np.std(thetas, axis=0).max() < 0.2 * exact.max()
 
@@ -671,22 +673,22 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
 
 def test_linear_limit_one_step():
     """[20]-[22], [X2], [X3]: f_1, E h^2 and E g^2 after one step on the same input, at depth L and in the
-    limit, for both couplings."""
+    limit, for both backward passes."""
     same, a = Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), -0.1
     twice = Stream([same.X[0], 2 * same.X[1]], same.y, same.eta)
     for L in (1, 8, 64):
         E = (1 + 1 / L) ** L
         assert np.allclose(
-            sde.linear_limit(same, "full", L).f, [0, -(2 * E + E / (1 + 1 / L)) * a], atol=1e-13
+            nfd_limits.linear_limit(same, L, backward="reused").f, [0, -(2 * E + E / (1 + 1 / L)) * a], atol=1e-13
         )
-        assert np.allclose(sde.linear_limit(same, "none", L).f, [0, -2 * E * a], atol=1e-13)
-        assert np.allclose(sde.linear_limit(same, "none", L).h2[0], E) and np.allclose(
-            sde.linear_limit(same, "none", L).g2[0], E
+        assert np.allclose(nfd_limits.linear_limit(same, L).f, [0, -2 * E * a], atol=1e-13)
+        assert np.allclose(nfd_limits.linear_limit(same, L).h2[0], E) and np.allclose(
+            nfd_limits.linear_limit(same, L).g2[0], E
         )
-        for coupling in ("full", "none"):  # f_1 is linear in x_1
-            once, double = (sde.linear_limit(stream, coupling, L).f[1] for stream in (same, twice))
+        for backward in ("reused", "decoupled"):  # f_1 is linear in x_1
+            once, double = (nfd_limits.linear_limit(stream, L, backward=backward).f[1] for stream in (same, twice))
             assert np.isclose(double, 2 * once, rtol=1e-13)
-    full, none = sde.linear_limit(same, "full"), sde.linear_limit(same, "none")
+    full, none = nfd_limits.linear_limit(same, backward="reused"), nfd_limits.linear_limit(same)
     assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(none.f[1], -2 * e * a, rtol=1e-8)
     for of_full, of_none in ((full.h2, none.h2), (full.g2, none.g2)):  # turned round it is the same network
         assert np.allclose(of_full, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
@@ -695,17 +697,19 @@ def test_linear_limit_one_step():
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("coupling", ["full", "none"])
-def test_linear_limit_is_the_limit_of_particles(coupling, batch):
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+def test_linear_limit_is_the_limit_of_particles(backward, batch):
     """[X2], [X3]: several steps, different inputs; the same at depth 6 and, by the two depths' Richardson
     value, in the limit."""
     stream, runs = stream_of(4, 0.15, batch), []
-    exact = sde.linear_limit(stream, coupling, 6)
+    exact = nfd_limits.linear_limit(stream, 6, backward=backward)
     for r in range(12):
-        run = sde.solve(stream, 20_000, 6, "identity", coupling=coupling, rng=r)
+        run = sde.solve(stream, 20_000, 6, "identity", backward=backward, rng=r)
         runs.append([run.f, np.mean(run.h[:, -1] ** 2, axis=1), np.mean(run.g[:, 0] ** 2, axis=1)])
     error = np.array(runs) - [exact.f, exact.h2, exact.g2]
-    other = sde.linear_limit(stream, "none" if coupling == "full" else "full", 6)
+    other = nfd_limits.linear_limit(
+        stream, 6, backward="decoupled" if backward == "reused" else "reused"
+    )
     worst = np.abs(error.mean(axis=0)) / (error.std(axis=0, ddof=1) / sqrt(12))
     assert worst.max() < 6  # 12 numbers, t with 11 degrees of freedom
     assert (
@@ -715,35 +719,35 @@ def test_linear_limit_is_the_limit_of_particles(coupling, batch):
         ).max()
         > 20
     )
-    coarse, fine = (np.array(sde.linear_limit(stream, coupling, L)) for L in (64, 128))
-    limit = np.array(sde.linear_limit(stream, coupling))
+    coarse, fine = (np.array(nfd_limits.linear_limit(stream, L, backward=backward)) for L in (64, 128))
+    limit = np.array(nfd_limits.linear_limit(stream, backward=backward))
     assert np.abs(2 * fine - coarse - limit).max() < 0.1 * np.abs(fine - limit).max()
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(coupling="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7), dict(stream=3)]
+    "bad", [dict(backward="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7), dict(stream=3)]
 )
 def test_linear_limit_rejects(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        sde.linear_limit(**(dict(stream=stream_of(2)) | bad))
+        nfd_limits.linear_limit(**(dict(stream=stream_of(2)) | bad))
 
 
 @pytest.mark.parametrize("eta", [1.0, 50.0])
 def test_linear_limit_says_when_it_cannot_extrapolate(eta):
     with pytest.raises(ValueError, match="cannot be extrapolated at eta="):
-        sde.linear_limit(stream_of(6, eta), "full")
+        nfd_limits.linear_limit(stream_of(6, eta), backward="reused")
 
 
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_first_step_kernel(phi):
     """[X7]: Theta is the squared gradient and Theta_NFD is smaller; linear phi, |x|^2 = d: 3e and 2e."""
     x = np.array([1.0, -1.0, 1.0, 1.0])
-    Theta, Theta_NFD = sde.first_step_kernel(x, phi)[:2]
-    kernels = sde.init_kernels(x[None], phi)
+    Theta, Theta_NFD = nfd_limits.first_step_kernel(x, phi)[:2]
+    kernels = nfd_limits.init_kernels(x[None], phi)
     phi_2 = [nfd_limits.gaussian_moments(Q, ACTIVATIONS[phi])[0][0, 0] for Q in kernels.Q]
     assert np.isclose(Theta, kernels.Theta[0, 0]) and Theta_NFD < Theta
     assert np.isclose(Theta_NFD, kernels.Q[-1, 0, 0] + trapezoid(phi_2, kernels.t) + 1, rtol=1e-3)
     if phi == "identity":
         E = (1 + 1 / 4) ** 4
         assert np.allclose((Theta, Theta_NFD), (3 * e, 2 * e))
-        assert np.allclose(sde.first_step_kernel(x, phi, 4)[:2], (2 * E + E / (1 + 1 / 4), 2 * E))
+        assert np.allclose(nfd_limits.first_step_kernel(x, phi, 4)[:2], (2 * E + E / (1 + 1 / 4), 2 * E))
