@@ -13,7 +13,7 @@ same bits on any number of threads.
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import pairwise
-from math import prod, sqrt
+from math import sqrt
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -516,9 +516,9 @@ train_each, train_each_parallel = serial_and_parallel(_train_each)
 
 KEEP = {
     "all": ("h", "C"),
-    "weights": ("h", "C", "weights"),
     "kernels": ("C",),
     "outputs": (),
+    "weights": ("h", "C", "weights"),
 }
 WIDE = 512  # from this width on threads share the rows of a matrix
 WORTH_SHARING = 2**18  # multiplications; threads share mini-batches that take more
@@ -853,8 +853,9 @@ def _scratch(real, net, stream, *more, size=None, others=()):
     size : that of test inputs, which go through while a mini-batch keeps its own
     others : shapes of other arrays in the same memory, a list of which comes second
     """
-    B = stream.batch if size is None else size
-    B = B if B == 1 else -(-B // 4) * 4
+    B = stream.batch
+    if size is not None or B > 1:
+        B = -(-(size or B) // 4) * 4
     n, T = net.n, net.T
     place, parts = (T + 1, B, n), (-(-n // ROWS), n)
     shapes = place, place, (T, B, n), (B, n), (B, stream.d), (B,), parts

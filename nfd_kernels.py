@@ -18,7 +18,7 @@ from typing import Callable, Iterable
 
 import numpy as np
 
-from nfd_min import DTYPES, FAR, NEAR, Activation, no_exception
+from nfd_min import FAR, NEAR, Activation, no_exception
 
 try:
     import numba
@@ -562,7 +562,15 @@ def dots(A, t, lo, hi, x, n, out):
             r += c[m] * x[m]
             s += d[m] * x[m]
         out[j], out[j + 1], out[j + 2], out[j + 3] = p, q, r, s
-    for j in range(fours, n):
+    twos = n // 2 * 2
+    for j in range(fours, twos, 2):
+        a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
+        p = q = zero
+        for m in range(len(x)):
+            p += a[m] * x[m]
+            q += b[m] * x[m]
+        out[j], out[j + 1] = p, q
+    for j in range(twos, n):
         out[j] = dot(A[j, t][lo:hi], x)
 
 
@@ -583,7 +591,13 @@ def add(c, A, t, lo, hi, n, y):
         p, q, r, s = c[j], c[j + 1], c[j + 2], c[j + 3]
         for m in range(len(y)):
             y[m] += p * a[m] + q * b[m] + r * d[m] + s * e[m]
-    for j in range(fours, n):
+    twos = n // 2 * 2
+    for j in range(fours, twos, 2):
+        a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
+        p, q = c[j], c[j + 1]
+        for m in range(len(y)):
+            y[m] += p * a[m] + q * b[m]
+    for j in range(twos, n):
         plus(c[j], A[j, t][lo:hi], y)
 
 

@@ -386,10 +386,12 @@ def _chain_kernel(
 ) -> tuple[Array, float]:
     """E[g_l g~_l], shape (L+1,), and Theta_rho of a chain; square : |x|^2 / d. [X7]
 
-    W_t is independent of all that comes before it, forward and backward, so that
+    Every place has one layer that leads to it, and W_t is independent of what comes
+    before it, forward and backward. So no two terms of a sum are correlated:
 
         E h_t^2 = skip^2 E h_{t-back}^2 + s^2 E[phi(h_{t-1})^2]
-        g_t = s phi'(h_t) z_{t+1} + sum of skip_u g_u over all u with u - back_u = t
+        E g_t g~_t = rho s^2 E[phi'(h_t)^2] E g_{t+1} g~_{t+1}
+                     + sum of skip_u^2 E g_u g~_u over all u with u - back_u = t
     """
     T = len(layers)
     Q, phi2, slope2 = np.empty(T + 1), np.empty(T + 1), np.empty(T + 1)
@@ -398,28 +400,14 @@ def _chain_kernel(
         moments = gaussian_moments(Q[t - 1 : t].reshape(1, 1), layer.phi)
         phi2[t], slope2[t] = moments[0][0, 0], moments[1][0, 0]
         Q[t] = layer.skip**2 * Q[t - layer.back] + layer.s**2 * phi2[t]
-    back = max(layer.back for layer in layers)
-    G = np.zeros((T + 1, back))  # E[g_t g~_u] at [t, u - t], t <= u < t + back
-    G[T, 0] = 1
-    for t in range(T - 1, -1, -1):
-        above = [
-            (u, layers[u - 1].skip)
-            for u in range(t + 1, min(t + back, T) + 1)
-            if u - layers[u - 1].back == t
-        ]
-        for w in range(t + 1, min(t + back, T + 1)):
-            G[t, w - t] = sum(skip * _entry(G, u, w) for u, skip in above)
-        next_layer = layers[t]
-        G[t, 0] = next_layer.rho * next_layer.s**2 * slope2[t + 1] * G[t + 1, 0]  # [X7]
-        G[t, 0] += sum(a * b * _entry(G, u, w) for u, a in above for w, b in above)
-    moved = [a.rate * a.s**2 * G[t, 0] * phi2[t] for t, a in enumerate(layers, 1)]
-    Theta = Q[T] + sum(moved) + G[0, 0] * square  # [X7]
-    return G[:: T // depth, 0], float(Theta)
-
-
-def _entry(G: Array, t: int, u: int) -> float:
-    """E[g_t g~_u], symmetric."""
-    return float(G[min(t, u), abs(t - u)])
+    Gamma = np.zeros(T + 1)
+    Gamma[T] = 1
+    for t, layer in reversed(list(enumerate(layers, 1))):
+        Gamma[t - layer.back] += layer.skip**2 * Gamma[t]
+        Gamma[t - 1] += layer.rho * layer.s**2 * slope2[t] * Gamma[t]  # [X7]
+    s2_rates = np.array([layer.rate * layer.s**2 for layer in layers])
+    Theta = Q[T] + np.sum(s2_rates * Gamma[1:] * phi2[1:]) + Gamma[0] * square  # [X7]
+    return Gamma[:: T // depth], float(Theta)
 
 
 # --------------------------------------------------------------------------------------

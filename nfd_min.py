@@ -186,9 +186,7 @@ def sgd(
                 W = W - step * rates * dW  # [2], [12]
                 moved = moved - step * rates * dW  # [8]
                 v = v - step * dv  # [2]
-        out.h, out.x = split(h, L)
-        out.g, out.gx = split(g, L)
-        fill_kernels(out, out.h, out.g, phi)
+        _keep(out, h, g, L, phi)
         if not layers[0].fresh and -1 not in rho and out.diverged_at is None:
             # W~ = rho W + sqrt(1 - rho^2) W' has moved as W has, so W' has moved by
             of_W_prime = (np.sqrt((1 - rho) / (1 + rho)) * moved).reshape(shape)  # [X1]
@@ -619,19 +617,17 @@ def nfd(
     """
     check_type("stream", stream, Stream)
     M = len(particle_chain(block, phi, 1))
-    u, v, xi, zeta = check_noise(noise, len(stream))
-    S, T, N = xi.shape
-    if T % M:
-        raise ValueError(f"the noise has {T} steps; a block needs {M}")
-    L = T // M
+    u, v, xi, zeta = check_noise(noise, len(stream), per_block=M)
+    (S, T, N), L = xi.shape, xi.shape[1] // M
     layers = particle_chain(
         block, phi, L, internal_lr_exponent, backward, branch_exponent, nearest
     )
     K, U = stream.gram, LazyGaussian((N, stream.d))
     W = [LazyGaussian((N, N), rho=layer.rho) for layer in layers]
     h, g = np.full((2, S, T + 1, N), np.nan)
-    out = Trajectory(f=np.full(S, np.nan), chi=np.full(S, np.nan))
-    f, chi = out.f, out.chi
+    f, chi = np.full((2, S), np.nan)
+    out = Trajectory(f, chi)
+    near = nearest * layers[0].s ** 2 / L  # 0 without the closed form
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for k in range(S):
             past = slice(0, stream.seen(k))
@@ -646,10 +642,8 @@ def nfd(
                 P[t - 1] = np.mean(layer.phi.dphi(h[past, t - 1]) * slope, axis=-1)
                 dB = layer.s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25], [101]
                 drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]  # [20]
-                c = -(a * C[t - 2] * P[t - 1]) @ g[past, t]
-                c *= layer.s**2 / L  # [17], [103]
-                dh = dB + drift + nearest * c  # [20], [98], [112]
-                h[k, t] = layer.skip * h[k, t - layer.back] + dh
+                c = -near * (a * C[t - 2] * P[t - 1]) @ g[past, t]  # [17], [103]
+                h[k, t] = layer.skip * h[k, t - layer.back] + dB + drift + c  # [98]
 
             g[k] = 0
             g[k, T] = v - a @ h[past, T]  # [22], [99]
@@ -657,21 +651,17 @@ def nfd(
             chi[k] = stream.chi(f[k], k)
             for t, layer in reversed(list(enumerate(layers, 1))):
                 p = layer.phi.phi(h[past, t - 1])
-                slope = layer.phi.dphi(h[k, t - 1])
                 Gamma[t] = g[past, t] @ g[k, t] / N  # [23]
                 W_back = LazyGaussian((N, N)) if layer.fresh else W[t - 1]  # [X11]
                 z = W_back.transpose_times(g[k, t], zeta[k, t - 1])
                 dB = layer.s * z / sqrt(N)  # [25], [102]
-                drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p  # [21]
-                d = -(a * Gamma[t + 1] * P[t]) @ p
-                d *= layer.s**2 / L  # [104]
+                drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p  # [21], [100]
+                d = -near * (a * Gamma[t + 1] * P[t]) @ p  # [104]
                 g[k, t - layer.back] += layer.skip * g[k, t]  # [21]
-                g[k, t - 1] += slope * (dB + drift + nearest * d)  # [21], [100]
+                g[k, t - 1] += layer.phi.dphi(h[k, t - 1]) * (dB + drift + d)  # [21]
             if stop_at_divergence(out, h[k : k + 1], g[k : k + 1], k, M):
                 break
-        out.h, out.x = split(h, L)
-        out.g, out.gx = split(g, L)
-        fill_kernels(out, out.h, out.g, phi)
+        _keep(out, h, g, L, phi)
     return out
 
 
@@ -1171,6 +1161,13 @@ def _row(name: str, values: Floats) -> str:
     return f"  {name:4} {numbers}"
 
 
+def _keep(out: Trajectory, h: Floats, g: Floats, depth: int, phi: Phi) -> None:
+    """Fill out.h, out.g, out.x, out.gx and the kernels from all places (S, T+1, n)."""
+    out.h, out.x = split(h, depth)
+    out.g, out.gx = split(g, depth)
+    fill_kernels(out, out.h, out.g, phi)
+
+
 def fill_kernels(out: Trajectory, h: Floats, g: Floats, phi: Phi) -> None:
     """Set out.C and out.Gamma, (L, S, S), float64, from h and g, (S, L+1, n). [23]"""
     out.C = grams(h[:, :-1], activation(phi).phi)
@@ -1597,10 +1594,12 @@ def check_noise(
     particles: int | str = "N",
     steps: int | str = "T",
     dtype: Any = float,
+    per_block: int = 1,
 ) -> Noise:
     """The Noise of so many samples, as arrays of that dtype, not copied without need.
 
-    particles, steps : their numbers where they are known. ValueError for anything else.
+    particles, steps : their numbers where they are known
+    per_block : the steps of one block, which divide all. ValueError for anything else.
     """
     if not isinstance(noise, (tuple, list)) or len(noise) != 4:
         raise ValueError("noise must be a Noise: the 4 arrays u, v, xi, zeta")
@@ -1612,6 +1611,9 @@ def check_noise(
     v = checked("v", v, particles)
     u = checked("u", u, samples, len(v))
     xi = checked("xi", xi, samples, steps, len(v))
+    if xi.shape[1] % per_block:
+        T = xi.shape[1]
+        raise ValueError(f"the noise has {T} steps; a block needs {per_block}")
     zeta = checked("zeta", zeta, samples, xi.shape[1], len(v))
     return Noise(u, v, xi, zeta)
 

@@ -40,8 +40,8 @@ from numba import prange
 import nfd_min
 from nfd_kernels import (
     LOSS,
-    PHI_DERIVATIVE_NEEDS_H,
     PHI,
+    PHI_DERIVATIVE_NEEDS_H,
     activations,
     add,
     apply,
@@ -63,12 +63,9 @@ from nfd_kernels import (
 from nfd_min import (
     DTYPES,
     SPANNED,
-    Activation,
-    Layer,
     Noise,
     Stream,
     Trajectory,
-    activation,
     check_memory,
     check_noise,
     check_type,
@@ -94,6 +91,18 @@ whether somebody pressed Ctrl-C."""
 SPANNED_64, SPANNED_32 = SPANNED["float64"], SPANNED["float32"]
 
 KEEP = {"all": ("h", "C"), "kernels": ("C",), "outputs": ()}
+
+
+class Layers(NamedTuple):
+    """The chain for compiled code: arrays of shape (T+1,), layer t in entry t."""
+
+    skip: np.ndarray
+    s: np.ndarray
+    rate: np.ndarray
+    back: np.ndarray
+    rho: np.ndarray  # correlation of W and W~
+    fresh: np.ndarray  # whether W~ is another matrix in every pass
+    kind: np.ndarray  # its activation is phi[kind], with the derivative dphi[kind]
 
 
 class Particles(NamedTuple):
@@ -176,8 +185,8 @@ def forward_chunk(i, k, t, J, layers, phi, dphi, terms, x, shares):
         image, noise = x.xi[k, t - 1, lo:hi], terms.noise[k]
         if coupled:
             add(terms.owed, x.g, t, lo, hi, k, image)  # [15], [45]
-        below = x.h[k % passes_of_h, (t - layers[t].back) % rows, lo:hi]
-        combine(layers[t].skip, below, noise, image, h_t)
+        below = x.h[k % passes_of_h, (t - layers.back[t]) % rows, lo:hi]
+        combine(layers.skip[t], below, noise, image, h_t)
         add(terms.noise, x.xi, t - 1, lo, hi, k, h_t)  # dB [25]
     add(terms.drift, x.g, t, lo, hi, J, h_t)  # [20], [22]
     shares.h2[i, t] = dot(h_t, h_t)
@@ -217,8 +226,8 @@ def backward_chunk(i, k, t, J, layers, dphi, terms, x, shares):
         add(terms.drift, x.p, t, lo, hi, J, g_t)  # [21]
         times_dphi(dphi, h_t, p_t, g_t)  # phi'(h) (..) [21]
         for u in range(t + 1, T + 1):
-            if layers[u].skip != 0 and u - layers[u].back == t:  # h_u = skip h_t + ..
-                plus(g_t.dtype.type(layers[u].skip), x.g[k, u, lo:hi], g_t)  # [21]
+            if u - layers.back[u] == t and layers.skip[u] != 0:  # h_u = skip h_t + ..
+                plus(layers.skip[u], x.g[k, u, lo:hi], g_t)  # [21]
     dots(x.g, t, lo, hi, g_t, k + 1, shares.gram[i])  # Gamma [23]
     if coupled and t > 0:
         dots(x.xi, t - 1, lo, hi, g_t, k + 1, shares.known[i])
@@ -261,7 +270,6 @@ def scale(c, x, y):
 @kernel
 def combine(b, x, c, z, y):
     """y = b x + c z; where b = 0 x does not matter, and may be y."""
-    b = y.dtype.type(b)
     if b == 0:
         scale(c, z, y)
     else:
@@ -283,48 +291,50 @@ def forward_terms(k, t, J, a, layers, q, shares, N, terms):
         for j in range(J):
             drift[j] = -a[j] * q.K[k, j]  # [22], [97]
         return
-    L, s, rate = len(layers) - 1, layers[t].s, layers[t].rate
+    L, s, rate = len(layers.s) - 1, layers.s[t], layers.rate[t]
     for j in range(k + 1):
         noise[j] = s * q.R[t - 1, k, j]  # [25], [101]
     for j in range(J):
-        C = q.C[t - 1, k, j]
-        drift[j] = -rate * s**2 * a[j] * C  # [20], [98]
+        drift[j] = -rate * s**2 * a[j] * q.C[t - 1, k, j]  # [20], [98]
         if len(q.P) > 0 and t > 1:
-            drift[j] -= s**2 / L * a[j] * q.C[t - 2, k, j] * q.P[t - 1, j]  # [17], [103]
+            near = q.C[t - 2, k, j] * q.P[t - 1, j]
+            drift[j] -= s**2 / L * a[j] * near  # [17], [103]
     if len(owed) > 0:
         sides = q.D[t - 1], q.D_back[t - 1]
         factors = q.R[t - 1], q.R_back[t]
-        owe(k, k, sides, factors, shares, N, layers[t].rho, owed)
+        known, fresh = total(shares.known, N), total(shares.fresh, N)
+        owe(k, k, sides, factors, known, fresh, layers.rho[t], owed)
 
 
 @kernel
 def backward_terms(k, t, J, a, layers, q, shares, N, terms):
     """The coefficients of g^k_t. a : array: eta chi_j / batch"""
     noise, drift, owed = terms
-    L = len(layers) - 1
+    L = len(layers.s) - 1
     if t == L:
         for j in range(J):
             drift[j] = -a[j]  # [22], [99]
         return
-    s, rate = layers[t + 1].s, layers[t + 1].rate
+    s, rate = layers.s[t + 1], layers.rate[t + 1]
     for j in range(k + 1):
         noise[j] = s * q.R_back[t + 1, k, j]  # [25], [102]
-    if layers[t + 1].fresh:
+    if layers.fresh[t + 1]:
         set_zero(noise)
         noise[k] = s * sqrt(q.Gamma[t + 1, k, k])  # [X11]
     for j in range(J):
-        Gamma = q.Gamma[t + 1, k, j]
-        drift[j] = -rate * s**2 * a[j] * Gamma  # [21], [100]
+        drift[j] = -rate * s**2 * a[j] * q.Gamma[t + 1, k, j]  # [21], [100]
         if len(q.P) > 0 and t + 1 < L:
-            drift[j] -= s**2 / L * a[j] * q.Gamma[t + 2, k, j] * q.P[t + 1, j]  # [104]
+            near = q.Gamma[t + 2, k, j] * q.P[t + 1, j]
+            drift[j] -= s**2 / L * a[j] * near  # [104]
     if len(owed) > 0:
         sides = q.D_back[t].T, q.D[t].T
         factors = q.R_back[t + 1], q.R[t]
-        owe(k, k + 1, sides, factors, shares, N, layers[t + 1].rho, owed)
+        known, fresh = total(shares.known, N), total(shares.fresh, N)
+        owe(k, k + 1, sides, factors, known, fresh, layers.rho[t + 1], owed)
 
 
 @kernel
-def owe(k, n, sides, factors, shares, N, rho, owed):
+def owe(k, n, sides, factors, known, fresh, rho, owed):
     """Of image k: the coefficients on n vectors of the other side, so that W~ = rho W +
     sqrt(1 - rho^2) W', and W and W~ are one matrix for rho = 1. [45], [X1]
 
@@ -336,13 +346,12 @@ def owe(k, n, sides, factors, shares, N, rho, owed):
 
     sides : D and D~, each (S, S), whose columns k this writes
     factors : R, whose row k takes q_k to phi(h^k), and R_back
-    shares : known, of <W~^T u_i, phi(h^k)>, and fresh, of <g^i, xi_k>
+    known, fresh : <W~^T u_i, phi(h^k)> / N and <g^i, xi_k> / N, i < n
 
     Asked of W~^T all is transposed: W and W~, phi(h) and g, q and u change places.
     """
     D, D_other = sides
     R, R_other = factors
-    known, fresh = total(shares.known, N), total(shares.fresh, N)
     w, y = np.zeros(n), np.zeros(n)
     for i in range(n):
         if R[k, k] > 0 and R_other[i, i] > 0:
@@ -458,17 +467,16 @@ def finish(k, train, q, shares, N):
 def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
     """Passes begin..end-1, in turn. Returns the first that diverged, or end.
 
-    layers : record array, shape (T+1,), of `compiled_chain`
-    phi, dphi : tuples of activations and their derivatives, by their number in layers
+    phi, dphi : the activations and their derivatives that layers.kind counts
     """
-    N, T, chunks = x.p.shape[2], len(layers) - 1, len(shares.gram)
+    N, T, chunks = x.p.shape[2], len(layers.s) - 1, len(shares.gram)
     for k in range(begin, end):
         J = k // train.batch * train.batch
         inputs_row(train.X, k, q.K, q.U)
         for t in range(T + 1):  # [20]
             forward_terms(k, t, J, train.a, layers, q, shares, N, terms)
-            above = layers[min(t + 1, T)].phi
-            f, df = phi[above], dphi[above]
+            kind = layers.kind[min(t + 1, T)]
+            f, df = phi[kind], dphi[kind]
             for i in prange(chunks):
                 forward_chunk(np.int64(i), k, t, J, layers, f, df, terms, x, shares)
             if t < T:
@@ -479,7 +487,7 @@ def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
                     q.P[t, j] = slopes[j]  # [17]
         for t in range(T, -1, -1):  # [21]
             backward_terms(k, t, J, train.a, layers, q, shares, N, terms)
-            df = dphi[layers[min(t + 1, T)].phi]
+            df = dphi[layers.kind[min(t + 1, T)]]
             for i in prange(chunks):
                 backward_chunk(np.int64(i), k, t, J, layers, df, terms, x, shares)
             cholesky_row(x.g, t, k, shares.gram, q.Gamma[t], q.R_back[t])
@@ -556,70 +564,77 @@ def solve(
     """
     check_type("stream", stream, Stream)
     N, L = positive_int("particles", particles), positive_int("steps", steps)
-    phi = activation(phi)
     kept = choose("keep", keep, KEEP)
     real = choose("dtype", dtype, DTYPES)
-    network = {"block": "pre", "nearest": nearest} | network
-    layers = nfd_min.particle_chain(phi=phi, depth=L, **network)
-    S, T = len(stream), len(layers)
-    chain = compiled_chain(tuple(layers), real)
-    every_h = "h" in kept or nearest and chain.needs_h
+    net = _network_of(L, phi, real, {"block": "pre", "nearest": nearest} | network)
+    S, T = len(stream), len(net.layers.s) - 1
+    every_h = "h" in kept or nearest and net.needs_h
     numbers = (4 + every_h) * S * (T + 1) * N
     needed = real().itemsize * numbers + 48 * (T + 1) * S * S
     check_memory(needed, f"solve(particles={N}, steps={L}, S={S})")
-    if noise is not None:
+    if noise is None:
+        rng = generator(rng)
+    else:
         noise = check_noise(noise, S, N, T, real)
         noise = [a if a.flags.behaved else a.copy() for a in noise]
-    else:
-        rng = generator(rng)
-    coupled = any(layer.rho for layer in layers)
-    shapes = noise_shapes(S, N, T)
-    x = _particles(shapes, real, chain, noise, rng, every_h, coupled, "h" in kept)
-    q = _kernels(S, T, coupled, nearest)
-    out = _run(stream, chain, x, q, T // L, "h" in kept)
+    x = _particles(noise_shapes(S, N, T), real, net, noise, rng, every_h, "h" in kept)
+    q = _kernels(S, T, net.coupled, nearest)
+    out = _run(stream, net, x, q, "h" in kept)
     if "C" in kept:
         out.C, out.Gamma = q.C[: T : T // L], q.Gamma[: T : T // L]
-        if coupled and T == L:
-            out.A, out.B = responses(layers, q, out.diverged_at)
+        if net.coupled and T == L:
+            out.A, out.B = responses(net.scale, q, out.diverged_at)
     if "h" in kept:
         out.h, out.x = split(x.h, L)
         out.g, out.gx = split(x.g, L)
     return out
 
 
-class Chain(NamedTuple):
-    """The T layers of a chain for compiled code."""
+class Network(NamedTuple):
+    """What `solve` knows of a network."""
 
-    layers: np.ndarray  # record array, shape (T+1,): layer t at place t
-    phi: tuple  # the different activations, by the number in layers.phi
-    dphi: tuple  # their derivatives
+    layers: Layers
+    phi: tuple
+    dphi: tuple
     needs_h: bool  # whether some phi' takes h, and not phi(h) alone
-    reach: int  # the largest back of a layer
+    rows: int  # how many h_t of a pass are needed at a time
+    per_block: int  # layers in a block
+    coupled: bool  # whether some W~ depends on W
+    scale: np.ndarray  # (T,): L s rho of each layer
 
 
-LAYER = [(name, float) for name in ("s", "skip", "rate", "rho")]
-LAYER += [(name, int) for name in ("back", "fresh", "phi")]
+def _network_of(L, phi, real, how):
+    """The Network of nfd_min.particle_chain(phi=phi, depth=L, **how)."""
+    block = how["block"]
+    build = nfd_min.BLOCKS.get(block) if isinstance(block, str) else None
+    try:
+        return _network(L, phi, real, build, **how)
+    except TypeError:  # a list is not hashable
+        return _network.__wrapped__(L, phi, real, build, **how)
 
 
-@functools.lru_cache
-def compiled_chain(layers: tuple[Layer, ...], real: type) -> Chain:
-    """The Chain of these layers, for particles of that dtype."""
-    phis = [layer.phi for layer in layers]
-    phi, dphi, number = activations(phis, real)
-    records = np.zeros(len(layers) + 1, LAYER)
-    records["phi"][1:] = number
-    for name in records.dtype.names[:-1]:
-        records[name][1:] = [getattr(layer, name) for layer in layers]
+@functools.lru_cache(maxsize=256, typed=True)
+def _network(L, phi, real, build, **how):
+    """The same; build : what nfd_min.BLOCKS holds for the block, and may change."""
+    chain = nfd_min.particle_chain(phi=phi, depth=L, **how)
+    phis = [layer.phi for layer in chain]
+    phi, dphi, kind = activations(phis, real)
+    columns = zip(*[(a.skip, a.s, a.rate, a.back, a.rho, a.fresh) for a in chain])
+    columns = [np.array([0, *column]) for column in (*columns, kind)]
+    dtypes = real, float, float, int, float, bool, int
+    layers = Layers(*[column.astype(of) for column, of in zip(columns, dtypes)])
     needs_h = any(p.name not in PHI or p.name in PHI_DERIVATIVE_NEEDS_H for p in phis)
-    return Chain(records, phi, dphi, needs_h, max(layer.back for layer in layers))
+    rows = len(chain) + 1 if needs_h else 1 + max(layer.back for layer in chain)
+    scale = np.array([L * layer.s * layer.rho for layer in chain])
+    per_block, coupled = len(chain) // L, bool(scale.any())
+    return Network(layers, phi, dphi, needs_h, rows, per_block, coupled, scale)
 
 
-def _particles(shapes, real, chain, noise, rng, every_h, coupled, kept):
+def _particles(shapes, real, net, noise, rng, every_h, kept):
     """The Particles of a run, with the noise in them."""
     (S, N), _, (_, T, _), _ = shapes
-    rows = T + 1 if every_h or chain.needs_h else 1 + chain.reach
-    of_noise = shapes if noise is None or coupled else []
-    g, h = (S, T + 1, N), (S if every_h else 1, rows, N)
+    of_noise = shapes if noise is None or net.coupled else []
+    g, h = (S, T + 1, N), (S, T + 1, N) if every_h else (1, net.rows, N)
     p, *scratch = pieces(real, g, *of_noise, *([] if kept else [g, h]))
     g, h = [empty(g, real), empty(h, real)] if kept else scratch[-2:]
     for i, a in enumerate(scratch[: len(of_noise)]):
@@ -640,9 +655,9 @@ def _kernels(S, T, coupled, nearest):
     return Kernels(K, U, C, R, Gamma, R_back, D, D_back, P)
 
 
-def _run(stream, chain, x, q, per_block, kept):
+def _run(stream, net, x, q, kept):
     """A Trajectory of f, chi and diverged_at: the passes, a second's work at a time."""
-    S, T, N = len(stream), len(chain.layers) - 1, len(x.v)
+    S, T, N = len(stream), len(net.layers.s) - 1, len(x.v)
     out = Trajectory(f=np.full(S, np.nan), chi=np.full(S, np.nan))
     train = Training(
         X=stream.X[:, None].copy(),
@@ -655,13 +670,13 @@ def _run(stream, chain, x, q, per_block, kept):
         a=np.zeros(S),
         h2=np.empty(T + 1),
     )
-    coupled, nearest = len(q.D) > 0, len(q.P) > 0
-    terms = Terms(*np.zeros((2, S), x.v.dtype), np.zeros(S * coupled, x.v.dtype))
+    real, nearest = x.v.dtype, len(q.P) > 0
+    terms = Terms(*np.zeros((2, S), real), np.zeros(S * net.coupled, real))
     chunks = -(-N // CHUNK)
     gram, known, fresh = np.zeros((3, chunks, S))
     slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
     shares = Shares(gram, slopes, known, fresh, h2, f)
-    given = chain.layers, chain.phi, chain.dphi, train, x, q, terms, shares
+    given = net.layers, net.phi, net.dphi, train, x, q, terms, shares
     serial, parallel = passes
     run = parallel if N > CHUNK and parallel_allowed() else serial
     step = max(1, SPAN // (T * N * (S + 8)))
@@ -671,7 +686,7 @@ def _run(stream, chain, x, q, per_block, kept):
         if out.diverged_at is None:
             k = run(k, end, *given)
             if k < end:
-                _after_divergence(out, k, train.h2, x, q, per_block, kept)
+                _after_divergence(out, k, train.h2, x, q, net.per_block, kept)
     return out
 
 
@@ -689,8 +704,10 @@ def _after_divergence(out, k, h2, x, q, per_block, kept):
             a[k + 1 :] = np.nan
 
 
-def responses(layers, q, diverged_at):
+def responses(scale, q, diverged_at):
     """A^{kj}_l, j < k, and B^{kj}_l, j <= k, both (L, S, S) in [l-1, k, j]. [X3]
+
+    scale : array, shape (L,): L s rho of each layer
 
     The image W_l phi(h^k_{l-1}) / sqrt(N) = sum_m R_km W q_m holds the response
     rho sum_i u_i alpha_ki with u = R_back^-1 g, which by Stein's lemma is
@@ -698,12 +715,11 @@ def responses(layers, q, diverged_at):
     """
     L, S, _ = q.D.shape
     done = S if diverged_at is None else diverged_at[0]
-    now = slice(done), slice(done)
     R, R_back = q.R[:L, :done, :done], q.R_back[1:, :done, :done]
     D, D_back = q.D[:, :done, :done], q.D_back[:, :done, :done]
     alpha = np.tril(R) @ np.triu(D_back, 1).transpose(0, 2, 1)
     beta = np.tril(R_back) @ np.tril(D)
-    scale = np.array([L * layer.s * layer.rho for layer in layers])[:, None, None]
+    scale = scale[:, None, None]
     A, B = np.full((2, L, S, S), np.nan)
     A[:, :done, :done] = scale * right_solve(alpha, R_back)  # [X3]
     B[:, :done, :done] = scale * right_solve(beta, R)  # [X3]

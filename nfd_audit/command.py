@@ -162,9 +162,7 @@ def check(options: argparse.Namespace) -> Task:
     data = chosen_data(options)
     what = What(data, options.full, options.seed, options.network, options.phi)
     baseline = read_baseline(options.baseline) if options.baseline else None
-    return Task(
-        options.claims, what, what.check(), what.kept(options.resume), baseline
-    )
+    return Task(options.claims, what, what.check(), what.kept(options.resume), baseline)
 
 
 # --------------------------------------------------------------------------------------

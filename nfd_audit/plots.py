@@ -118,12 +118,12 @@ def draw_rate(axes: Any, rate: dict, legend: bool = True) -> None:
     sizes = np.array([point[against] for point in rate["points"]], float)
     errors = np.array([point["errors"] for point in rate["points"]], float)
     mean = errors.mean(axis=1)
-    spread = errors.std(axis=1) / np.sqrt(errors.shape[1])
+    standard_error = errors.std(axis=1, ddof=1) / np.sqrt(errors.shape[1])
     axes.set_yscale("log")
     axes.errorbar(
         sizes,
         mean,
-        2 * spread,
+        2 * standard_error,
         label="measured, 2 std. errors" if legend else None,
         fmt="o",
         color=BLACK,

@@ -26,7 +26,16 @@ from nfd_audit.claims import CLAIMS
 from nfd_audit.plots import encoded
 from nfd_audit.verdict import Part
 
-__all__ = ["coupling", "explain", "lines", "listing", "missing", "page", "rates"]
+__all__ = [
+    "coupling",
+    "encoded",
+    "explain",
+    "lines",
+    "listing",
+    "missing",
+    "page",
+    "rates",
+]
 
 NEEDED = {
     "page": ("jinja2", "latex2mathml", "matplotlib"),
@@ -413,7 +422,6 @@ NAMES = {
     "share": "one layer's share",
     "own update": "the mean square of what W1's own update adds to x_l",
     "part of f^1": "what the updates of all W1 together add to f^1, over eta chi",
-    "0.0": "0",
     "0.5": "1/2",
 }
 """What short names of results stand for."""
@@ -568,33 +576,22 @@ def templates() -> Any:
     return environment
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str = "") -> str:
-    """A <table> of texts."""
-    return str(templates().get_template("table.html").module.table(head, rows, caption))
-
-
 def notebook(results: list[dict]) -> str | None:
     """The table of an Audit that a notebook shows; None without jinja2, so that it
     shows the text."""
     if find_spec("jinja2") is None:
         return None
-    return table(COLUMNS, rows_of(results), last_line(results))
-
-
-def anchor(id: str) -> str:
-    """The place of a claim on the page."""
-    return re.sub(r"\W", "-", id)
+    table = templates().get_template("table.html").module.table
+    return str(table(COLUMNS, rows_of(results), last_line(results)))
 
 
 def numbers(result: dict) -> list[list[str]]:
     """The rows of the page's table of the quantities of a claim."""
     rows = []
-    for (_, _, label, predicted, *rest), rate in zip(
-        rows_of([result]), result["rates"]
-    ):
+    for row, rate in zip(rows_of([result]), result["rates"]):
         tolerance = rate["tolerance"]
         allowed = "" if tolerance is None else f"± {tolerance:g}"
-        rows.append([label, predicted, allowed, *rest])
+        rows.append([*row[2:4], allowed, *row[4:]])
     return rows
 
 
@@ -604,7 +601,9 @@ def points(rate: dict) -> list[list[str]]:
     for point in rate["points"]:
         values = np.array(point["errors"], float)
         repeat = len(values)
-        error = f"{values.std() / np.sqrt(repeat):.2g}" if repeat > 1 else ""
+        error = ""
+        if repeat > 1:
+            error = f"{values.std(ddof=1) / np.sqrt(repeat):.2g}"
         mean, low, high = (
             f"{number:.4g}" for number in (point["mean"], values.min(), values.max())
         )
@@ -616,7 +615,7 @@ def section(result: dict, about: dict) -> dict:
     """What the page shows of a claim, under the names that page.html uses."""
     id, said = result["id"], reason(result)
     claim = CLAIMS.get(id)
-    place = anchor(id)
+    place = re.sub(r"\W", "-", id)
     return dict(
         result=result,
         place=place,
@@ -687,21 +686,18 @@ def facts(about: dict) -> list[tuple[str, str]]:
 def page(results: list[dict], about: dict, command: str) -> str:
     """The text of a page that needs nothing else: what `nfd-audit --html` writes.
 
-    about : what the results depend on (`nfd_audit.run.What.about`)
+    about : what the results depend on (`nfd_audit.auditing.What.about`)
     command : the command line that gives them
     """
     require("page")
-    return (
-        templates()
-        .get_template("page.html")
-        .render(
-            summary=last_line(results),
-            interrupted=about.get("interrupted", False),
-            found=" ".join(found(results)),
-            expectations=expectations(results),
-            sections=[section(result, about) for result in results],
-            columns=[*COLUMNS[2:4], "tolerance", *COLUMNS[4:]],
-            command=command,
-            facts=facts(about),
-        )
+    template = templates().get_template("page.html")
+    return template.render(
+        summary=last_line(results),
+        interrupted=about.get("interrupted", False),
+        found=" ".join(found(results)),
+        expectations=expectations(results),
+        sections=[section(result, about) for result in results],
+        columns=[*COLUMNS[2:4], "tolerance", *COLUMNS[4:]],
+        command=command,
+        facts=facts(about),
     )

@@ -112,15 +112,17 @@ def _by_joblib(cases: list[Case]) -> Iterator[tuple[int, Any]]:
     how = dict(return_as="generator_unordered", batch_size=1, max_nbytes=None)
     with joblib.Parallel(**how) as parallel:
         tasks = (joblib.delayed(outcome)(*each) for each in enumerate(cases))
-        with _starting_workers():
-            outcomes = parallel(tasks)
+        outcomes = None
         try:
+            with _starting_workers():
+                outcomes = parallel(tasks)
             for each in outcomes:
                 yield each
         finally:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that not all were awaited
-                outcomes.close()
+                if outcomes is not None:
+                    outcomes.close()
 
 
 def _on_cluster(client: Any, cases: list[Case]) -> Iterator[tuple[int, Any]]:
@@ -156,7 +158,7 @@ def plain(value: Any) -> Any:
 _client: ContextVar[Any] = ContextVar("client", default=None)
 """The distributed.Client of the cluster in use."""
 
-HEARD = {signal.SIGINT, signal.SIGTERM}
+HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -172,7 +174,7 @@ def workers_of(workers: int, dask: str | None = None) -> Iterator[None]:
     here. BrokenExecutor if a worker of this machine dies, or the cluster gives up; a
     worker of the cluster that dies costs only what it was at.
     """
-    with _interruptible():
+    with _handling({signal.SIGTERM: signal.default_int_handler}):
         if dask is not None:
             with _cluster(dask):
                 yield
@@ -184,30 +186,17 @@ def workers_of(workers: int, dask: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM is heard as Ctrl-C is. Only the main thread hears signals at all."""
+def _handling(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """These signals are handled so. Only in the main thread: others hear none."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, how) for number, how in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _deaf() -> Iterator[None]:
-    """What is cleaned up here is not interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in HEARD}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, how in before.items():
+            signal.signal(number, how)
 
 
 @contextmanager
@@ -229,26 +218,50 @@ def _processes(workers: int) -> Iterator[None]:
     with joblib.parallel_config(**how):
         try:
             yield
+        except BrokenExecutor as error:
+            raise BrokenExecutor(_in_a_line(error)) from None
         finally:
-            with _deaf():
+            with _handling(dict.fromkeys(HEARD, signal.SIG_IGN)):
                 get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager
 def _starting_workers() -> Iterator[None]:
     """Processes that start meanwhile never hear Ctrl-C or SIGTERM; this one hears them
-    afterwards. They do not take a file of the working directory for a module."""
-    safe_path = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    afterwards. Nor do they take a file of the working directory for a module."""
+    heard: list[int] = []
+    later = dict.fromkeys(HEARD, lambda number, frame: heard.append(number))
+    with _handling(later), _environment("PYTHONSAFEPATH", "1"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if heard:
+        signal.raise_signal(heard[0])
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """This variable has that value for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
-        if safe_path is None:
-            del os.environ["PYTHONSAFEPATH"]
+        if before is None:
+            del os.environ[name]
         else:
-            os.environ["PYTHONSAFEPATH"] = safe_path
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.environ[name] = before
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What happened, and why if the error of a worker says so."""
+    words = str(error).split()
+    if error.__cause__ is not None:
+        traceback = str(error.__cause__).strip('"\n ')
+        words += traceback.rpartition("\n")[2].split()
+    return " ".join(words)
 
 
 def _begin(parent: int) -> None:
@@ -286,7 +299,7 @@ def _cluster(address: str) -> Iterator[None]:
         try:
             yield
         except (CancelledError, KilledWorker) as error:
-            raise BrokenExecutor(str(error)) from None
+            raise BrokenExecutor(_in_a_line(error)) from None
         finally:
             _client.reset(token)
 

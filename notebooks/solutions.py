@@ -29,9 +29,9 @@ def theta_signs(signs):
     return q**L + np.sum(later[1:] * q ** np.arange(L)) / L + later[0]
 
 
-def features_after_one_step(a, coupling):
+def features_after_one_step(a, backward):
     """5. E|h^1_1|^2 at infinite depth after a step of a = eta chi_0, same input; 6. E|g^1_0|^2, any input."""
-    return exp(1) + {"full": 26 / 3, "none": 3}[coupling] * (a * exp(1)) ** 2
+    return exp(1) + {"reused": 26 / 3, "decoupled": 3}[backward] * (a * exp(1)) ** 2
 
 
 def one_step_with_branches(L, alpha):

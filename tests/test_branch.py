@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.interpolate import BarycentricInterpolator
 
 import finite_net
-from nfd_audit import experiments
+from nfd_audit.claims.coupling import with_signs
 import nfd_limits
 import nfd_min
 import sde
@@ -370,7 +370,7 @@ def test_signs_of_the_backward_weights():
     apart."""
     x, signs = np.array([1.0, -1.0, 0.5, 1.2]), np.random.default_rng(0).choice([-1.0, 1.0], (3, 6))
     step = nfd_limits.one_step(x, x, "erf", 6)
-    accumulated, share = experiments.with_signs(step, signs)
+    accumulated, share = with_signs(step, signs)
     for a, b, each in zip(accumulated, share, signs):
         expected = nfd_limits.one_step(x, x, "erf", 6, rho=each)
         assert np.isclose(a, expected.accumulated, rtol=1e-12) and np.isclose(

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from nfd_audit import data as data_module
+from nfd_audit.claims.coupling import coupling_case
+from nfd_audit.command import main
 from nfd_audit.data import (
     CURVATURE,
     Data,
@@ -24,7 +26,7 @@ from nfd_audit.data import (
     stream,
     stream_of,
 )
-from nfd_min import Stream
+from nfd_min import LOSSES, Stream
 
 pandas = pytest.importorskip("pandas")
 RNG = np.random.default_rng(0)
@@ -159,9 +161,10 @@ def test_every_kind_of_file_gives_the_same(tmp_path):
 
 
 def test_every_digit_is_read(tmp_path):
-    exact = np.random.default_rng(1).standard_normal((50, 3))
-    X, y, _ = load_data(written(tmp_path, [exact, np.arange(50) % 2]))
-    assert np.array_equal(X, exact) and np.array_equal(y, np.arange(50) % 2)
+    rng = np.random.default_rng(1)
+    exact = rng.standard_normal((500, 3)) * 10.0 ** rng.integers(-90, 90, (500, 3))
+    X, y, _ = load_data(written(tmp_path, [exact, np.arange(500) % 2]))
+    assert np.array_equal(X, exact) and np.array_equal(y, np.arange(500) % 2)
 
 
 def test_labels_last(tmp_path):
@@ -256,6 +259,9 @@ def test_pools_and_sequences():
     two = sequence(Data(loss="logistic"), (0, 1, 0), 0.5, rng=5)
     assert np.array_equal(two.X[0], two.X[2]) and (two.X[0] != two.X[1]).any()
     assert two.loss == "logistic" and two.eta == 0.5 / CURVATURE["logistic"]
+    for name, loss in LOSSES.items():
+        slope = (loss.chi(1e-6, 1.0) - loss.chi(-1e-6, 1.0)) / 2e-6
+        assert math.isclose(CURVATURE[name], slope, rel_tol=1e-6)
     again = sequence(Data(loss="logistic"), (0, 1, 0), 0.5, rng=5)
     assert np.array_equal(two.X, again.X)
     assert stream_of(None, X[:4], y[:4], 0.5, 2).eta == 0.5
@@ -264,7 +270,8 @@ def test_pools_and_sequences():
 def test_no_input_comes_twice_in_a_sequence(tmp_path):
     """Nor with the other sign, which for odd phi is the same input."""
     x = np.random.default_rng(0).standard_normal((5, 3))
-    np.savez(tmp_path / "a.npz", X=np.concatenate([x, x, -x]), y=np.arange(15) % 2)
+    twice = np.concatenate([x, x, -x, -x])  # of mean 0
+    np.savez(tmp_path / "a.npz", X=twice, y=np.arange(20) % 2)
     for seed in range(20):
         X = sequence(tmp_path / "a.npz", (0, 1, 2), 0.1, rng=seed).X
         assert np.abs(X @ X.T - 3 * np.eye(3)).max() < 3 - 1e-6
@@ -396,6 +403,7 @@ def test_an_archive_that_announces_more_than_there_is_memory(tmp_path):
         "0,1,2,3,4",  # pandas' own
         "858,856,854,852,850",  # wavelengths
         "400.5,410.2,433,450,612",
+        "400,250,433,950,1",
         "3,3.1,7,3.2,0",  # a first row of samples 3, 3, 7, 3, 0 that was a header once
     ],
 )
@@ -504,6 +512,20 @@ def test_a_real_target_is_not_guessed(tmp_path, header):
     assert np.allclose(read(path, target="real")[1], target)
 
 
+def test_a_last_column_of_counts_is_no_label(tmp_path):
+    counts = np.random.default_rng(0).integers(0, 10**6, 60)
+    path = written(tmp_path, [INPUTS, counts])
+    refused(path, "y may be in column 5, which holds", '"real" that it is not a class')
+    assert read(path, label="last", target="real")[0].shape == (60, 4)
+
+
+def test_a_label_that_numbers_the_rows_is_a_label(tmp_path):
+    """Where it is asked for: a time, say."""
+    path = written(tmp_path, [np.arange(60), INPUTS], "id,a,b,c,d")
+    _, target, _ = read(path, label="id", target="real")
+    assert np.allclose(np.diff(target, 2), 0) and target[1] > target[0]
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_one_hot_labels(tmp_path, first):
     """The others would tell it; they are dropped, or kept by name."""
@@ -549,3 +571,43 @@ def test_fields_for_a_json_file():
     about = data_of("a.csv", drop="id", classes=[3, 5]).about()
     assert about["data"] == "a.csv" and about["drop"] == ("id",) and "path" not in about
     assert data_of(None).about()["data"] == "digits" and about["classes"] == (3, 5)
+
+
+def test_data_on_the_command_line(tmp_path, capsys):
+    """The first line says what was read; what has to be guessed is exit status 2."""
+    header = "row_id,kind,a,b,c,d"
+    path = written(tmp_path, [np.arange(60), 5 - 2 * LABELS, INPUTS], header)
+    options = ["--data", path, "--claims", "gradients", "--workers", "1"]
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert "column row_id only numbers the rows" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*options, "--drop", "row_id"])
+    assert "y may be in column d" in capsys.readouterr().err
+    chosen = ["--drop", "row_id", "--label", "kind", "--classes", "3,5"]
+    assert main([*options, *chosen]) == 0
+    about = read(path, drop="row_id", label="kind", classes=(3, 5))[2]
+    assert capsys.readouterr().out.startswith(about)
+    bare = written(tmp_path, [COUNTS, LABELS], "10,11,12,13,14", "b.csv")
+    options[1] = bare
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert "--header, --no-header" in capsys.readouterr().err
+    assert main([*options, "--header"]) == 0
+
+
+def test_train_and_test_images():
+    X, y, X_test, y_test = images(None)
+    assert len(X) + len(X_test) == 1797 and len(X_test) == len(y_test) == 359 and len(X) == len(y)
+    both = {row.tobytes() for row in X} & {row.tobytes() for row in X_test}
+    assert not both
+
+
+def test_samples():
+    """Of cases with the same seed of the samples, and different seeds, the samples are the same."""
+    one, two = (sequence(None, (0, 1, 0), 0.5, rng=5) for _ in range(2))
+    assert (one.X == two.X).all() and (one.X[0] == one.X[2]).all() and (one.X[0] != one.X[1]).any()
+    given = dict(data=None, order=(0,), eta=0, particles=30, depths=(2,), systems=("decoupled",))
+    assert (sequence(None, (0, 1, 0), 0.5, rng=6).X != one.X).any()
+    first, second = (coupling_case(**given, seed=seed, root=5)["decoupled"]["f"] for seed in (1, 2))
+    assert first[0] != second[0]

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 HERE = Path(__file__).parents[1]
@@ -98,17 +97,17 @@ import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # no file gets longer
 import numpy as np
 import nfd_kernels
-out = np.empty(1)
-nfd_kernels.PHI["tanh"][0](np.array([0.5]), out)
+out = np.zeros(1)
+nfd_kernels.plus(0.5, np.ones(1), out)
 print(out[0])"""
     out = run(program, NUMBA_CACHE_DIR=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
-    assert np.isclose(float(out), np.tanh(0.5))
+    assert float(out) == 0.5
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".nbc" or "tmp" in path.suffix]
     again = """
 import numpy as np
 import nfd_kernels
-out = np.empty(1)
-nfd_kernels.PHI["tanh"][0](np.array([0.5]), out)
+out = np.zeros(1)
+nfd_kernels.plus(0.5, np.ones(1), out)
 print(out[0])"""
     assert run(again, NUMBA_CACHE_DIR=str(tmp_path)) == out
 
@@ -118,7 +117,7 @@ def test_numba_keeps_what_it_compiles(tmp_path):
     program = """
 import numpy as np
 import nfd_kernels
-nfd_kernels.PHI["tanh"][0](np.ones(1), np.ones(1))"""
+nfd_kernels.plus(0.5, np.ones(1), np.ones(1))"""
     run(program, NUMBA_CACHE_DIR=str(tmp_path))
     assert list(tmp_path.rglob("*.nbc"))
 

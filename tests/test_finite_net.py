@@ -7,6 +7,7 @@ import sys
 import warnings
 from functools import partial
 
+import numba
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ import finite_net
 import nfd_kernels
 import nfd_min
 import sde
-from nfd_min import ACTIVATIONS, Stream
+from nfd_min import ACTIVATIONS, TANH, Stream
 
 FIELDS = ("f", "chi", "h", "g", "C", "Gamma")
 
@@ -101,11 +102,11 @@ def test_long_runs_in_several_spans(monkeypatch):
 @pytest.mark.parametrize("dtype, allowed", [("float64", 2e-15), ("float32", 1e-6)])
 def test_tanh_in_vector_registers(dtype, allowed):
     x = np.concatenate([np.linspace(-30, 30, 9999), np.geomspace(1e-30, 1, 999)]).astype(dtype)
-    out = np.empty_like(x)
-    nfd_kernels.PHI["tanh"][0](x, out)
+    out, (tanh, *_), _, _ = np.empty_like(x), *nfd_kernels.activations([TANH], x.dtype)
+    nfd_kernels.apply(tanh, x, out)
     assert np.max(np.abs(out / np.tanh(x.astype(float)) - 1)[x != 0]) < allowed
     special = np.array([0, -0.0, np.inf, -np.inf, np.nan], dtype)
-    nfd_kernels.PHI["tanh"][0](special, special)
+    nfd_kernels.apply(tanh, special, special)
     assert np.array_equal(special, [0, 0, 1, -1, np.nan], equal_nan=True)
 
 
@@ -212,12 +213,13 @@ rng = np.random.default_rng(0)
 bits = hashlib.sha256()
 for batch in (1, 4):
     stream = Stream(rng.standard_normal((4, 64)), rng.standard_normal(4), 0.3, batch)
-    runs = [sde.solve(stream, 9000, 4, rng=1, coupling=c) for c in ("none", "nearest", "full")]
+    runs = [sde.solve(stream, 9000, 4, rng=1, backward=b) for b in ("decoupled", "reused")]
+    runs.append(sde.solve(stream, 9000, 4, rng=1, nearest=True))
     for block in ("pre", "two-layer"):
         runs += [finite_net.train(stream, n, 3, rng=1, block=block) for n in (150, 520)]
     many = Stream(rng.standard_normal((40, 64)), rng.standard_normal(40), 0.3, 20)
     runs.append(finite_net.train(many, 300, 3, rng=1))
-    runs.append(sde.solve(stream, 9000, 2, rng=1, coupling="full", block="two-layer"))
+    runs.append(sde.solve(stream, 9000, 2, rng=1, backward="reused", block="two-layer"))
     for run in runs:
         for a in (run.f, run.h, run.g, run.C, run.Gamma):
             bits.update(a.tobytes())
@@ -238,12 +240,16 @@ def test_same_bits_on_any_number_of_threads():
 
 
 def test_without_a_directory_to_cache_in():
-    program = """from numba.core import caching
-caching.CacheImpl._locator_classes = []  # what a read-only installation without a home directory leaves
-import sde, finite_net, nfd_kernels
+    program = """import tempfile
+def refuse(*arguments, **named):
+    raise OSError("read-only")
+tempfile.TemporaryFile = refuse  # with which Numba tries each directory
+import sde, finite_net, nfd_kernels, nfd_min
 import numpy as np
+assert not nfd_kernels.CACHE
 out = np.empty(1)
-nfd_kernels.PHI["tanh"][0](np.array([0.5]), out)
+phi, _, _ = nfd_kernels.activations([nfd_min.TANH], np.float64)
+nfd_kernels.apply(phi[0], np.array([0.5]), out)
 print(out[0])"""
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0 and np.isclose(float(run.stdout), np.tanh(0.5)), run.stderr
@@ -378,10 +384,12 @@ def test_many_networks_in_one_call_are_those_of_many_calls(width, batch, how, th
         monkeypatch.setattr(finite_net, "SPAN", 8 * (1000 + 4 * (6 * (9 * 9 + 64) + 9 * 5)) // 16)
     stream = stream_of(32, 0.3, batch)
     seeds = [3, [1, 2], np.random.SeedSequence(5), 0, 8, 9, 11]
-    if threads > nfd_kernels.numba.config.NUMBA_NUM_THREADS:
+    if threads > numba.config.NUMBA_NUM_THREADS:
         pytest.skip("one core")
-    with nfd_kernels.threads(threads):
-        many = finite_net.train_many(stream, width, 3, seeds, **how)
+    before = numba.get_num_threads()
+    numba.set_num_threads(threads)
+    many = finite_net.train_many(stream, width, 3, seeds, **how)
+    numba.set_num_threads(before)
     for run, seed in zip(many, seeds, strict=True):
         one = finite_net.train(stream, width, 3, rng=seed, **how)
         assert all([np.array_equal(getattr(run, name), value) for name, value in vars(one).items()])
@@ -423,7 +431,7 @@ def run():
     finite_net.train(one, 1024, 4, rng=0, keep="outputs")
     finite_net.train(batch, 256, 8, rng=0, keep="outputs")
     finite_net.train_many(one, 64, 8, range(20), keep="outputs")
-    sde.solve(one, 100_000, 8, coupling="full", rng=0, keep="outputs")
+    sde.solve(one, 100_000, 8, backward="reused", rng=0, keep="outputs")
 run()
 start = time.perf_counter(), time.process_time()
 run()

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import finite_net
-import nfd_io
+import nfd_kernels
 import nfd_min
 import sde
-from nfd_audit.experiments import fit_slope
+from nfd_audit.slopes import fit_slope
 from nfd_limits import gaussian_moments
 from nfd_min import Stream
 
@@ -197,7 +197,7 @@ def test_public_names(name):
     assert len(set(module.__all__)) == len(module.__all__)
     for public in module.__all__:
         value = getattr(module, public)
-        inside = name in ("nfd_io", "nfd_kernels", "nfd_passes")
+        inside = name == "nfd_kernels"
         assert inside or not callable(value) or value.__doc__, public
 
 
@@ -224,6 +224,6 @@ def test_import_changes_nothing_and_plain_text_needs_no_compiler():
 def test_progress_in_a_notebook(monkeypatch):
     """There stderr is no terminal, but somebody looks."""
     monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    assert type(nfd_io.progress([1], "solving")).__name__.startswith("tqdm")
+    assert type(nfd_kernels.progress([1], "solving")).__name__.startswith("tqdm")
     monkeypatch.delitem(sys.modules, "ipykernel")
-    assert nfd_io.progress([1], "solving") == [1]
+    assert nfd_kernels.progress([1], "solving") == [1]

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 
 import finite_net
-from nfd_audit import networks
-import nfd_io
 import nfd_kernels
 import nfd_limits
 import nfd_min
 import sde
 from nfd_audit import CLAIMS, audit
-from nfd_audit.experiments import fit_slope
+from nfd_audit.slopes import fit_slope
 from nfd_min import Stream
 
 X, Y = np.random.default_rng(0).standard_normal((4, 5)), np.ones(4)
@@ -144,11 +142,6 @@ def test_help_of_the_fast_twins():
     assert all(word in finite_net.draw_weights.__doc__ for word in ("(L, n, n)", "ValueError"))
 
 
-def test_no_network_at_all():
-    with pytest.raises(TypeError, match="3 is not a callable"):
-        networks.compare(3)
-
-
 def test_closed_forms_at_the_ends_of_the_range():
     """E erf(h)^2 -> 1 and E erf'(h)^2 -> 0 for large inputs; relu is homogeneous; slopes of any size."""
     x = X[:2] / np.linalg.norm(X[:2], axis=1)[:, None]
@@ -215,7 +208,7 @@ def test_copies_stay_what_they_are():
 def asked(monkeypatch):
     """The bytes that check_memory is asked about, {what for: bytes}."""
     found = {}
-    for module in (nfd_io, nfd_min, nfd_limits, finite_net, sde):
+    for module in (nfd_min, nfd_limits, finite_net, sde):
         monkeypatch.setattr(
             module, "check_memory", lambda size, what: found.update({what.split("(")[0]: size})
         )

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import finite_net
-import nfd_kernels
 import nfd_min
 import sde
 from nfd_min import IDENTITY, Layer, Stream
@@ -134,14 +133,13 @@ def test_blocks_that_make_no_sense(layers, monkeypatch):
 
 
 PROGRAM = """
-import nfd_passes, nfd_kernels, numpy as np
-nfd_kernels.finite_array("x", np.ones(2**17), ("n",))  # on all threads, the second time from the cache
-x, out, seen = np.array([[1.0, 2.0, -3.0]]), np.zeros((1, 3)), np.zeros((1, 1))
-nfd_kernels.PHI["relu"][0](x[0], out[0])
-print(*out[0])
-nfd_kernels.ready((nfd_kernels.times, x, x, x, 0, 0))
-nfd_kernels.entry(nfd_passes._see.py_func)(x, x, np.ones(1), 1.0, seen)  # -<x, x>
-print(*seen[0])
+import finite_net, nfd_kernels, nfd_min, numpy as np
+x, out, y = np.array([1.0, 2.0, -3.0]), np.zeros(3), np.zeros(1)
+phi, _, _ = nfd_kernels.activations([nfd_min.RELU], np.float64)
+nfd_kernels.apply(phi[0], x, out)
+print(*out)
+finite_net.times_rows(-x[None], x, y, 0, 1)  # -<x, x>
+print(*y)
 """
 
 
@@ -161,8 +159,8 @@ def test_compiled_code_sees_a_change_of_the_machine_room(tmp_path):
     room = tmp_path / "copy" / "nfd_kernels.py"
     text = room.read_text()
     for old, new in (
-        ("out[m] = x[m] if x[m] > 0", "out[m] = 5 * x[m] if x[m] > 0"),
-        ("s += w[m] * x[m]", "s += 2 * w[m] * x[m]"),
+        ("y[i] = x[i] if x[i] > 0", "y[i] = 5 * x[i] if x[i] > 0"),
+        ("s += x[m] * y[m]", "s += 2 * x[m] * y[m]"),
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)
@@ -195,59 +193,6 @@ def test_small_functions():
                 text = ast.get_docstring(node, clean=False) if isinstance(node, ast.FunctionDef) else None
                 said = len(text.splitlines()) if text else 0
                 assert node.end_lineno - node.lineno + 1 - said < 60, name
-
-
-SPREADING = """
-import sys, numpy as np
-from nfd_kernels import apart, compiled, entry, ready, spread
-
-@apart
-def each(i, x):
-    x[i] += i
-
-@entry
-def one(x):
-    spread(each, len(x), False, (x,))
-
-@entry
-def two(x):
-    spread(each, len(x), False, (x,))
-    spread(each, len(x), True, (x,))
-
-x = np.zeros(5)
-ready((each, 0, x))
-for name in sys.argv[1:]:
-    compiled(globals()[name], x)(x)
-print(*x)
-"""
-
-
-def test_what_is_spread_over_threads_comes_whole_from_the_cache(tmp_path):
-    """`two` is compiled where `one` came from the cache, and comes from the cache where `one` was not."""
-    (tmp_path / "mine.py").write_text(SPREADING)
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(HERE)}
-    for names, times in (["one"], 1), (["one", "two"], 3), (["two"], 2):
-        command = [sys.executable, tmp_path / "mine.py", *names]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        assert [float(x) for x in run.stdout.split()] == [i * times for i in range(5)]
-
-
-def test_what_is_compiled_for_compiled_code_alone_refuses_python():
-    with pytest.raises(
-        TypeError, match=r"plus is for compiled code; from Python, call entry\(plus.py_func\)"
-    ):
-        nfd_kernels.plus(1.0, *np.ones((2, 2)))
-
-
-def test_what_is_compiled_apart_is_made_ready_first():
-    """Else code from the cache would look for a name that nobody has said, and end the process."""
-
-    @nfd_kernels.entry
-    def twice(x):
-        nfd_kernels.add(x, x[None, None], 0, 0, 1, np.int32(1), x)
-
-    with pytest.raises(TypeError, match=r"ready\(\(add, ..\)\) comes first"):
-        twice(np.ones(1))
 
 
 def test_threads_that_are_the_first_to_need_a_kernel():

@@ -138,7 +138,7 @@ def test_at_a_depth(L):
         limit = nfd_limits.linear_limit(SAME, depth=L, backward=signs)
         np.testing.assert_allclose(s.theta_signs(signs), slope_of(limit), 1e-10)
     for alpha in (0.5, 0.7, 1):
-        each = [nfd_limits.linear_limit(SAME, c, L, branch_exponent=alpha) for c in ("full", "none")]
+        each = [nfd_limits.linear_limit(SAME, L, backward=b, branch_exponent=alpha) for b in ("reused", "decoupled")]
         np.testing.assert_allclose(s.one_step_with_branches(L, alpha), [slope_of(one) for one in each], 1e-10)
 
 
@@ -148,9 +148,9 @@ def test_at_infinite_depth():
     for phi, p in (("relu", 0.5), ("identity", 1)):
         np.testing.assert_allclose(s.theta_homogeneous(p), nfd_limits.first_step_kernel(X[0], phi)[:2], 1e-8)
     orthogonal = Stream(X[:2], [0.7, -0.3], 0.4)
-    for coupling in ("full", "none"):
-        same, other = (nfd_limits.linear_limit(stream, coupling) for stream in (SAME, orthogonal))
-        value = s.features_after_one_step(SAME.eta * same.chi[0], coupling)
+    for backward in ("reused", "decoupled"):
+        same, other = (nfd_limits.linear_limit(stream, backward=backward) for stream in (SAME, orthogonal))
+        value = s.features_after_one_step(SAME.eta * same.chi[0], backward)
         np.testing.assert_allclose([same.h2[1], other.g2[1]], value, 1e-7)
         np.testing.assert_allclose([other.f[1], other.h2[1] - np.e], 0, atol=1e-7)
 

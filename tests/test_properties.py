@@ -20,7 +20,7 @@ import nfd_kernels  # noqa: E402
 import nfd_limits  # noqa: E402
 import nfd_min  # noqa: E402
 import sde  # noqa: E402
-from nfd_audit.experiments import fit_slope  # noqa: E402
+from nfd_audit.slopes import fit_slope  # noqa: E402
 from nfd_min import Stream  # noqa: E402
 
 EXAMPLES = int(os.environ.get("EXAMPLES", 100))

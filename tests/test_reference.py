@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
-import nfd_audit.command as nfd_audit
 from nfd_audit import reference
+from nfd_audit.auditing import moved
 from nfd_audit.command import main
 from nfd_audit.reference import RESULTS, SHIPPED, against, computed, read
 
@@ -242,7 +243,7 @@ def baseline(results):
     ],
 )
 def test_what_moved(change, expected):
-    sentences, number = nfd_audit.moved(baseline(rates()), rates(**change))
+    sentences, number = moved(baseline(rates()), rates(**change))
     assert number == 4 and len(sentences) == expected
     assert all(
         sentence.startswith(f"claim, {next(iter(change))}: ") for sentence in sentences
@@ -252,7 +253,7 @@ def test_what_moved(change, expected):
 def test_moved_is_seldom_chance():
     """Of 2,000 pairs of audits with 50 slopes each, 1% have one that moved."""
     rng, R, found = np.random.default_rng(0), 6, 0
-    t = float(nfd_audit.stdtrit(R - 1, 0.975))
+    t = float(stdtrit(R - 1, 0.975))
     for _ in range(2000):
         audits = []
         for values in rng.standard_normal((2, 50, R)):
@@ -271,7 +272,7 @@ def test_moved_is_seldom_chance():
                 for i, m, e in rows
             ]
             audits.append([dict(id="a", rates=of)])
-        found += bool(nfd_audit.moved(baseline(audits[0]), audits[1])[0])
+        found += bool(moved(baseline(audits[0]), audits[1])[0])
     assert 2 <= found <= 45
 
 

@@ -1,13 +1,14 @@
-"""What is generated in README.md and docs/: tables, and what the blocks of Python print. And their commands.
+"""What README.md and docs/ print is made here: tables, outputs of Python. And their commands run.
 
-    nfd-audit --json docs/audit.json && python pages.py     runs it and writes it
-    python bench.py --json docs/bench.json && python pages.py
-    nfd-figures all && python pages.py --pictures figures
-    python pages.py --check                                 says what differs, with exit status 1
-    python pages.py --run                                   runs every command that the pages name
+    nfd-audit --json docs/audit.json && python tools/pages.py      makes the tables and writes them
+    python bench.py --json docs/bench.json && python tools/pages.py
+    nfd-figures all && python tools/pages.py --pictures figures
+    python tools/pages.py --check                                  says what differs, exit status 1
+    python tools/pages.py --run                                    runs every command of the pages
 
-A table stands between <!-- NAME --> and <!-- end -->; what a block of Python prints is in the block of text
-behind it. The blocks of one page are run one after the other; <!-- file: NAME --> says that one is a file.
+A table stands between <!-- NAME --> and <!-- end -->. What a block of Python prints stands in the block
+of text behind it. The blocks of one page share their names and run in an empty directory, where the
+blocks headed <!-- file: NAME --> are files.
 """
 
 import argparse
@@ -22,123 +23,135 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from math import isclose
 from pathlib import Path
 from typing import NamedTuple
 
-import nfd_min
-from nfd_io import DTYPES
-from nfd_audit.report import HEADER, cells_of, lines
+from sybil import Document, Example, Region
+from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 HERE = Path(__file__).parents[1]
+sys.path.insert(0, str(HERE))
+
+import nfd_min  # noqa: E402
+from nfd_audit.report import HEADER, cells_of, lines  # noqa: E402
+
 PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
-PYTHON = re.compile(r"(?:<!-- file: (\S+) -->\n)?```python\n(.*?)```\n(?:\n?```text\n(.*?)```\n)?", re.DOTALL)
 TABLE = re.compile(r"(<!-- ([a-z]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NUMBER = r"-?\d+\.?\d*(?:e[-+]?\d+)?"
 
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 # Tables
 
 
-def table(header, rows):
-    """Markdown, from cells."""
-    lines = (f"| {' | '.join(cells)} |\n" for cells in (header, *rows))
-    return next(lines) + "|---" * len(header) + "|\n" + "".join(lines)
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of Markdown from its cells."""
+    head, *body = (f"| {' | '.join(cells)} |\n" for cells in (header, *rows))
+    return head + "|---" * (head.count(" | ") + 1) + "|\n" + "".join(body)
 
 
-def plain(text):
-    """Text in which Markdown sees no signs of its own."""
+def plain(text: str) -> str:
+    """The text, in which Markdown sees no signs of its own."""
     return re.sub(r"([|<*~])", r"\\\1", text)
 
 
-def of_audit():
-    """{name: its Markdown} from the audit of docs/audit.json."""
-    results, rows = json.loads((HERE / "docs" / "audit.json").read_text())["claims"], []
+def of_audit() -> dict[str, str]:
+    """{name: table} of the audit in docs/audit.json."""
+    results = json.loads((HERE / "docs" / "audit.json").read_text())["claims"]
+    rows = []
     for result in results:
-        of_verdict = [rate["verdict"] for rate in result["rates"]].index(result["verdict"])
-        _, _, what, predicted, measured, interval, verdict = map(plain, cells_of(result, of_verdict))
+        verdicts = [rate["verdict"] for rate in result["rates"]]
+        cells = cells_of(result, verdicts.index(result["verdict"]))
+        _, _, what, predicted, measured, interval, verdict = map(plain, cells)
         number = f"{what}: {predicted}, {measured} {interval}".rstrip()
-        rows.append((f"{result['id']}, {result['equation']}", plain(result["statement"]), number, verdict))
-    everything = "\n".join([HEADER, *(line for result in results for line in lines(result))])
-    claims = table(("claim", "what it says", "a number: predicted, measured", "verdict"), rows)
-    return dict(claims=claims, numbers=f"```text\n{everything}\n```\n")
+        claim = f"{result['id']}, {result['equation']}"
+        rows.append((claim, plain(result["statement"]), number, verdict))
+    header = "claim", "what it says", "a number: predicted, measured", "verdict"
+    all_numbers = [HEADER, *(line for result in results for line in lines(result))]
+    numbers = "```text\n" + "\n".join(all_numbers) + "\n```\n"
+    return dict(claims=table(header, rows), numbers=numbers)
 
 
-def short(x):
+def short(x: float | None) -> str:
     """Three digits."""
     return "" if x is None else f"{x:.3g}"
 
 
-def mega(bytes):
-    return f"{bytes / 1e6:.0f}"
-
-
-def slope_of(fit):
-    """A slope with its interval."""
-    return f"{fit['slope']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]"
-
-
-def next_to_others(rows):
-    """The tables of what bench.py compares, from its rows."""
-    runs, ratios = {}, []
+def next_to_others(rows: list[dict]) -> dict[str, str]:
+    """The tables of what bench.py compares."""
+    runs: dict[str, list[str]] = {}
+    ratios = []
     for row in rows:
         if row["unit"] == "times":
-            ratios.append((f"`{row['work'].split(' / ')[0]}`, {row['size']}", f"{row['ours']:.2f}"))
-        elif row["work"].startswith("width"):
-            ratios.append((f"with its matrices, float32, {row['size']}", f"{row['ratio']:.0f}"))
-        else:
-            work, dtype = row["work"].split(". ")[1].rsplit(", ", 1)
-            work = {"network": "SGD"}.get(work, work.replace("particles, normals ", ""))
-            best = f"{short(row['peers'][row['best']])} {row['best']}"
-            cells = short(row["ours"]), best, f"**{row['ratio']:.2g}**", short(row["limit"])
-            runs.setdefault(f"{work}: {row['size']}", {})[dtype] = cells
-    header = "", *(name for dtype in DTYPES for name in (dtype, "best peer", "ratio", "limit"))
-    speed = [(work, *(cell for dtype in DTYPES for cell in run[dtype])) for work, run in runs.items()]
-    return dict(speed=table(header, speed), ratios=table(("next to `solve` as it is", "times"), ratios))
+            ratios.append((f"`{row['work']}`", row["size"], short(row["ours"])))
+            continue
+        work, _ = row["work"].split(", ")
+        best = f"{short(row['peers'].get(row['best']))} {row['best'] or ''}"
+        cells = short(row["ours"]), best, f"**{row['ratio']:.2g}**", short(row["limit"])
+        runs.setdefault(f"{work}: {row['size']}", []).extend(cells)
+    header = [""]
+    for dtype in ("float64", "float32"):
+        header += [dtype, "best peer", "ratio", "limit"]
+    speed = table(header, ((work, *cells) for work, cells in runs.items()))
+    return dict(speed=speed, ratios=table(("", "size", "times NFD"), ratios))
 
 
-def sizes(row):
-    """What a network without matrices is, and what it takes."""
-    what = f"width {row['width']:,}, depth {row['depth']}, {row['passes']} passes"
-    weights = f"{row['width'] ** 2 * row['depth']:.1e}".replace("+", "")
-    return what, weights, f"{row['seconds']:.1f} s", f"{row['memory'] / 2**30:.1f} GiB"
-
-
-def of_bench():
-    """{name: its Markdown} from the benchmark of docs/bench.json."""
+def of_bench() -> dict[str, str]:
+    """{name: table} of the benchmark in docs/bench.json."""
     bench = json.loads((HERE / "docs" / "bench.json").read_text())
-    peers = ", ".join(f"{name} {version}" for name, version in bench["peers"].items())
     machine = bench["machine"]
-    machine = f"{machine['cores']} cores, {machine['processor']}; Python {machine['python']}, {peers}.\n"
-    compiled = [row["seconds"] for row in bench["compile"] if row["kernel"] != "all"]
-    first = [(row["work"], short(row["seconds"])) for row in bench["first"]]
-    for dtype in DTYPES:
-        seconds = sum(row[dtype] for row in compiled)
-        first.append((f"all kernels in {dtype}, compiled by one process", short(seconds)))
-    first.append(("the longest of them", short(max(max(row.values()) for row in compiled))))
-    growth = [
-        (row["varied"], ", ".join(map("{:,}".format, row["sizes"])), str(row["expected"]), slope_of(row))
-        for row in bench["growth"]
+    peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items())
+    processor = f"{machine['cores']} cores, {machine['processor']}"
+    about = (
+        f"{processor}; Python {machine['python']}, numba {machine['numba']}, {peers}.\n"
+    )
+    large = [
+        (
+            f"width {row['width']:,}, depth {row['depth']}, {row['passes']} passes",
+            f"{row['width'] ** 2 * row['depth']:.1e}".replace("+", ""),
+            f"{row['seconds']:.1f} s",
+            f"{row['memory'] / 2**30:.1f} GiB",
+        )
+        for row in bench["large"]
     ]
-    memory = [(f"`{row['work']}`", mega(row["formula"]), mega(row["measured"])) for row in bench["memory"]]
-    threads = [(row["work"], *map("{:.2f}".format, row["ratios"])) for row in bench["threads"]]
+    run = 'run, float32, `keep="kernels"`'
+    weights = "weights it stands for"
     calls = [(row["work"], short(row["microseconds"])) for row in bench["calls"]]
-    workers = ("workers", *(str(row["workers"]) for row in bench["audit"]))
-    run = 'run, float32, `keep="kernels"`', "weights it stands for", "wall time", "peak memory"
+    first = [(row["work"], short(row["seconds"])) for row in bench["first"]]
     return next_to_others(bench["rows"]) | dict(
-        machine=machine,
-        growth=table(("varied", "sizes", "expected", "measured, 95% interval"), growth),
+        machine=about,
+        large=table((run, weights, "wall time", "peak memory"), large),
         calls=table(("", "us"), calls),
         first=table(("", "s"), first),
-        large=table(run, map(sizes, bench["large"])),
-        threads=table(("", *(f"on {count}" for count in bench["threads"][0]["threads"])), threads),
-        workers=table(workers, [("s", *(f"{row['seconds']:.1f}" for row in bench["audit"]))]),
-        memory=table(("", "stated, MB", "measured, MB"), memory),
     )
 
 
-def keep_pictures(directory):
-    """The pictures of figures.md from a directory of `nfd-figures`; their fits, to docs/pictures.json."""
+def fits(numbers: dict) -> Iterator[tuple[str, dict]]:
+    """(name, slope with its interval) of all that a figure fits."""
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            yield from [(name, value)] if "slope" in value else fits(value)
+
+
+def of_pictures() -> dict[str, str]:
+    """{name: table} of docs/pictures.json."""
+    rows = []
+    for picture, about in json.loads((HERE / "docs/pictures.json").read_text()).items():
+        for name, fit in about["fits"].items():
+            interval = f"[{fit['low']:.2f}, {fit['high']:.2f}]"
+            slope = f"{fit['slope']:.2f} {interval}"
+            rows.append((f"[{picture}]({picture}.png)", plain(name), slope))
+    return dict(pictures=table(("picture", "fitted", "exponent, 95% interval"), rows))
+
+
+def tables() -> dict[str, str]:
+    """{name: table} of all pages."""
+    return of_audit() | of_bench() | of_pictures()
+
+
+def keep_pictures(directory: str) -> None:
+    """Take the pictures of docs/ from a directory of nfd-figures, and what they fit."""
     store = HERE / "docs" / "pictures.json"
     kept = json.loads(store.read_text())
     for file in sorted(Path(directory).glob("*.json")):
@@ -146,107 +159,126 @@ def keep_pictures(directory):
         for picture, about in drawn["pictures"].items():
             if (HERE / "docs" / f"{picture}.png").exists():
                 shutil.copy(Path(directory) / f"{picture}.png", HERE / "docs")
-                kept[picture] = dict(
-                    seed=drawn["seed"], sizes=drawn["sizes"], seconds=drawn["seconds"],
-                    fits=dict(fits(about["numbers"])),
-                )  # fmt: skip
+                run = {name: drawn[name] for name in ("seed", "sizes", "seconds")}
+                kept[picture] = run | dict(fits=dict(fits(about["numbers"])))
     store.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def fits(numbers):
-    """(name, slope with its interval) of all that is fitted."""
-    for name, value in numbers.items():
-        if isinstance(value, dict):
-            yield from [(name, value)] if "slope" in value else fits(value)
-
-
-def of_pictures():
-    """{name: its Markdown} from docs/pictures.json."""
-    rows = [
-        (f"[{picture}]({picture}.png)", plain(name), slope_of(fit))
-        for picture, about in json.loads((HERE / "docs" / "pictures.json").read_text()).items()
-        for name, fit in about["fits"].items()
-    ]
-    return dict(pictures=table(("picture", "fitted", "exponent, 95% interval"), rows))
-
-
-def tables():
-    return of_audit() | of_bench() | of_pictures()
-
-
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 # Python
 
 
+def python_blocks(document: Document) -> Iterator[Region]:
+    """A region for each block of Python with the block of text that is right behind it."""
+    behind = {}
+    for region in FencedCodeBlockLexer("text")(document):
+        behind[len(document.text[: region.start].rstrip())] = region
+    for region in FencedCodeBlockLexer("python")(document):
+        head = document.text[: region.start].rstrip().rsplit("\n", 1)[-1]
+        file = re.fullmatch(r"<!-- file: (\S+) -->", head)
+        said = behind.get(region.end)
+        lexemes = dict(code=region.lexemes["source"], file=file and file[1], said=said)
+        yield Region(
+            region.start, region.end, lexemes, evaluator=evaluate, lexemes=lexemes
+        )
+
+
+def evaluate(example: Example) -> str | None:
+    """What is wrong with a block, None if it prints what the page says."""
+    lexemes = example.region.lexemes
+    said = lexemes["said"].lexemes["source"] if lexemes["said"] else ""
+    ours = output_of(lexemes, example.namespace)
+    if alike(ours, said):
+        return None
+    return f"line {example.line}: the Python there prints\n{ours}and not\n{said}"
+
+
+def output_of(lexemes: dict, names: dict) -> str:
+    """What a block prints."""
+    if lexemes["file"]:
+        Path(lexemes["file"]).write_text(lexemes["code"])
+    with contextlib.redirect_stdout(io.StringIO()) as stream:
+        exec(compile(lexemes["code"], "a block of Python", "exec"), names)
+    return stream.getvalue()
+
+
+def alike(ours: str, theirs: str) -> bool:
+    """Whether two texts say the same: the same words, and numbers that are close.
+
+    Another machine rounds elsewhere: neither the last digits of a number count, nor the blanks and
+    rules of a table, whose columns are as wide as the numbers in them.
+    """
+
+    def words(text: str) -> str:
+        return re.sub(r"[\s-]+", " ", re.sub(NUMBER, "#", text)).strip()
+
+    if words(ours) != words(theirs):
+        return False
+    pairs = zip(re.findall(NUMBER, ours), re.findall(NUMBER, theirs))
+    return all(
+        isclose(float(a), float(b), rel_tol=1e-3, abs_tol=0.011) for a, b in pairs
+    )
+
+
 @contextlib.contextmanager
-def elsewhere():
-    """A new directory, in which one works for a while and whose modules can be imported."""
+def elsewhere() -> Iterator[None]:
+    """Work in a new directory for a while, whose modules can be imported."""
     before, blocks, modules = os.getcwd(), dict(nfd_min.BLOCKS), set(sys.modules)
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         sys.path.insert(0, directory)
         try:
-            yield Path(directory)
+            yield
         finally:
             os.chdir(before)
             sys.path.remove(directory)
             for name in set(sys.modules) - modules:
-                if str(getattr(sys.modules[name], "__file__", "")).startswith(directory):
+                if str(getattr(sys.modules[name], "__file__", "")).startswith(
+                    directory
+                ):
                     del sys.modules[name]
             nfd_min.BLOCKS.clear()  # of what a page has added
             nfd_min.BLOCKS.update(blocks)
 
 
-def printed(page):
-    """[(what each block of Python of that page prints, what the page says)]"""
-    names, out = {}, []
-    with elsewhere() as directory:
-        for file, code, said in PYTHON.findall(page):
-            if file:
-                (directory / file).write_text(code)
-            with contextlib.redirect_stdout(io.StringIO()) as stream:
-                exec(compile(code, "a block of Python", "exec"), names)
-            out.append((stream.getvalue(), said))
-    return out
+def parsed(text: str) -> Document:
+    """The blocks of Python of a page."""
+    document = Document(text, "page")
+    for region in python_blocks(document):
+        document.add(region)
+    return document
 
 
-def alike(ours, theirs):
-    """Whether two texts say the same: the same words, and numbers that are close.
-
-    Another machine rounds elsewhere: neither the last digits of a number count, nor the blanks and rules of a
-    table, whose columns are as wide as the numbers in them.
-    """
-    words = [re.sub(r"[\s-]+", " ", re.sub(NUMBER, "#", text)).strip() for text in (ours, theirs)]
-    if words[0] != words[1]:
-        return False
-    pairs = zip(re.findall(NUMBER, ours), re.findall(NUMBER, theirs))
-    return all(isclose(float(a), float(b), rel_tol=1e-3, abs_tol=0.011) for a, b in pairs)
-
-
-def differs(page):
-    """The sentences of what the page says and is not so."""
+def differs(page: str) -> Iterator[str]:
+    """The sentences of what a page says and is not so."""
     made = tables()
     for _, name, there, _ in TABLE.findall(page):
         if there != made[name]:
             yield f"the table <!-- {name} --> is not that of docs/*.json"
-    for number, (ours, said) in enumerate(printed(page), 1):
-        if not alike(ours, said):
-            yield f"block {number} of Python prints\n{ours}and not\n{said}"
+    with elsewhere():
+        wrong = [evaluate(example) for example in parsed(page)]
+    yield from filter(None, wrong)
 
 
-def written(page):
-    """The page with its generated parts as they are now."""
-    made, outputs = tables(), iter(printed(page))
+def written(page: str) -> str:
+    """The page with its tables and outputs as they are now."""
+    pieces, end = [], 0
+    with elsewhere():
+        for example in parsed(page):
+            region, said = example.region, example.region.lexemes["said"]
+            ours = output_of(region.lexemes, example.namespace)
+            old = said.lexemes["source"] if said else ""
+            if alike(ours, old):
+                continue
+            text = f"\n```text\n{ours}```" if ours else ""
+            pieces.append(page[end : region.end] + text)
+            end = said.end if said else region.end
+    page = "".join([*pieces, page[end:]])
+    made = tables()
+    return TABLE.sub(lambda match: match[1] + made[match[2]] + match[4], page)
 
-    def block(match):
-        ours, said = next(outputs)
-        text = f"```text\n{said if alike(ours, said) else ours}```\n" if ours else ""
-        return match[0][: match[0].index("```python")] + f"```python\n{match[2]}```\n{text}"
 
-    return TABLE.sub(lambda match: match[1] + made[match[2]] + match[4], PYTHON.sub(block, page))
-
-
-# ------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 # Commands
 
 PROGRAMS = "nfd-audit|nfd-figures|python|pytest|pip|poe|jupyter|dask|grep|cd"
@@ -256,53 +288,67 @@ STEP = re.compile(
     rf"|(?<!`)`(?:\.venv/bin/)?((?:{PROGRAMS}) [^`\n]+)`",  # one of them in a sentence
     re.DOTALL,
 )
-FORM = re.compile(r"\b(FILE|CLAIM|TEXT)\b")  # to be filled in
+FORM = re.compile(r"\b(FILE|CLAIM|TEXT|DIR)\b")  # to be filled in
 
 IN_CI = {  # it takes minutes otherwise
-    "nfd-audit --baseline docs/audit.json": "nfd-audit --baseline docs/audit.json --claims gia-width",
-    "nfd-audit --html report.html": "nfd-audit --html report.html --claims gradients,full-coupling",
+    "nfd-audit --baseline docs/audit.json": "nfd-audit --baseline docs/audit.json "
+    "--claims gia-width",
+    "nfd-audit --html report.html": "nfd-audit --html report.html "
+    "--claims gradients,full-coupling",
     "nfd-audit --seeds 25": "nfd-audit --seeds 3 --claims gradients,full-coupling",
     "nfd-figures all": "nfd-figures all --tiny",
-    "nfd-figures all --paper": "nfd-figures convergence --paper --widths 16,32 --depths 4,8 --seeds 2",
+    "nfd-figures all --paper": "nfd-figures convergence --paper "
+    "--widths 16,32 --depths 4,8 --seeds 2",
     "python bench.py": "python bench.py --quick --repeat 2",
-    "python mutants.py formulas": "python mutants.py formulas --few",
-    'pip install -e ".[bench]"': "pip install -q jax",  # without PyTorch, the larger of the two
-    'pip install -e ".[crosscheck]"': "pip install -q jax && pytest -n 0 test_examples.py",
+    "pytest -m formulas": "pytest -m formulas -k 2x_or_7x",
+    'pip install -e ".[bench]"': "pip install -q jax",  # without PyTorch, the larger one
+    'pip install -e ".[crosscheck]"': "pip install -q jax && "
+    "pytest -n 0 tests/test_examples.py",
 }
 """What CI runs instead of a command."""
 
 
 class Command(NamedTuple):
+    """A line of Bash, and the exit status that the page says."""
+
     text: str
-    status: int = 0  # the exit status that the page says
+    status: int = 0
 
 
-def steps(page):
-    """The files and commands of a page, in its order: (name, text) or Command."""
+def steps(page: str) -> Iterator[tuple[str, str] | Command]:
+    """The files, (name, text), and the commands of a page, in its order."""
     for file, code, shell, sentence in STEP.findall(page):
         if file:
             yield file, code
-        for line in [sentence] * bool(sentence) or shell.splitlines():
+        for line in [sentence] if sentence else shell.splitlines():
             text, _, comment = line.partition("  # ")
-            yield Command(text.strip(), int((re.findall(r"exit status (\d)", comment) or [0])[0]))
+            status = re.findall(r"exit status (\d)", comment) or [0]
+            yield Command(text.strip(), int(status[0]))
 
 
-def never_run(pages):
-    """Options that the code in sentences of these pages names and none of their commands has."""
-    code = re.findall(
-        r"(?<!`)`([^`\n]+)`", "".join(re.sub(r"```.*?```", "", page, flags=re.DOTALL) for page in pages)
-    )
-    run = [step.text for page in pages for step in steps(page) if isinstance(step, Command)]
-    named, has = (set(re.findall(r"(?<![\w-])--[a-z]+", "\n".join(text))) for text in (code, run))
-    return named - has
+def never_run(pages: list[str]) -> set[str]:
+    """Options that the sentences of these pages name and none of their commands has."""
+    prose = "".join(re.sub(r"```.*?```", "", page, flags=re.DOTALL) for page in pages)
+    named = re.findall(r"(?<!`)`([^`\n]+)`", prose)
+    every = [step for page in pages for step in steps(page)]
+    run = [step.text for step in every if isinstance(step, Command)]
+    options = re.compile(r"(?<![\w-])--[a-z]+")
+    return set(options.findall("\n".join(named))) - set(options.findall("\n".join(run)))
 
 
-def ended(command, directory):
-    """(exit status, what it printed) of a line of Bash, whose background jobs end with it."""
+def ended(command: str, directory: Path) -> tuple[int, str]:
+    """The exit status of a line of Bash, whose background jobs end with it, and its output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path}
     with tempfile.TemporaryFile("w+") as out:
-        how = dict(cwd=directory, env=os.environ | {"PATH": path}, stdout=out, stderr=out)
-        process = subprocess.Popen(["bash", "-c", command], start_new_session=True, **how)
+        process = subprocess.Popen(
+            ["bash", "-c", command],
+            start_new_session=True,
+            cwd=directory,
+            env=environment,
+            stdout=out,
+            stderr=out,
+        )
         status = process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -310,51 +356,54 @@ def ended(command, directory):
         return status, out.read()
 
 
-def run(pages):
-    """Runs the commands of the pages, each page in a copy of the project; yields (seconds, command, what went
-    wrong)."""
+def run(pages: Iterable[str]) -> Iterator[tuple[float, str, str]]:
+    """Run the commands of each page in a copy of the project: (seconds, command, what went wrong)."""
     done = set()
     for page in pages:
         with tempfile.TemporaryDirectory() as directory:
-            copy = shutil.copytree(
-                HERE, Path(directory) / "copy", ignore=shutil.ignore_patterns(".*", "*.partial")
-            )
+            copy = Path(directory) / "copy"
+            shutil.copytree(HERE, copy, ignore=shutil.ignore_patterns(".*"))
             for step in steps(page):
                 if not isinstance(step, Command):
                     (copy / step[0]).write_text(step[1])
-                elif (command := IN_CI.get(step.text, step.text)) not in done and not FORM.search(command):
-                    done.add(command)
-                    start = time.monotonic()
-                    status, out = ended(command, HERE if command.startswith("pip ") else copy)
-                    wrong = "" if status == step.status else f"exit status {status}, not {step.status}\n{out}"
-                    yield time.monotonic() - start, command, wrong
+                    continue
+                command = IN_CI.get(step.text, step.text)
+                if command in done or FORM.search(command):
+                    continue
+                done.add(command)
+                start = time.monotonic()
+                status, out = ended(
+                    command, HERE if command.startswith("pip ") else copy
+                )
+                fine = status == step.status
+                wrong = (
+                    "" if fine else f"exit status {status}, not {step.status}\n{out}"
+                )
+                yield time.monotonic() - start, command, wrong
 
 
-def main():
+def main() -> int:
+    """Write, check or run the pages; the exit status."""
     parser = argparse.ArgumentParser("pages.py", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
     parser.add_argument(
-        "--pictures", metavar="DIR", help="take the pictures that `nfd-figures` has drawn there"
+        "--pictures", metavar="DIR", help="take what nfd-figures drew there"
     )
     parser.add_argument("--run", action="store_true", help="run the commands instead")
     chosen, wrong = parser.parse_args(), []
     if chosen.pictures:
         keep_pictures(chosen.pictures)
     if chosen.run:
-        for seconds, command, error in run(path.read_text() for path in PAGES):
+        for seconds, command, error in run([path.read_text() for path in PAGES]):
             print(f"{seconds:6.1f} s  {command}", flush=True)
-            wrong += [f"{command}: {error}"] * bool(error)
-    for path in PAGES * (not chosen.run):
+            wrong += [f"{command}: {error}"] if error else []
+    for path in [] if chosen.run else PAGES:
         text = path.read_text()
         if chosen.check:
             wrong += [f"{path.name}: {sentence}" for sentence in differs(text)]
         elif (new := written(text)) != text:
             path.write_text(new)
-    print(
-        "\n".join(
-            wrong or ["done" if chosen.run else "all pages are up to date" if chosen.check else "written"]
-        )
-    )
+    print("\n".join(wrong or ["done"]))
     return int(bool(wrong))
 
 

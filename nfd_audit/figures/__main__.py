@@ -1,0 +1,7 @@
+"""The command `nfd-figures`, as `python -m nfd_audit.figures`."""
+
+import sys
+
+from nfd_audit.figures.command import main
+
+sys.exit(main())
