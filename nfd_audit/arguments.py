@@ -114,13 +114,13 @@ class HelpFormatter(argparse.HelpFormatter):
     """Keeps the lines of a text, and does not break names at their hyphens."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        how = dict(
+        wrapper = textwrap.TextWrapper(
             width=width,
             initial_indent=indent,
             subsequent_indent=indent + "    ",
             break_on_hyphens=False,
         )
-        return "\n".join(textwrap.fill(line, **how) for line in text.splitlines())
+        return "\n".join(wrapper.fill(line) for line in text.splitlines())
 
 
 def data_options(parser: argparse.ArgumentParser) -> None:
@@ -148,12 +148,11 @@ def chosen_data(options: argparse.Namespace) -> Data:
     return data_of(options.data, **{field: getattr(options, field) for field in fields})
 
 
-def worker_options(parser: argparse.ArgumentParser, cores: int) -> None:
+def worker_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say who computes."""
     add = parser.add_mutually_exclusive_group().add_argument
-    default = cores if find_spec("joblib") else 1
     processes = "processes (default: one for each core; more than one needs joblib)"
-    add("--workers", type=count, default=default, metavar="N", help=processes)
+    add("--workers", type=count, metavar="N", help=processes)
     scheduler = "the workers of that scheduler, for instance tcp://host:8786"
     add("--dask", type=_scheduler, metavar="ADDRESS", help=scheduler)
 

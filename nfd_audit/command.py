@@ -9,7 +9,6 @@ from contextlib import suppress
 from itertools import combinations
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from nfd_audit import reference, report
@@ -92,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     network = "an implementation in place of ours, of a module in this directory"
     add("--network", metavar="MODULE:FUNCTION", help=network)
     output_options(parser)
-    worker_options(parser, numba.config.NUMBA_NUM_THREADS)
+    worker_options(parser)
     return parser
 
 
@@ -146,8 +145,8 @@ def check(options: argparse.Namespace) -> Task:
         for name in ("json", "html", "plot")
         if (path := getattr(options, name)) is not None
     }
-    for name, what in ("html", "page"), ("plot", "plot"):
-        if name in files and (sentence := report.missing(what)):
+    for name, product in ("html", "page"), ("plot", "plot"):
+        if name in files and (sentence := report.missing(product)):
             raise ValueError(f"--{name}: {sentence}")
     experiments = [e for claim in options.claims for e in claim.experiments]
     parts = [part for experiment in experiments for part in experiment.parts]

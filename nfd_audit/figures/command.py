@@ -8,7 +8,6 @@ from concurrent.futures import BrokenExecutor
 from importlib import util
 from pathlib import Path
 
-from numba import get_num_threads
 
 from nfd_audit.arguments import (
     HelpFormatter,
@@ -82,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     add("--resume", type=directory_path, metavar="DIR", help=keep)
     form = "of the pictures (default: png)"
     add("--format", choices=("png", "svg"), default="png", help=form)
-    worker_options(parser, get_num_threads())
+    worker_options(parser)
     return parser
 
 
