@@ -17,9 +17,8 @@ from nfd_audit import plots
 from nfd_audit.claims.initialisation import relu_case
 from nfd_audit.claims.training import train_case
 from nfd_audit.data import sequence
-from nfd_audit.figures import FIGURES, drawing, figure, make
-from nfd_audit.figures.command import main
-from nfd_audit.figures.coordinates import coordinate_case
+from nfd_audit.figures import FIGURES, drawing, figure, main, make
+from nfd_audit.figures.coordinates import STEPS, coordinate_case
 from nfd_audit.figures.reading import fitted, trend
 from nfd_audit.figures.scaling import enough, extrapolate, scaling_fit
 from nfd_audit.run import kept, key_of, plain, sweep
@@ -110,12 +109,6 @@ def test_impossible_runs(tmp_path, capsys):
     assert main(["alignment", *sizes, *HERE_ALONE, "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "nfd-figures: alignment: train(width=3000000" in err
-
-
-def test_depths_that_do_not_divide_one_another(tmp_path):
-    given = ["--tiny", "--depths", "3,5", *HERE_ALONE, "--out", str(tmp_path)]
-    for name in ("convergence", "coupling"):
-        assert main([name, *given]) == 0
 
 
 @pytest.mark.slow
@@ -247,6 +240,48 @@ def test_divergence_is_data():
     assert recipe.draw(picture, sizes).axes
 
 
+def test_depths_that_do_not_divide_one_another():
+    """All of them are on the same Brownian paths."""
+    for name in ("convergence", "coupling"):
+        recipe = FIGURES[name]
+        sizes = recipe.tiny | dict(depths=(3, 5))
+        cases = recipe.cases(sizes, None, 0)
+        points = list(zip(cases, sweep(cases)))
+        (picture,) = recipe.numbers(points, sizes).values()
+        if name == "convergence":
+            errors = picture.data["errors"]
+            of_depth = [errors[key] for key in errors if key[0] == "L"]
+        else:
+            of_depth = [of_it["f"] for of_it in picture.data["values"].values()]
+        assert all(values.shape[1] == 2 for values in of_depth)
+        assert all(np.isfinite(values).all() for values in of_depth)
+
+
+@pytest.mark.parametrize(
+    "network", [dict(), dict(branch_exponent=0.8), dict(scaling="mup")]
+)
+def test_own_update_of_a_block(network):
+    """[2], [X1]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j
+    C^{jk}_{l-1} g^j_l; rate s^2 is 1/L, for muP 1."""
+    n, L, eta = 12, 5, 0.2
+    given = dict(data=None, eta=eta, width=n, depth=L, network=network)
+    values = coordinate_case(**given, seed=(3,))
+    rng = np.random.default_rng((3,))
+    stream = sequence(None, (STEPS + 1) * [0], eta, rng=rng)
+    weights = finite_net.draw_weights(n, L, stream.d, rng=rng)
+    run = finite_net.train(stream, n, L, weights=weights, **network)
+    p = np.tanh(run.h[:, :-1])
+    times = L if "scaling" in network else 1
+    for k in range(STEPS + 1):
+        C = np.einsum("jln,ln->jl", p[:k], p[k]) / n
+        own = times * np.einsum("j,jl,jln->ln", eta * run.chi[:k], C, run.g[:k, 1:])
+        assert np.isclose(values["own"][k], np.mean(own**2), rtol=1e-10)
+    change = run.h[2, L] - run.h[0, L]
+    assert np.isclose(values["change"][2], np.mean(change**2))
+    assert np.isclose(values["h"][1], np.mean(run.h[1, L] ** 2))
+    assert np.isclose(values["f"][2], (run.f[2] - run.f[0]) ** 2)
+
+
 def test_exact_features_have_the_ratio_1():
     recipe = FIGURES["post-activation"]
     points = []
@@ -364,20 +399,3 @@ def test_curve_has_two_standard_errors():
     low, high = np.array([segment[:, 1] for segment in bars.get_segments()]).T
     assert np.allclose(high - low, 4 * values.std(axis=0, ddof=1) / np.sqrt(10))
     assert np.allclose(low + high, 2 * values.mean(axis=0))
-
-
-@pytest.mark.parametrize("how", [dict(), dict(branch_exponent=0.8), dict(scaling="mup")])
-def test_own_update_of_a_block(how):
-    """[2], [X1]: what a block's own updates add to h_l is rate s^2 sum_j eta chi_j C^{jk}_{l-1} g^j_l."""
-    given = dict(data=None, eta=0.2, width=12, depth=5, steps=2)
-    values, rng = coordinate_case(**given, seed=(3,), **how), np.random.default_rng((3,))
-    stream = sequence(None, [0, 0, 0], 0.2, rng=rng)
-    run = finite_net.train(stream, 12, 5, weights=finite_net.draw_weights(12, 5, stream.d, rng=rng), **how)
-    p = np.tanh(run.h[:, :-1])
-    for k in range(3):
-        C = np.einsum("jln,ln->jl", p[:k], p[k]) / 12
-        own = np.einsum("j,jl,jln->ln", 0.2 * run.chi[:k], C, run.g[:k, 1:]) * 5 ** ("scaling" in how)
-        assert np.isclose(values["own"][k], np.mean(own**2), rtol=1e-10)
-    assert np.isclose(values["change"][2], np.mean((run.h[2, 5] - run.h[0, 5]) ** 2))
-    assert np.isclose(values["h"][1], np.mean(run.h[1, 5] ** 2))
-    assert np.isclose(values["f"][2], (run.f[2] - run.f[0]) ** 2)

@@ -2,6 +2,6 @@
 
 import sys
 
-from nfd_audit.figures.command import main
+from nfd_audit.figures import main
 
 sys.exit(main())

@@ -8,7 +8,6 @@ from concurrent.futures import BrokenExecutor
 from importlib import util
 from pathlib import Path
 
-
 from nfd_audit.arguments import (
     HelpFormatter,
     chosen_data,
@@ -21,7 +20,7 @@ from nfd_audit.arguments import (
     worker_options,
 )
 from nfd_audit.data import Data, prepared
-from nfd_audit.figures import FIGURES, checked, make
+from nfd_audit.figures.catalogue import FIGURES, checked, make
 from nfd_audit.figures.recipe import Sizes
 from nfd_audit.run import kept, workers_of
 from nfd_min import __version__, meant
