@@ -286,7 +286,7 @@ def _cluster(address: str) -> Iterator[None]:
     from distributed import CancelledError, Client, KilledWorker
 
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=10)
     except (OSError, ValueError) as error:
         why = f"no scheduler answers there ({error})"
         raise ValueError(f"dask={address!r}: {why}") from None
