@@ -16,7 +16,7 @@ import finite_net
 from nfd_audit import plots
 from nfd_audit.claims.initialisation import relu_case
 from nfd_audit.claims.training import train_case
-from nfd_audit.data import sequence
+from nfd_audit.data import Data, sequence
 from nfd_audit.figures import FIGURES, drawing, figure, main, make
 from nfd_audit.figures.coordinates import STEPS, coordinate_case
 from nfd_audit.figures.reading import fitted, trend
@@ -136,7 +136,7 @@ def test_ctrl_c(tmp_path):
     assert len(list(results.glob("*.pickle"))) == 192
     assert all(path.stat().st_mtime_ns == then for path, then in times.items())
     sizes = FIGURES["alignment"].tiny | dict(seeds=16)
-    cases = FIGURES["alignment"].cases(sizes, None, 0)
+    cases = FIGURES["alignment"].cases(sizes, Data(), 0)
     on_disk = kept(results)
     points = json.loads((out / "alignment.json").read_text())["points"]
     assert [point["result"] for point in points] == [

@@ -99,7 +99,7 @@ def plan(
     """{figure: its sizes}, and the data. Leaves with exit status 2 if the options do
     not fit together, or the data are no good."""
     if not util.find_spec("matplotlib"):
-        parser.error("pictures need matplotlib: pip install 'nfd-min[plot]'")
+        parser.error("pictures need matplotlib: pip install 'nfd-min[audit]'")
     names = list(FIGURES) if options.figure == "all" else [options.figure]
     try:
         data = chosen_data(options)

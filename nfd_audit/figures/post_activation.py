@@ -96,7 +96,7 @@ def draw(picture: Picture, sizes: Sizes) -> "drawing.Figure":
     drawing.log_y(square)
     bound = [data["exact"]["post"][L]["bound"] for L in depths]
     mean.plot(depths, bound, color=BLACK, linestyle=":")
-    if max(bound) > 10:
+    if mean.get_ylim()[1] > 10:
         mean.set_yscale("symlog")
     steps = sizes["steps"]
     drawing.loss_panels((train, test), data["losses"], LINES, steps, TEST_EVERY)
