@@ -17,7 +17,6 @@ from math import sqrt
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
-from numba import prange
 from numpy.typing import ArrayLike
 
 import nfd_min
@@ -35,6 +34,7 @@ from nfd_kernels import (
     parallel_allowed,
     pieces,
     plus,
+    prange,
     progress,
     serial_and_parallel,
     thread_count,
