@@ -17,7 +17,6 @@ from math import sqrt
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
-from numba import prange
 from numpy.typing import ArrayLike
 
 import nfd_min
@@ -35,6 +34,7 @@ from nfd_kernels import (
     parallel_allowed,
     pieces,
     plus,
+    prange,
     progress,
     serial_and_parallel,
     thread_count,
@@ -533,7 +533,8 @@ class Network(NamedTuple):
 
     n, L, T : width, depth, length of the chain
     shape : of W;  matrices : how many (n, n) there are
-    activation : that of the user;  layers : nfd_min.chain;  chain, phi, dphi : the same for compiled code
+    activation : that of the user
+    layers : nfd_min.chain;  chain, phi, dphi : the same for compiled code
     decoupled : whether W~ is another matrix than W;  fresh : whether it is new in every
         pass
     """
@@ -600,8 +601,8 @@ def train(
         backward="fresh" needs a stream with batch=1.
     dtype : "float64" or "float32", of the weights and of all arithmetic on them
     weights : U (n, d), W (nfd_min.weight_shape), v (n,), all N(0,1) in the theory, and
-        where W~ is not W or -W optionally W' of W's shape, for "fresh" (S, ..). They are
-        not changed.
+        where W~ is not W or -W optionally W' of W's shape, for "fresh" (S, ..). They
+        are not changed.
     rng : seed or Generator, from which is drawn what is not given
     keep : "all"; "weights" for those after the last update too; "kernels" for f, chi, C
         and Gamma, which needs the memory of "all" during the run; "outputs" for f, chi
@@ -609,7 +610,7 @@ def train(
         evaluated before the first step, every `test_every` steps, and after the last.
 
     Returns a Trajectory. If the mean square of h or g stops being a finite number the
-    run ends there, with `diverged_at` set. ValueError for bad input, or if the run needs
+    run ends there, with `diverged_at` set. ValueError for bad input, or if it needs
     more memory than the machine has: 8 or 4 bytes for each of M n^2 + n d weights (M
     matrices; twice if decoupled; "fresh" has S more), 2 S (T+1) n features and
     gradients of T layers unless keep="outputs", and those of one mini-batch.
@@ -635,7 +636,7 @@ def train(
 def sgd(
     stream: Stream, weights: nfd_min.Weights, phi: nfd_min.Phi = "tanh", **how: Any
 ) -> Trajectory:
-    """`train` from given weights, called as nfd_min.sgd: decoupled if there are four."""
+    """`train` from given weights, as nfd_min.sgd: decoupled if there are four."""
     how.setdefault("backward", "reused" if len(weights) == 3 else "decoupled")
     return train(stream, len(weights[2]), len(weights[1]), phi, weights=weights, **how)
 

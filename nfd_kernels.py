@@ -22,8 +22,16 @@ from nfd_min import FAR, NEAR, Activation, no_exception
 
 try:
     import numba
+    from numba import prange
 except ImportError as error:
     raise ImportError(f"this needs Numba: pip install numba ({error})") from None
+
+__all__ = [
+    "CACHE", "STAMP", "kernel", "serial_and_parallel", "thread_count",
+    "parallel_allowed", "empty", "pieces", "normals", "fill_normals", "PHI",
+    "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of", "prange",
+    "dot", "dots", "plus", "add", "total", "diverged", "progress",
+]  # fmt: skip
 
 # --------------------------------------------------------------------------------------
 # Compiling
@@ -97,11 +105,14 @@ def serial_and_parallel(function: Callable) -> tuple[Callable, Callable]:
 # Threads
 
 _in_a_fork = False
+_compiling = threading.RLock()
 
 
 def _after_fork() -> None:
-    global _in_a_fork
+    """No thread survives a fork, nor does what it would have done: release a lock."""
+    global _in_a_fork, _compiling
     _in_a_fork = True
+    _compiling = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -308,7 +319,7 @@ def _fill(next_word, state, out):
 
 @serial_and_parallel
 def _fill_blocks(next_word, states, out):
-    for b in numba.prange(len(states)):
+    for b in prange(len(states)):
         _fill(next_word, states[b], out[b * BLOCK : (b + 1) * BLOCK])
 
 
@@ -478,20 +489,29 @@ def _own(phi: Activation) -> tuple[Callable, Callable]:
 _alive = []  # what the pointers point to
 
 
-@functools.cache
 def _pointers(phi: Activation, dtype: type) -> tuple:
     """Pointers to both functions of an Activation, for vectors of that dtype."""
+    with _compiling:  # several threads may come here first
+        return _compiled(phi, dtype)
+
+
+@functools.cache
+def _compiled(phi: Activation, dtype: type) -> tuple:
+    """`_pointers`, one after the other."""
     own = phi.name not in PHI
     functions = _own(phi) if own else PHI[phi.name]
     if numba.config.DISABLE_JIT:
         return functions
     dtype = np.dtype(dtype)
     vector = numba.types.CPointer(numba.from_dtype(dtype))
+    pointers = []
     for function, vectors in zip(functions, (2, 3)):
         signature = numba.void(*vectors * [vector], numba.intp)
         compiler = numba.cfunc(signature, cache=CACHE and not own, **OPTIONS)
-        _alive.append(compiler(_stamped(function, dtype.name)))
-    return _alive[-2].ctypes, _alive[-1].ctypes
+        made = compiler(_stamped(function, dtype.name))
+        _alive.append(made)
+        pointers.append(made.ctypes)
+    return tuple(pointers)
 
 
 def activations(phis: list[Activation], dtype: type) -> tuple[tuple, tuple, np.ndarray]:

@@ -35,7 +35,6 @@ from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 import nfd_min
 from nfd_kernels import (
@@ -55,6 +54,7 @@ from nfd_kernels import (
     parallel_allowed,
     pieces,
     plus,
+    prange,
     progress,
     serial_and_parallel,
     times_dphi,

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import numba
-
 from nfd_audit.data import TARGETS, Data, data_of
 
 __all__ = [
@@ -116,13 +114,13 @@ class HelpFormatter(argparse.HelpFormatter):
     """Keeps the lines of a text, and does not break names at their hyphens."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        how = dict(
+        wrapper = textwrap.TextWrapper(
             width=width,
             initial_indent=indent,
             subsequent_indent=indent + "    ",
             break_on_hyphens=False,
         )
-        return "\n".join(textwrap.fill(line, **how) for line in text.splitlines())
+        return "\n".join(wrapper.fill(line) for line in text.splitlines())
 
 
 def data_options(parser: argparse.ArgumentParser) -> None:
@@ -153,9 +151,8 @@ def chosen_data(options: argparse.Namespace) -> Data:
 def worker_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say who computes."""
     add = parser.add_mutually_exclusive_group().add_argument
-    default = numba.config.NUMBA_NUM_THREADS if find_spec("joblib") else 1
     processes = "processes (default: one for each core; more than one needs joblib)"
-    add("--workers", type=count, default=default, metavar="N", help=processes)
+    add("--workers", type=count, metavar="N", help=processes)
     scheduler = "the workers of that scheduler, for instance tcp://host:8786"
     add("--dask", type=_scheduler, metavar="ADDRESS", help=scheduler)
 

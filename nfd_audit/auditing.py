@@ -16,7 +16,7 @@ from nfd_audit.claim import Case, Claim, Plan
 from nfd_audit.claims import CLAIMS
 from nfd_audit.data import AnyData, Data, data_of, prepared
 from nfd_audit.run import kept, plain, sweep, versions
-from nfd_audit.verdict import LEVEL, Bound, Part, Points
+from nfd_audit.verdict import LEVEL, Bound, Points
 from nfd_min import (
     ACTIVATIONS,
     LOSSES,
@@ -234,7 +234,7 @@ def phi_name(phi: str | Activation) -> str:
     """The name of an Activation, under which it is found from now on."""
     if not isinstance(phi, Activation):
         return phi
-    if ACTIVATIONS.get(phi.name) is phi:
+    if any(phi is known for known in ACTIVATIONS.values()):
         return phi.name
     module = getattr(phi.phi, "of", phi.phi).__module__ or "__main__"
     names = vars(sys.modules[module]) if module in sys.modules else {}
@@ -384,7 +384,7 @@ def judge(claim: Claim, results: list[dict], plans: list[Plan]) -> dict:
     return _verdict(claim, rates, verdict, claim.note)
 
 
-def rate_of(part: Part, points: Points, repetitions: int) -> dict:
+def rate_of(part: Any, points: Points, repetitions: int) -> dict:
     """What --json says of a Part."""
     about = dict(
         label=part.label,

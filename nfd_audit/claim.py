@@ -7,7 +7,7 @@ cases of one measurement with fresh random numbers. Each of its parts
 
 from collections.abc import Callable
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 from nfd_audit.verdict import LEVEL, LOOKS, Bound, Part, Points
 
@@ -125,7 +125,7 @@ class Claim(NamedTuple):
     why: str = ""
     formulas: tuple[str, ...] = ()
 
-    def __reduce_ex__(self, protocol: int) -> tuple:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """A claim of CLAIMS is pickled by its name: its readings have none."""
         from nfd_audit.claims import CLAIMS
 

@@ -145,8 +145,8 @@ def check(options: argparse.Namespace) -> Task:
         for name in ("json", "html", "plot")
         if (path := getattr(options, name)) is not None
     }
-    for name, what in ("html", "page"), ("plot", "plot"):
-        if name in files and (sentence := report.missing(what)):
+    for name, product in ("html", "page"), ("plot", "plot"):
+        if name in files and (sentence := report.missing(product)):
             raise ValueError(f"--{name}: {sentence}")
     experiments = [e for claim in options.claims for e in claim.experiments]
     parts = [part for experiment in experiments for part in experiment.parts]

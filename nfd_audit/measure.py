@@ -26,7 +26,7 @@ import nfd_kernels
 import nfd_min
 import sde
 from nfd_audit.networks import call
-from nfd_min import ACTIVATIONS, Activation, Stream, Trajectory, coarsen
+from nfd_min import ACTIVATIONS, Activation, Phi, Stream, Trajectory, coarsen
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -157,7 +157,7 @@ def with_other(
 
     Where there is no result: {"not applicable": why} or {"error": what was raised}.
     """
-    of_network = _network.set(network and implementation(network))
+    of_network = _network.set(implementation(network) if network else None)
     of_phi = _phi.set(phi)
     try:
         return (OF_NETWORKS | OF_PHI)[measure](**given, seed=seed)
@@ -174,7 +174,7 @@ def solve(
     stream: Stream,
     particles: int,
     steps: int,
-    phi: str | Activation | None = None,
+    phi: Phi | None = None,
     **how: Any,
 ) -> Trajectory:
     """sde.solve, by default with the activation in use."""
@@ -186,7 +186,7 @@ def train(
     stream: Stream,
     width: int,
     depth: int,
-    phi: str | Activation | None = None,
+    phi: Phi | None = None,
     *,
     rng: Any = None,
     weights: tuple | None = None,
@@ -218,7 +218,7 @@ def train_many(
     width: int,
     depth: int,
     seeds: Iterable[int],
-    phi: str | Activation | None = None,
+    phi: Phi | None = None,
     **how: Any,
 ) -> list[Trajectory]:
     """finite_net.train_many, or the implementation under audit on one network after
@@ -232,7 +232,7 @@ def train_many(
 # --------------------------------------------------------------------------------------
 # Infinite width in three versions, and what is compared
 
-SYSTEMS = {
+SYSTEMS: dict[str, dict[str, Any]] = {
     "reused": dict(backward="reused"),
     "decoupled": dict(backward="decoupled"),
     "nearest": dict(backward="decoupled", nearest=True),

@@ -370,7 +370,7 @@ def explain(claim: Claim, rounds: str, screen: Screen = Screen()) -> Iterator[st
         yield from _explain_experiment(experiment, screen)
     yield ""
     parts = [part for each in claim.experiments for part in each.parts]
-    if any(hasattr(part, "what") for part in parts):
+    if any(part.what for part in parts):
         yield from screen.wrap(rounds)
     yield from screen.wrap(
         'The claim holds if all of its quantities do; one that "fails" refutes it.'

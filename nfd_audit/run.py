@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
@@ -94,7 +94,7 @@ def outcome(number: int, case: Case) -> tuple[int, Any]:
     return number, case.run(**case.given, seed=case.seed)
 
 
-def _outcomes(cases: list[Case]) -> Iterator[tuple[int, Any]]:
+def _outcomes(cases: list[Case]) -> Generator[tuple[int, Any], None, None]:
     """The outcomes of the cases as they come."""
     if client := _client.get():
         yield from _on_cluster(client, cases)
@@ -162,9 +162,11 @@ HEARD = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def workers_of(workers: int, dask: str | None = None) -> Iterator[None]:
+def workers_of(workers: int | None, dask: str | None = None) -> Iterator[None]:
     """Sweeps run in so many processes of this machine, which share its cores, or on
     the Dask cluster whose scheduler is at that address.
+
+    workers : by default one for each core, where joblib is installed
 
     Ctrl-C and SIGTERM raise KeyboardInterrupt, in this process alone. In the end,
     whatever happened, no process of these workers is left.
@@ -174,6 +176,8 @@ def workers_of(workers: int, dask: str | None = None) -> Iterator[None]:
     here. BrokenExecutor if a worker of this machine dies, or the cluster gives up; a
     worker of the cluster that dies costs only what it was at.
     """
+    if workers is None:
+        workers = thread_count() if find_spec("joblib") else 1
     with _handling({signal.SIGTERM: signal.default_int_handler}):
         if dask is not None:
             with _cluster(dask):
@@ -282,7 +286,7 @@ def _cluster(address: str) -> Iterator[None]:
     from distributed import CancelledError, Client, KilledWorker
 
     try:
-        client = Client(address, timeout=10, set_as_default=False)
+        client = Client(address, timeout=10)
     except (OSError, ValueError) as error:
         why = f"no scheduler answers there ({error})"
         raise ValueError(f"dask={address!r}: {why}") from None

@@ -72,6 +72,15 @@ class Part:
             return [result[self.label] for result in results]
         return [self.read(result, given) for result in results]
 
+    @property
+    def what(self) -> str:
+        """The statistic that has an interval; none has one by default."""
+        return ""
+
+    def judge(self, points: Points, confidence: float = 0.95) -> dict:
+        """The statistic, its interval and the "verdict"."""
+        raise NotImplementedError
+
     def wider(self, points: Points, given: dict, first: dict) -> dict | None:
         """Other arguments to measure with, where these cannot give an answer; None if
         they can.
@@ -234,7 +243,9 @@ class Mean(Part):
     The verdict is that of a Rate, of Student's interval of the mean.
     """
 
-    what = "mean"
+    @property
+    def what(self) -> str:
+        return "mean"
 
     @property
     def prediction(self) -> str:

@@ -1,4 +1,4 @@
-"""Two test processes with an empty cache compile different kernels first, not the same ones twice."""
+"""Two test processes with an empty cache compile different loops first, not the same ones twice."""
 
 import os
 
@@ -8,4 +8,4 @@ import bench
 def pytest_configure(config):
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker in ("gw0", "gw1"):
-        bench.every_kernel({"gw0": "float64", "gw1": "float32"}[worker])
+        bench.compile_all({"gw0": "float64", "gw1": "float32"}[worker])

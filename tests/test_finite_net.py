@@ -185,7 +185,7 @@ def test_only_w1_has_the_inner_rate(exponent):
 
 def test_weights_are_drawn_from_rng():
     stream = stream_of(3)
-    U, W, v, W_back = nfd_min.draw_weights(20, 3, 5, decoupled=True, rng=7)
+    U, W, v, W_back = finite_net.draw_weights(20, 3, 5, decoupled=True, rng=7)
     assert np.array_equal(
         finite_net.train(stream, 20, 3, rng=7).f, finite_net.train(stream, 20, 3, weights=(U, W, v)).f
     )
@@ -261,7 +261,7 @@ def test_divergence_is_reported_and_what_came_before_is_kept(phi):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = finite_net.train(stream, 16, 64, phi, scaling="mup", rng=0)
-        plain = nfd_min.sgd(stream, nfd_min.draw_weights(16, 64, 3, rng=0), phi, scaling="mup")
+        plain = nfd_min.sgd(stream, finite_net.draw_weights(16, 64, 3, rng=0), phi, scaling="mup")
     k, l = run.diverged_at
     assert plain.diverged_at == (k, l) and 0 < k < 6 and 0 <= l <= 64
     assert np.isfinite(run.f[:k]).all() and np.isnan(run.f[k + 1 :]).all()
@@ -346,7 +346,7 @@ def test_divergence_inside_a_batch():
             dict(block="two-layer", weights=(np.ones((4, 5)), np.ones((2, 4, 4)), np.ones(4))),
             r"expected \(2, 2, 4, 4\)",
         ),
-        (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \(T, 5\)"),
+        (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \('T', 5\)"),
         (dict(test=np.full((3, 5), np.inf)), "test must be finite"),
         (dict(test=np.ones((3, 5)), test_every=0), "test_every=0 must be an integer >= 1"),
         (dict(weights=5), "a tuple of 3 or 4 arrays"),

@@ -356,63 +356,6 @@ def test_digits_over_several_epochs():
     assert np.array_equal(one, np.unique(a.X[1797:3594], axis=0)) and sum(a.y[:1797] == 1) == 891
 
 
-def test_data_files(tmp_path):
-    X, y = np.random.default_rng(0).standard_normal((6, 3)), np.array([0, 1, 1, 0, 1, 0])
-    np.savez(tmp_path / "a.npz", X=X, y=y)
-    np.savetxt(tmp_path / "a.csv", np.c_[X, y], delimiter=",")
-    (tmp_path / "b.csv").write_text("one,two,three,label\n" + (tmp_path / "a.csv").read_text())
-    streams = [Stream.digits(6, 0.1, data=tmp_path / name, rng=0) for name in ("a.npz", "a.csv", "b.csv")]
-    assert all(np.allclose(s.X, streams[0].X) and np.array_equal(s.y, streams[0].y) for s in streams)
-    assert sum(streams[0].y == 1) == 3 and streams[0].d == 3
-    np.savez(tmp_path / "c.npz", X=X, y=[0, 1, 1, 1, 1, 1])  # two labels: the larger is +1
-    assert sum(Stream.digits(6, 0.1, data=tmp_path / "c.npz", rng=0).y == 1) == 5
-    np.savez(tmp_path / "d.npz", X=X * 1e300, y=y)
-    assert np.allclose(Stream.digits(6, 0.1, data=tmp_path / "d.npz", rng=0).X, streams[0].X)
-    (tmp_path / "e.csv").write_text((tmp_path / "a.csv").read_text(), encoding="utf-8-sig")
-    assert np.allclose(Stream.digits(6, 0.1, data=tmp_path / "e.csv", rng=0).X, streams[0].X)
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("a.txt", "1,2\n", "must end in .npz or .csv"),
-        ("a.npz", "not a zip", "cannot use"),
-        ("a.csv", "", "no rows"),
-        ("a.csv", "1,2,0\n1,x,1\n", "line 2: 'x' is not a finite number"),
-        ("a.csv", "1,2,0\n\n1,1\n", "line 3 has 2 columns, those before have 3"),
-        ("a.csv", "1,2,0\n1,nan,1\n", "line 2: 'nan' is not a finite number"),
-        ("a.csv", "1,2,0.5\n1,3,1\n", "integer labels"),
-        ("a.csv", "1\n2\n", "one column only"),
-        ("a.csv", "1;2\n3;4\n", "line 2: '3;4' is not a finite number"),
-        ("a.csv", "1,2,0\n2,3,0\n", "one label only"),
-        ("a.csv", "0,1,0\n2,3,1\n1,2,1\n", "equals the mean"),
-        ("a.csv", "1,oops,1\n2,3,1\n", "cannot use"),
-        ("a.csv", "0,1,2,3\n1,2,0,1\n3,1,1,0\n", "line 1 counts 0, 1, ..: a header of numbers"),
-        ("a.csv", "".join(f"{i},{i % 3},{i % 2}\n" for i in range(9)), "only numbers the rows"),
-        ("a.csv", "0,1,1\n2,3,1e19\n", "at most 2"),
-    ],
-)
-def test_bad_data_file(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        Stream.digits(2, 0.1, data=tmp_path / name)
-
-
-def test_more_bad_data_files(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.ones((2, 2)))
-    np.savez(tmp_path / "b.npz", X=np.ones((2, 2)), y=np.ones(3))
-    np.savez(tmp_path / "c.npz", X=np.array([object()]), y=np.ones(1))
-    for name, message in (
-        ("a.npz", "expected X"),
-        ("b.npz", r"shape \(3,\)"),
-        ("c.npz", "cannot use"),
-        ("d.npz", "no such file"),
-        (".", "not a file"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Stream.digits(2, 0.1, data=tmp_path / name)
-
-
 @pytest.mark.parametrize(
     "change, message",
     [

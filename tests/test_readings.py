@@ -1,6 +1,9 @@
-"""The audit's measurements and readings measure what they say: each on made-up runs, or
-against the definition on small ones."""
+"""The claims, and that their measurements and readings measure what they say: each on
+made-up runs, or against the definition on small ones."""
 
+import copy
+import pickle
+from types import ModuleType
 from types import SimpleNamespace as Made
 
 import numpy as np
@@ -10,8 +13,10 @@ import finite_net
 import nfd_limits
 import nfd_min
 import sde
-from nfd_audit import measure
+from nfd_audit import claims, measure
+from nfd_audit.claim import Claim
 from nfd_audit.claims import (
+    CLAIMS,
     coupling,
     depth,
     exponents,
@@ -25,6 +30,80 @@ from nfd_limits import one_step, relu_moments
 from nfd_min import Stream, coarsen
 
 DEPTHS = dict(depths=(4, 8))
+
+IDS = [
+    "gradients",
+    "gia-width",
+    "init-limit",
+    "depth-rate",
+    "nearest-coupling",
+    "nondegeneracy",
+    "gaussian-init",
+    "gaussian-update",
+    "exact-law",
+    "first-step-kernel",
+    "full-coupling",
+    "branch-exponent",
+    "response-source",
+    "coherence",
+    "correlation",
+    "orthogonal",
+    "two-layer-exponent",
+    "coupled-limit",
+    "width-rate",
+    "post-activation",
+    "alignment",
+    "two-layer-collapse",
+    "transfer",
+]
+
+
+# The claims
+
+
+def test_the_claims():
+    assert list(CLAIMS) == IDS
+
+
+def test_no_claim_of_a_chapter_is_left_out():
+    chapters = [m for m in vars(claims).values() if isinstance(m, ModuleType)]
+    stated = [
+        value.id
+        for chapter in chapters
+        for value in vars(chapter).values()
+        if isinstance(value, Claim)
+    ]
+    assert sorted(stated) == sorted(IDS)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_claim_says_why_and_what(id):
+    """A reason, formulas, and of every quantity what is read, in words."""
+    claim = CLAIMS[id]
+    assert claim.why and claim.formulas
+    assert claim.expected == "holds" or claim.note
+    for experiment in claim.experiments:
+        assert experiment.measure.__doc__
+        for part in experiment.parts:
+            assert part.says or part.read, part.label
+
+
+def test_measurements_are_found_by_their_names():
+    """An audit of somebody else's network or activation asks for them so."""
+    used = {
+        e.measure.__name__: e.measure for c in CLAIMS.values() for e in c.experiments
+    }
+    for name, found in (measure.OF_NETWORKS | measure.OF_PHI).items():
+        assert used[name] is found
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_a_claim_is_pickled_by_its_name(id):
+    claim = CLAIMS[id]
+    assert pickle.loads(pickle.dumps(claim)) is claim
+    assert copy.deepcopy(claim) is claim
+    other = claim._replace(note="another")
+    assert copy.copy(other) == other == copy.deepcopy(other)
 
 
 # Readings

@@ -235,6 +235,30 @@ def test_a_picture_is_the_same_each_time(picture):
     assert "<metadata" not in picture
 
 
+def test_what_a_panel_draws():
+    """Bars of two standard errors, the fitted line, the band of its slope and a line
+    of the predicted slope, all through the middle of the fit."""
+    from matplotlib.figure import Figure
+
+    sizes, slopes = np.array([4.0, 16.0]), dict(slope=-1.0, low=-1.5, high=-0.5)
+    points = [dict(L=4, errors=[1.0, 3.0]), dict(L=16, errors=[0.25, 0.75])]
+    rate = dict(label="x", against="L", predicted=-2.0, points=points, **slopes)
+    axes = Figure().add_subplot()
+    plots.draw_rate(axes, rate | dict(intercept=np.log(8.0)))
+    _, fitted, predicted = axes.lines
+    np.testing.assert_allclose(fitted.get_ydata(), 8 / sizes)
+    np.testing.assert_allclose(predicted.get_ydata(), 64 / sizes**2)
+    bars, band = axes.collections
+    corners = np.concatenate([path.vertices for path in band.get_paths()])
+    heights = np.unique(corners[corners[:, 0] == 4, 1].round(9))
+    np.testing.assert_allclose(heights, [2**0.5, 2 * 2**0.5])
+    means, errors = np.array([2.0, 0.5]), np.array([1.0, 0.25])
+    ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+    np.testing.assert_allclose(
+        ends, np.stack([means - 2 * errors, means + 2 * errors], 1)
+    )
+
+
 def test_plot_of_rates_has_a_panel_for_each():
     ids = "gradients", "init-limit", "alignment", "full-coupling"
     chosen = [r for r in RESULTS if r["id"] in ids]
@@ -397,6 +421,19 @@ def test_contrast(scheme, ground, ink):
     assert (max(pair) + 0.05) / (min(pair) + 0.05) > 4.5
 
 
+@pytest.mark.parametrize(
+    "verdict, name",
+    [
+        ("holds", "holds"),
+        ("fails", "fails"),
+        ("error", "fails"),
+        ("inconclusive", "open"),
+    ],
+)
+def test_verdicts_have_their_colours(verdict, name):
+    assert re.search(rf"\.{verdict}\b[^{{}}]*{{ color: var\(--{name}\); }}", CSS)
+
+
 def claim_of(*parts, id="x", statement="-", measure=None, repeat=4):
     """A claim of one experiment."""
     experiments = (Experiment(measure, (repeat, repeat), parts),)
@@ -514,6 +551,16 @@ def test_the_reason_where_there_is_no_slope():
 
 
 @pytest.mark.parametrize(
+    "low, high, margin",
+    [(-1.4, -1.0, 0.2), (-1.0, -0.75, 0.5), (-0.4, 0.0, 0.2), (np.nan, np.nan, -1)],
+)
+def test_margin(low, high, margin):
+    """How far any end is from any edge, -1.5 or -0.5, in tolerances, at the least."""
+    rate = dict(predicted=-1, tolerance=0.5, low=low, high=high)
+    assert report.margin(rate) == pytest.approx(margin)
+
+
+@pytest.mark.parametrize(
     "part, values, words",
     [
         (Bound("x", 1.0), [0.5], "the one value of x is below 1: it is 0.5"),
@@ -598,6 +645,16 @@ def test_a_wide_terminal_has_the_table():
     assert "\033" not in "".join(plain)
     assert sum("\033[32mholds\033[0m" in line for line in wide) > 50
     assert sum("\033[31mfails\033[0m" in line for line in wide) > 3
+
+
+def test_the_note_is_that_of_the_expected_verdict():
+    result = next(r for r in RESULTS if r["id"] == "full-coupling")
+    note = result["note"].splitlines()
+    assert note
+    expected = list(lines(result))
+    assert expected[len(result["rates"]) :] == [f"    {line}" for line in note]
+    surprise = list(lines(result | dict(verdict="inconclusive")))
+    assert surprise == expected[: len(result["rates"])]
 
 
 class Stream(io.StringIO):
@@ -737,9 +794,9 @@ def measured_claim(id, x, measure=None):
     [
         (["--claims", "gradients,corelation"], "did you mean correlation?"),
         (["--explain", "gia_width"], "did you mean gia-width?"),
-        (["--loss", "squred"], "did you mean squared?"),
-        (["--phi", "tahn"], "did you mean tanh?"),
-        (["--target", "rael"], "did you mean real?"),
+        (["--loss", "squred"], "invalid choice: 'squred' (choose from"),
+        (["--phi", "tahn"], "phi='tahn' is unknown; allowed: tanh"),
+        (["--target", "rael"], "invalid choice: 'rael' (choose from"),
         (["--html", "missing/a.html"], "existing, writable directory"),
         (["--html", "a.html", "--seeds", "2"], "--seeds prints a table; it has no"),
         (
@@ -815,7 +872,10 @@ def test_ctrl_c_while_the_page_is_drawn(tmp_path, monkeypatch, capsys):
     assert not page.exists()
 
 
-COMMANDS = {"command": "CLAIMS", "figures": "FIGURES"}
+COMMANDS = {
+    "nfd_audit.command": lambda: CLAIMS,
+    "nfd_audit.figures.command": lambda: import_module("nfd_audit.figures").FIGURES,
+}
 """Modules with a `main`, and the names that their help explains."""
 
 
@@ -824,20 +884,19 @@ COMMANDS = {"command": "CLAIMS", "figures": "FIGURES"}
 def test_help_fits_into_the_terminal(module, columns, capsys, monkeypatch):
     """Every option and every claim or figure, and no line that is too long."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    of_command = import_module(f"nfd_audit.{module}")
     with pytest.raises(SystemExit) as stop:
-        of_command.main(["--help"])
+        import_module(module).main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= columns
     assert "--data FILE" in out
     assert "--workers N" in out
-    assert all(name in out for name in getattr(of_command, COMMANDS[module]))
+    assert all(name in out for name in COMMANDS[module]())
 
 
 @pytest.mark.parametrize("module", COMMANDS)
 def test_version(module, capsys):
     with pytest.raises(SystemExit) as stop:
-        import_module(f"nfd_audit.{module}").main(["--version"])
+        import_module(module).main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"nfd-min {__version__}\n"

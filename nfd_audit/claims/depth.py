@@ -206,8 +206,10 @@ def _over_layers(result: dict, name: str) -> np.ndarray:
 
 
 def _eigenvalue_parts(name: str, label: str) -> tuple:
-    above = dict(read=every_smallest(name), above=True)
-    return Rate(label, 0, read=smallest(name)), Bound(f"any {label}", 1e-10, **above)
+    return (
+        Rate(label, 0, read=smallest(name)),
+        Bound(f"any {label}", 1e-10, read=every_smallest(name), above=True),
+    )
 
 
 NONDEGENERACY = Claim(

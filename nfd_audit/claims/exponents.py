@@ -10,7 +10,7 @@ from nfd_audit.claim import Claim, Experiment, sizes
 from nfd_audit.claims.coupling import coupling_case
 from nfd_audit.data import AnyData, sequence
 from nfd_audit.measure import changed, worst
-from nfd_audit.verdict import Mean, Rate
+from nfd_audit.verdict import Mean, Part, Rate
 from nfd_limits import one_step
 
 # --------------------------------------------------------------------------------------
@@ -87,7 +87,8 @@ def source_case(
     L = 16
     rng = np.random.default_rng(seed)
     stream = sequence(data, [0, 0], 0.3, rng=rng)
-    steps = [one_step(*stream.X, "erf", depth, branch_exponent) for depth in depths]
+    x0, x1 = stream.X
+    steps = [one_step(x0, x1, "erf", depth, branch_exponent) for depth in depths]
     parts = np.array([step.parts for step in steps]).T
     run = sde.solve(
         stream,
@@ -100,7 +101,7 @@ def source_case(
     )
     a = stream.eta * run.chi[0]
     kick = run.A[:, 1, 0] @ run.g[0, 1:] / (a * L)
-    exact = one_step(*stream.X, "identity", L, branch_exponent).accumulated
+    exact = one_step(x0, x1, "identity", L, branch_exponent).accumulated
     ratio = np.mean(kick**2) / exact
     return dict(zip(PARTS, parts)) | {"particles / exact": {"ratio": ratio}}
 
@@ -111,7 +112,7 @@ def by_depth(name: str) -> Callable:
 
 
 def _source_experiment(alpha: float, slopes: tuple[int, ...]) -> Experiment:
-    parts = [
+    parts: list[Part] = [
         Rate(f"{part}, alpha = {alpha:g}", slope, 0.15, by_depth(part))
         for part, slope in zip(PARTS, slopes)
     ]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from typing import Literal
 
 import numpy as np
 
@@ -19,12 +20,12 @@ from nfd_audit.measure import (
 )
 from nfd_audit.verdict import Bound, Mean, Rate
 from nfd_limits import relu_moments
-from nfd_min import ACTIVATIONS, LOSSES, Layer, Stream, Trajectory
+from nfd_min import ACTIVATIONS, LOSSES, Layer, Scaling, Stream, Trajectory
 
 # --------------------------------------------------------------------------------------
 # gradients
 
-ARCHITECTURES = (
+ARCHITECTURES: tuple[tuple[str, Scaling], ...] = (
     ("pre", "depth-mup"),
     ("pre", "mup"),
     ("pre", "vanilla"),
@@ -59,8 +60,8 @@ def gradient_case(*, data: AnyData, seed: int | tuple) -> dict:
             missing = "it does not return x and gx"
             continue
         layers = nfd_min.chain(block, phi, L, scaling)
-        for name, error in _gradient_errors(stream, net, layers, weights, rng):
-            errors[f"{name} {phi.name} {block} {scaling} batch {batch}"] = error
+        for name, relative in _gradient_errors(stream, net, layers, weights, rng):
+            errors[f"{name} {phi.name} {block} {scaling} batch {batch}"] = relative
     if not errors:
         raise NotImplementedError(missing)
     return {"relative error": errors}
@@ -69,7 +70,7 @@ def gradient_case(*, data: AnyData, seed: int | tuple) -> dict:
 def _gradient_errors(
     stream: Stream,
     net: Trajectory,
-    layers: tuple[Layer, ...],
+    layers: list[Layer],
     weights: tuple,
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, float]]:
@@ -92,7 +93,7 @@ def _gradient_errors(
 
 def _central_difference(
     stream: Stream,
-    layers: tuple[Layer, ...],
+    layers: list[Layer],
     weights: tuple,
     i: int,
     index: int,
@@ -461,7 +462,7 @@ def relu_case(*, data: AnyData, width: int, depth: int, seed: int | tuple) -> di
     return out
 
 
-def to_exact(block: str, name: str, exact: str) -> Callable:
+def to_exact(block: Literal["pre", "post"], name: str, exact: str) -> Callable:
     """The {name} of a network with block "{block}", divided by {exact} at infinite
     width."""
 

@@ -127,7 +127,7 @@ GAUSSIAN_UPDATE = Claim(
 # --------------------------------------------------------------------------------------
 # exact-law
 
-BLOCKS = {
+BLOCKS: dict[str, dict] = {
     "one-layer": {},
     "two-layer": dict(block="two-layer", internal_lr_exponent=0.5),
 }

@@ -26,7 +26,7 @@ def train_case(
     batch: int,
     eta: float,
     test_every: int | None = None,
-    seed: int | tuple,
+    seed: tuple[int, ...],
     **how: Any,
 ) -> dict:
     """Mini-batch SGD on the training images, whose order and the weights depend on the
@@ -46,9 +46,9 @@ def train_case(
     order = np.concatenate([rng.permutation(len(X)) for _ in range(epochs)])
     order = order[: steps * batch]
     stream = stream_of(data, X[order], y[order], eta, batch)
-    tests = dict(test=X_test, test_every=test_every) if test_every else {}
-    how = dict(keep="outputs") | tests | how
-    run = train(stream, width, depth, rng=[*seed, 1], **how)
+    if test_every:
+        how |= dict(test=X_test, test_every=test_every)
+    run = train(stream, width, depth, rng=[*seed, 1], keep="outputs", **how)
     loss = LOSSES[stream.loss].value
     with np.errstate(over="ignore"):
         each = loss(run.f, stream.y).reshape(steps, batch)
@@ -108,7 +108,7 @@ TRANSFER_SIZES = sizes(
     batch=16,
     eta=(0.2, 0.32, 0.5, 0.8, 1.25, 2.0),
 )
-TRANSFER_BLOCKS = {
+TRANSFER_BLOCKS: dict[str, dict] = {
     "one-layer": {},
     "two-layer, b = 0": dict(block="two-layer"),
     "two-layer, b = 1/2": dict(block="two-layer", internal_lr_exponent=0.5),
@@ -134,7 +134,7 @@ TRANSFER = Claim(
             train_case,
             (8, 24),
             (BestEta(f"best eta, {label}", 0, read=loss_by_eta),),
-            tuple(given | how for given in TRANSFER_SIZES),
+            (TRANSFER_SIZES[0] | how, TRANSFER_SIZES[1] | how),
             over=("depth", "eta"),
         )
         for label, how in TRANSFER_BLOCKS.items()

@@ -76,8 +76,15 @@ def two_layer_case(
     part_of_f: dict[float, list] = {b: [] for b in EXPONENTS}
     for L in depths:
         noise = sde.draw_noise(2, particles, 2 * L, rng=rng)
-        how = dict(block="two-layer", backward=backward, noise=noise)
-        run = partial(solve, stream, particles, L, **how)
+        run = partial(
+            solve,
+            stream,
+            particles,
+            L,
+            block="two-layer",
+            backward=backward,
+            noise=noise,
+        )
         fixed = run(internal_lr_exponent=-np.inf)
         step = stream.eta * fixed.chi[0]
         for b in EXPONENTS:

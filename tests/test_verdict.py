@@ -1,92 +1,12 @@
-"""The claims, the verdict rule, and when a claim has seen enough."""
-
-import copy
-import pickle
-from types import ModuleType
+"""The verdict rule, and when a claim has seen enough."""
 
 import numpy as np
 import pytest
 
-from nfd_audit import audit, claims
+from nfd_audit import audit
 from nfd_audit.claim import Claim, Experiment
 from nfd_audit.claims import CLAIMS
-from nfd_audit.measure import OF_NETWORKS, OF_PHI
 from nfd_audit.verdict import LEVEL, WIDEST, BestEta, Bound, Mean, Rate
-
-IDS = [
-    "gradients",
-    "gia-width",
-    "init-limit",
-    "depth-rate",
-    "nearest-coupling",
-    "nondegeneracy",
-    "gaussian-init",
-    "gaussian-update",
-    "exact-law",
-    "first-step-kernel",
-    "full-coupling",
-    "branch-exponent",
-    "response-source",
-    "coherence",
-    "correlation",
-    "orthogonal",
-    "two-layer-exponent",
-    "coupled-limit",
-    "width-rate",
-    "post-activation",
-    "alignment",
-    "two-layer-collapse",
-    "transfer",
-]
-
-
-# The claims
-
-
-def test_the_claims():
-    assert list(CLAIMS) == IDS
-
-
-def test_no_claim_of_a_chapter_is_left_out():
-    chapters = [m for m in vars(claims).values() if isinstance(m, ModuleType)]
-    stated = [
-        value.id
-        for chapter in chapters
-        for value in vars(chapter).values()
-        if isinstance(value, Claim)
-    ]
-    assert sorted(stated) == sorted(IDS)
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_a_claim_says_why_and_what(id):
-    """A reason, formulas, and of every quantity what is read, in words."""
-    claim = CLAIMS[id]
-    assert claim.why and claim.formulas
-    assert claim.expected == "holds" or claim.note
-    for experiment in claim.experiments:
-        assert experiment.measure.__doc__
-        for part in experiment.parts:
-            assert part.says or part.read, part.label
-
-
-def test_measurements_are_found_by_their_names():
-    """An audit of somebody else's network or activation asks for them so."""
-    used = {
-        e.measure.__name__: e.measure for c in CLAIMS.values() for e in c.experiments
-    }
-    for name, measure in (OF_NETWORKS | OF_PHI).items():
-        assert used[name] is measure
-
-
-@pytest.mark.parametrize("id", IDS)
-def test_a_claim_is_pickled_by_its_name(id):
-    claim = CLAIMS[id]
-    assert pickle.loads(pickle.dumps(claim)) is claim
-    assert copy.deepcopy(claim) is claim
-    other = claim._replace(note="another")
-    assert copy.copy(other) == other == copy.deepcopy(other)
-
 
 # The verdict rule
 
@@ -319,3 +239,33 @@ def test_deeper_where_the_best_eta_is_open():
     assert twice == dict(eta=etas, depth=(8, 16, 32))
     deepest = given | dict(depth=(1, 2, 4))
     assert part.wider(points, given, deepest) is None
+
+
+# The verdicts on the claims
+
+MEASURED = {
+    "full-coupling": {
+        "|change of h_L|^2": 0,
+        "(change of f)^2": 0,
+        "(change of E h_L^2)^2": 0,
+    },
+    "alignment": {"|loss gap|": 0},
+    "transfer": {
+        "best eta, one-layer": 0,
+        "best eta, two-layer, b = 0": 0,
+        "best eta, two-layer, b = 1/2": -0.2,
+    },
+}
+"""Of the claims that fail, the exponents that are found instead of the claimed ones."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("id", CLAIMS)
+def test_a_quick_audit_has_the_expected_verdict(id):
+    result = audit(id, seed=20)
+    assert result.ok, result
+    rates = {rate["label"]: rate for rate in result["rates"]}
+    assert (result["expected"] == "fails") == (id in MEASURED)
+    for label, exponent in MEASURED.get(id, {}).items():
+        low, high = rates[label]["low"], rates[label]["high"]
+        assert exponent - 0.2 < low < high < exponent + 0.2, result
