@@ -134,7 +134,9 @@ def _on_cluster(client: Any, cases: list[Case]) -> Iterator[tuple[int, Any]]:
     from distributed import as_completed
 
     futures = client.map(outcome, range(len(cases)), cases, pure=False)
-    for _, result in as_completed(futures, with_results=True):
+    for future, result in as_completed(futures, with_results=True):
+        if future.cancelled():
+            raise result
         yield result
 
 

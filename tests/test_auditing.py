@@ -11,7 +11,7 @@ import pytest
 
 import finite_net
 from nfd_audit import CLAIMS, assert_claim, audit, main
-from nfd_audit.auditing import What, audit_all
+from nfd_audit.auditing import What, _Looks, audit_all, phi_name
 from nfd_audit.claim import Claim, Experiment
 from nfd_audit.verdict import Bound, Rate
 from nfd_min import TANH
@@ -135,8 +135,8 @@ def test_on_the_command_line(tmp_path, monkeypatch):
 def test_another_activation():
     by_name = audit("gia-width", phi="erf")
     assert by_name.about["phi"] == "erf" and by_name["verdict"] == "holds"
-    assert audit("exact-law", phi="erf")["verdict"] == "not applicable"
-    assert audit("nearest-coupling", phi=TANH).about["phi"] == "tanh"
+    assert audit("post-activation", phi="erf")["verdict"] == "not applicable"
+    assert phi_name(TANH) == "tanh"
 
 
 # --------------------------------------------------------------------------------------
@@ -170,8 +170,6 @@ def test_claims_are_told_in_their_order():
 
 def test_the_first_cases_compile_different_kernels():
     """Of an audit of everything: one of networks, then those of particles."""
-    from nfd_audit.auditing import _Looks
-
     names = [case.run.__name__ for case in _Looks(list(CLAIMS.values()), What()).next()]
     assert names[0] == "gia_case" and set(names[1:5]) == {"depth_case"}
     assert "gradient_case" in names
