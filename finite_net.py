@@ -11,6 +11,7 @@ same bits on any number of threads.
 """
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from math import sqrt
@@ -28,10 +29,8 @@ from nfd_kernels import (
     diverged,
     dot,
     empty,
-    fill_normals,
     kernel,
     normals,
-    parallel_allowed,
     pieces,
     plus,
     prange,
@@ -185,7 +184,8 @@ def output(v, h):
     return s / len(v)
 
 
-def _sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, record):
+@serial_and_parallel
+def sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, record):
     """SGD on the samples begin..end-1, one at a time. [1]-[3], [8]
 
     Returns the first sample that diverged, or end. Its h and g are in the record, or in
@@ -198,7 +198,7 @@ def _sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, re
     n, T, real = len(v), len(skip) - 1, v.dtype.type
     h, g = scratch.h.reshape(-1, n), scratch.g.reshape(-1, n)
     p = scratch.p.reshape(-1, n)
-    z, parts = scratch.z[0], scratch.parts
+    z, parts, blocks = scratch.z[0], scratch.parts, len(scratch.parts)
     decoupled, W_tilde = len(W_back) > 0, W_back if len(W_back) > 0 else W
     for k in range(begin, end):
         if len(h_kept) > 0:
@@ -209,11 +209,13 @@ def _sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, re
         for t in range(1, T + 1):
             m, x, u = matrix[t], p[t - 1], h[t]
             apply(phi[kind[t]], h[t - 1], x)
-            if m >= 0:
-                for b in prange(len(parts)):
-                    times_rows(W[m], x, u, b * ROWS, min(b * ROWS + ROWS, n))
-            else:
+            if m < 0:
                 copy(x, u)
+            elif blocks == 1:
+                times_rows(W[m], x, u, 0, n)
+            else:
+                for b in prange(blocks):
+                    times_rows(W[m], x, u, b * ROWS, min(b * ROWS + ROWS, n))
             branch_and_skip(s[t], u, skip[t], h[t - back[t]], h[t])  # [1], [29]
             bad |= diverged(h[t])
 
@@ -227,18 +229,22 @@ def _sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, re
         copy(v, g[T])  # [3]
         for t in range(T, 0, -1):
             m, x, q = matrix[t], p[t - 1], g[t]
-            if m >= 0:
-                step = real(c * rates[t] * s[t])
-                for b in prange(len(parts)):
+            step = real(c * rates[t] * s[t])
+            if m < 0:
+                copy(q, z)
+            elif blocks == 1:
+                back_and_step_rows(W_tilde[m], q, x, step, z, 0, n)  # [3], [2]
+                if decoupled:
+                    step_rows(W[m], q, x, step, 0, n)  # [8]
+            else:
+                for b in prange(blocks):
                     lo, hi = b * ROWS, min(b * ROWS + ROWS, n)
                     back_and_step_rows(W_tilde[m], q, x, step, parts[b], lo, hi)
                     if decoupled:
-                        step_rows(W[m], q, x, step, lo, hi)  # [8]
+                        step_rows(W[m], q, x, step, lo, hi)
                 copy(parts[0], z)
-                for b in range(1, len(parts)):
+                for b in range(1, blocks):
                     plus(real(1), parts[b], z)
-            else:
-                copy(q, z)
             times_dphi(dphi[kind[t]], h[t - 1], x, z)  # [3]
             plus(s[t], z, g[t - 1])  # [3]
             plus(skip[t], q, g[t - back[t]])  # [3]
@@ -249,8 +255,6 @@ def _sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, re
         step_rows(U, g[0], X[k], real(c), 0, n)  # [2]
     return end
 
-
-sgd_by_samples, sgd_by_samples_parallel = serial_and_parallel(_sgd_by_samples)
 
 # --------------------------------------------------------------------------------------
 # Mini-batches: samples in shares of a multiple of four, each with its own thread
@@ -424,7 +428,8 @@ def step_block(r, weights, layers, scratch):
             step_batch(tilde, scratch.g[t], scratch.p[t - 1], c, scale, lo, hi)
 
 
-def _sgd_by_batches(
+@serial_and_parallel
+def sgd_by_batches(
     begin, end, size, samples, weights, layers, phi, dphi, scratch, record
 ):
     """SGD on the samples begin..end-1, in mini-batches of that size. [1]-[3], [8]
@@ -435,15 +440,22 @@ def _sgd_by_batches(
     h, g, c, bad = scratch.h, scratch.g, scratch.c, scratch.bad
     T, B, n = scratch.p.shape
     share, one = share_size(B), weights.v.dtype.type(1)
+    start = np.int64(0)
     blocks = T * len(scratch.parts)
     for at in range(begin, end, size):
         for b in range(B):  # what fills the mini-batch up is the last sample again
             copy(samples.X[min(at + b, at + size - 1)], scratch.x[b])
-        for i in prange(len(bad)):
-            place = i * share, min(i * share + share, B), at, size
-            bad[i] = share_of_batch(
+        if len(bad) == 1:
+            place = start, B, at, size
+            bad[0] = share_of_batch(
                 place, samples, weights, layers, phi, dphi, scratch, record
             )
+        else:
+            for i in prange(len(bad)):
+                place = i * share, min(i * share + share, B), at, size
+                bad[i] = share_of_batch(
+                    place, samples, weights, layers, phi, dphi, scratch, record
+                )
         for i in range(len(bad)):
             if bad[i]:
                 return at
@@ -452,15 +464,16 @@ def _sgd_by_batches(
                 for t in range(T + 1):
                     copy(h[t, b], record.h[at + b, t])
                     copy(g[t, b], record.g[at + b, t])
-        for r in prange(blocks):
-            step_block(r, weights, layers, scratch)  # [2], [8]
+        if len(bad) == 1:
+            for r in range(blocks):
+                step_block(r, weights, layers, scratch)  # [2], [8]
+        else:
+            for r in prange(blocks):
+                step_block(r, weights, layers, scratch)
         for b in range(size):
             plus(-c[b], h[T, b], weights.v)  # [2]
         step_batch(weights.U, g[0], scratch.x, c, one, 0, n)  # [2]
     return end
-
-
-sgd_by_batches, sgd_by_batches_parallel = serial_and_parallel(_sgd_by_batches)
 
 
 @kernel
@@ -469,47 +482,16 @@ def share_size(B):
     return min(32, (B + 7) // 8 * 4)
 
 
-def _outputs(X, weights, layers, phi, scratch, f):
+@kernel
+def outputs(X, weights, layers, phi, scratch, f):
     """f of inputs X (B, d), B at most that of the scratch. [1]"""
-    h, p, x, bad = scratch.h, scratch.p, scratch.x, scratch.bad
-    share = share_size(len(x))
+    h, p, x = scratch.h, scratch.p, scratch.x
     for b in range(len(x)):
         copy(X[min(b, len(X) - 1)], x[b])
-    for i in prange(len(bad)):
-        first, last = i * share, min(i * share + share, len(x))
-        bad[i] = forward(first, last, x, weights, layers, phi, h, p)
-        for b in range(first, min(last, len(X))):
-            f[b] = output(weights.v, h[-1, b])  # [1]
+    forward(np.int64(0), len(x), x, weights, layers, phi, h, p)
+    for b in range(len(X)):
+        f[b] = output(weights.v, h[-1, b])  # [1]
 
-
-outputs, outputs_parallel = serial_and_parallel(_outputs)
-
-# --------------------------------------------------------------------------------------
-# Many networks
-
-
-@kernel
-def train_one(r, size, samples, weights, layers, phi, dphi, scratch, record):
-    """Network r of all; each array but the samples has an index more in front."""
-    U, W, v, W_back = weights
-    h, g, p, z, x, c, bad, parts = scratch
-    of_r = Parameters(U[r], W[r], v[r], W_back[r])
-    own = Scratch(h[r], g[r], p[r], z[r], x[r], c[r], bad[r], parts[r])
-    out = Record(record.f[r], record.chi[r], record.h[r], record.g[r])
-    S = len(samples.y)
-    if size == 1:
-        return sgd_by_samples(0, S, samples, of_r, layers, phi, dphi, own, out)
-    return sgd_by_batches(0, S, size, samples, of_r, layers, phi, dphi, own, out)
-
-
-def _train_each(size, samples, weights, layers, phi, dphi, scratch, record, reached):
-    for r in prange(len(reached)):
-        reached[r] = train_one(
-            r, size, samples, weights, layers, phi, dphi, scratch, record
-        )
-
-
-train_each, train_each_parallel = serial_and_parallel(_train_each)
 
 # --------------------------------------------------------------------------------------
 # For users
@@ -619,18 +601,8 @@ def train(
     every = positive_int("test_every", test_every)
     if test is not None:
         test = finite_array("test", test, ("T", stream.d), real)
-    if net.fresh and stream.batch > 1:
-        raise ValueError(
-            f'backward="fresh" needs a stream with batch=1, not {stream.batch}'
-        )
     _check_memory(stream, net, real, 1, kept)
-    parameters, W_prime, W_tilde = _parameters(weights, rng, real, stream, net)
-    record = _record(stream, net, real, kept)
-    scratch, _ = _scratch(real, net, stream)
-    out = _run(stream, net, parameters, W_tilde, scratch, record, test, every)
-    if "weights" in kept and out.diverged_at is None:
-        out.weights = _weights_at_the_end(parameters, W_prime, net)
-    return _filled(out, record.h, record.g, net, kept)
+    return _trained(stream, net, real, kept, weights, rng, test, every)
 
 
 def sgd(
@@ -662,33 +634,27 @@ def train_many(
     network that of what is kept.
     """
     net, real, kept = _checked(stream, width, depth, phi, dtype, keep, network)
-    seeds, generators = _checked_seeds(seeds)
-    S, L = len(stream), net.L
+    generators = _generators(seeds)
+    R, S, itemsize = len(generators), len(stream), real().itemsize
     numbers = 2 * S * (net.T + 1) * net.n if "h" in kept else 0
     numbers += net.matrices * net.n**2 * (1 + net.decoupled) * ("weights" in kept)
-    needed = len(seeds) * (real().itemsize * numbers + 16 * L * S * S * bool(kept))
-    check_memory(needed, f"train_many of {len(seeds)} networks")
-    work = S // stream.batch * _work(net, stream)
-    one_by_one = len(seeds) < 2 or work > 8 * SPAN
-    if one_by_one or _mixed(net) or "weights" in kept:
-        how = dict(dtype=dtype, keep=keep, **network)
-        return [
-            train(stream, width, depth, phi, rng=seed, **how)
-            for seed in progress(seeds, "training")
-        ]
-    threads = thread_count()
+    needed = R * (itemsize * numbers + 16 * net.L * S * S * bool(kept))
+    check_memory(needed, f"train_many of {R} networks")
+    shared = len(_scratch(real, net, stream).parts) > 1 or stream.batch > 4
+    threads = 1 if shared else min(thread_count(), max(R, 1))
     _check_memory(stream, net, real, threads, kept)
-    of_one = net.matrices * net.n**2 + 2 * S * (net.T + 1) * net.n
-    at_once = threads * max(1, min(8 * SPAN // work, 2**18 // of_one))
-    out = []
-    groups = list(pairwise([*range(0, len(seeds), at_once), len(seeds)]))
-    for begin, end in progress(groups, "training"):
-        out += _train_group(stream, net, generators[begin:end], real, kept)
-    for r, run in enumerate(out):
-        if run.diverged_at is not None:
-            how = dict(dtype=dtype, keep=keep, **network)
-            out[r] = train(stream, width, depth, phi, rng=seeds[r], **how)
-    return out
+
+    def one(rng: np.random.Generator) -> Trajectory:
+        return _trained(stream, net, real, kept, None, rng)
+
+    if threads == 1:
+        return [one(rng) for rng in progress(generators, "training")]
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            return list(progress(pool.map(one, generators), "training"))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 # --------------------------------------------------------------------------------------
@@ -707,6 +673,10 @@ def _checked(stream, width, depth, phi, dtype, keep, network):
         net = _network(*given, **how)
     except TypeError:  # of a list, which cannot be remembered
         net = _network.__wrapped__(*given, **how)
+    if net.fresh and stream.batch > 1:
+        raise ValueError(
+            f'backward="fresh" needs a stream with batch=1, not {stream.batch}'
+        )
     return net, real, kept
 
 
@@ -743,7 +713,24 @@ def _network(n, L, phi, real, build, **how):
     )
 
 
-def _checked_seeds(seeds):
+def _trained(stream, net, real, kept, weights, rng, test=None, every=1):
+    """The Trajectory of one network, from checked arguments."""
+    parameters, W_prime, W_tilde = _parameters(weights, rng, real, stream, net)
+    record, scratch = _record(stream, net, real, kept), _scratch(real, net, stream)
+    out = _run(stream, net, parameters, W_tilde, scratch, record, test, every)
+    if "weights" in kept and out.diverged_at is None:
+        out.weights = _weights_at_the_end(parameters, W_prime, net)
+    if "C" in kept:
+        h, g = (nfd_min.split(a, net.L)[0] for a in (record.h, record.g))
+        nfd_min.fill_kernels(out, h, g, net.activation)
+    if "h" in kept:
+        out.h, out.x = nfd_min.split(record.h, net.L)
+        out.g, out.gx = nfd_min.split(record.g, net.L)
+    return out
+
+
+def _generators(seeds):
+    """The Generator of each seed. ValueError for what would change by being used."""
     try:
         seeds = list(seeds)
         generators = [np.random.default_rng(seed) for seed in seeds]
@@ -756,7 +743,7 @@ def _checked_seeds(seeds):
         raise ValueError(
             "seeds must be numbers or SeedSequences, not Generators or None"
         )
-    return seeds, generators
+    return generators
 
 
 def _check_memory(stream, net, real, threads, kept):
@@ -840,42 +827,29 @@ def _inputs(X, real):
         return np.asarray(X / sqrt(X.shape[1]), real)
 
 
-def _record(stream, net, real, kept, *more):
-    """A Record of NaN, with an index more in front for several networks."""
+def _record(stream, net, real, kept):
+    """A Record of NaN."""
     S = len(stream)
-    outputs = np.full((2, *more, S), np.nan)
-    places = np.full((2, *more, S if kept else 0, net.T + 1, net.n), np.nan, real)
+    outputs = np.full((2, S), np.nan)
+    places = np.full((2, S if kept else 0, net.T + 1, net.n), np.nan, real)
     return Record(*outputs, *places)
 
 
-def _scratch(real, net, stream, *more, size=None, others=()):
-    """The Scratch of mini-batches, with an index more in front for several networks.
+def _scratch(real, net, stream, tests=0):
+    """The Scratch of a mini-batch, or of so many test inputs, apart from that.
 
-    size : that of test inputs, which go through while a mini-batch keeps its own
-    others : shapes of other arrays in the same memory, a list of which comes second
+    How the work is shared depends on its size alone, not on the number of threads.
     """
-    B = stream.batch
-    if size is not None or B > 1:
-        B = -(-(size or B) // 4) * 4
-    n, T = net.n, net.T
-    place, parts = (T + 1, B, n), (-(-n // ROWS), n)
-    shapes = place, place, (T, B, n), (B, n), (B, stream.d), (B,), parts
-    shapes = [(*more, *shape) for shape in shapes]
-    if size is None:
-        h, g, p, z, x, c, parts, *others = pieces(real, *shapes, *others)
-    else:
-        h, g, p, z, x, c, parts = (empty(shape, real) for shape in shapes)
-    shares = -(-B // share_size(B))
-    bad = np.zeros((*more, shares), bool)
-    return Scratch(h, g, p, z, x, c, bad, parts), others
-
-
-def _shared(net, B):
-    """Whether threads share the work of a mini-batch of B samples."""
-    if B == 1:
-        return net.n >= WIDE and parallel_allowed()
-    work = net.T * net.n**2 * B
-    return B > 4 and work >= WORTH_SHARING and parallel_allowed()
+    n, T, B = net.n, net.T, tests or stream.batch
+    B = 1 if B == 1 and not tests else -(-B // 4) * 4
+    blocks = 1 if B == 1 and n < WIDE else -(-n // ROWS)
+    place = T + 1, B, n
+    shapes = place, place, (T, B, n), (B, n), (B, stream.d), (B,), (blocks, n)
+    make = pieces if not tests else lambda real, *each: [empty(a, real) for a in each]
+    h, g, p, z, x, c, parts = make(real, *shapes)
+    shared = B > 4 and T * n * n * B >= WORTH_SHARING
+    bad = np.zeros(-(-B // share_size(B)) if shared else 1, bool)
+    return Scratch(h, g, p, z, x, c, bad, parts)
 
 
 def _work(net, stream):
@@ -893,18 +867,20 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
     if test is not None:
         at = {seen: e for e, seen in enumerate(sorted({*range(0, S, every * B), S}))}
         out.test_f = np.full((len(at), len(test)), np.nan)
-        X_test, rows = _inputs(test, real), min(len(test), TEST_ROWS)
-        test_scratch, _ = _scratch(real, net, stream, size=rows)
-        testing = X_test, net, parameters, test_scratch
-    spans = [(0, S)]
-    step = B * max(1, SPAN // _work(net, stream))
+        rows = min(len(test), TEST_ROWS)
+        testing = (
+            _inputs(test, real),
+            net,
+            parameters,
+            _scratch(real, net, stream, rows),
+        )
+    spans, step = [(0, S)], B * max(1, SPAN // _work(net, stream))
     if at or step < S or net.fresh:
         ends = {*range(0, S, 1 if net.fresh else step), *at, S}
         spans = list(pairwise(sorted(ends)))
     if net.fresh:
         W_0 = parameters.W.copy()
-    rest = parameters, net.chain, net.phi, net.dphi, scratch, record
-    shared = _shared(net, B)
+    rest = samples, parameters, net.chain, net.phi, net.dphi, scratch, record
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
             if begin in at:
@@ -913,11 +889,9 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
                 moved = parameters.W - W_0
                 parameters.W_back[...] = W_tilde[begin] + moved  # [X11]
             if B == 1:
-                run = sgd_by_samples_parallel if shared else sgd_by_samples
-                reached = run(begin, end, samples, *rest)
+                reached = sgd_by_samples(begin, end, *rest)
             else:
-                run = sgd_by_batches_parallel if shared else sgd_by_batches
-                reached = run(begin, end, B, samples, *rest)
+                reached = sgd_by_batches(begin, end, B, *rest)
             if reached < end:
                 _stop(out, net, scratch, record, reached, B)
                 return out
@@ -942,40 +916,6 @@ def _stop(out, net, scratch, record, first, B):
 def _evaluate(X, net, parameters, scratch, f):
     """Set f (N,) to the outputs of inputs X (N, d). [1]"""
     rows = len(scratch.x)
-    run = outputs_parallel if _shared(net, rows) else outputs
     for i in range(0, len(X), rows):
         part = slice(i, i + rows)
-        run(X[part], parameters, net.chain, net.phi, scratch, f[part])
-
-
-def _train_group(stream, net, generators, real, kept):
-    """The Trajectory of each network; diverged_at is True where it diverged."""
-    R, S, n, M = len(generators), len(stream), net.n, net.matrices
-    shapes = (n, stream.d), (M, n, n), (n,), (M if net.decoupled else 0, n, n)
-    shapes = [(R, *shape) for shape in shapes]
-    scratch, drawn = _scratch(real, net, stream, R, others=shapes)
-    for r, rng in enumerate(generators):
-        for a in drawn[: 3 + net.decoupled]:
-            fill_normals(rng, a[r])
-    record = _record(stream, net, real, kept, R)
-    reached = np.zeros(R, np.int64)
-    run = train_each_parallel if R > 1 and parallel_allowed() else train_each
-    of_all = Parameters(*drawn), net.chain, net.phi, net.dphi, scratch, record
-    run(stream.batch, _samples(stream, real), *of_all, reached)
-    out = []
-    for r in range(R):
-        run = Trajectory(record.f[r], record.chi[r])
-        run.diverged_at = None if reached[r] == S else True
-        out.append(_filled(run, record.h[r], record.g[r], net, kept))
-    return out
-
-
-def _filled(out, h, g, net, kept):
-    """The Trajectory with what is kept of all places h, g (S, T+1, n)."""
-    if "C" in kept:
-        features, gradients = nfd_min.split(h, net.L)[0], nfd_min.split(g, net.L)[0]
-        nfd_min.fill_kernels(out, features, gradients, net.activation)
-    if "h" in kept:
-        out.h, out.x = nfd_min.split(h, net.L)
-        out.g, out.gx = nfd_min.split(g, net.L)
-    return out
+        outputs(X[part], parameters, net.chain, net.phi, scratch, f[part])

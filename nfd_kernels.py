@@ -29,8 +29,8 @@ except ImportError as error:
 __all__ = [
     "CACHE", "STAMP", "kernel", "serial_and_parallel", "thread_count",
     "parallel_allowed", "empty", "pieces", "normals", "fill_normals", "PHI",
-    "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of", "prange",
-    "dot", "dots", "plus", "add", "total", "diverged", "progress",
+    "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of",
+    "prange", "dot", "dots", "plus", "add", "total", "diverged", "progress",
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------------------
@@ -96,9 +96,19 @@ def kernel(function: Callable | None = None, **options) -> Callable:
     return numba.njit(**common | options)(_stamped(function, variant))
 
 
-def serial_and_parallel(function: Callable) -> tuple[Callable, Callable]:
-    """The function compiled for one thread, and for all threads to share a prange."""
-    return kernel(function), kernel(function, parallel=True)
+def serial_and_parallel(function: Callable) -> Callable:
+    """A function whose pranges all threads share, where `parallel_allowed` says so.
+
+    It is compiled twice where that changes. A body with little to do should not come
+    to its pranges, each of which costs a microsecond or two.
+    """
+    serial, parallel = kernel(function), kernel(function, parallel=True)
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return (parallel if parallel_allowed() else serial)(*arguments)
+
+    return call
 
 
 # --------------------------------------------------------------------------------------
@@ -319,13 +329,14 @@ def _fill(next_word, state, out):
 
 @serial_and_parallel
 def _fill_blocks(next_word, states, out):
-    for b in prange(len(states)):
-        _fill(next_word, states[b], out[b * BLOCK : (b + 1) * BLOCK])
+    if len(states) == 1:
+        _fill(next_word, states[0], out)
+    else:
+        for b in prange(len(states)):
+            _fill(next_word, states[b], out[b * BLOCK : (b + 1) * BLOCK])
 
 
-def fill_normals(
-    rng: np.random.Generator, out: np.ndarray, parallel: bool = True
-) -> None:
+def fill_normals(rng: np.random.Generator, out: np.ndarray) -> None:
     """Fill a C-contiguous array of float64 or float32 with independent N(0,1) numbers.
 
     Up to BLOCK of them are made from the words of rng itself; more than that from one
@@ -338,10 +349,8 @@ def fill_normals(
         generators = [np.random.SFC64(seed) for seed in seeds]
     words = [generator.ctypes for generator in generators]
     states = np.array([word.state_address for word in words])
-    fill_serial, fill_parallel = _fill_blocks
-    shared = parallel and len(states) > 1 and parallel_allowed()
     with rng.bit_generator.lock:
-        (fill_parallel if shared else fill_serial)(words[0].next_uint64, states, flat)
+        _fill_blocks(words[0].next_uint64, states, flat)
 
 
 def normals(rng: np.random.Generator, shape: tuple, dtype: type) -> np.ndarray:

@@ -51,7 +51,6 @@ from nfd_kernels import (
     fill_normals,
     kernel,
     normals,
-    parallel_allowed,
     pieces,
     plus,
     prange,
@@ -470,6 +469,7 @@ def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
     phi, dphi : the activations and their derivatives that layers.kind counts
     """
     N, T, chunks = x.p.shape[2], len(layers.s) - 1, len(shares.gram)
+    first = np.int64(0)
     for k in range(begin, end):
         J = k // train.batch * train.batch
         inputs_row(train.X, k, q.K, q.U)
@@ -477,8 +477,11 @@ def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
             forward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             kind = layers.kind[min(t + 1, T)]
             f, df = phi[kind], dphi[kind]
-            for i in prange(chunks):
-                forward_chunk(np.int64(i), k, t, J, layers, f, df, terms, x, shares)
+            if chunks == 1:
+                forward_chunk(first, k, t, J, layers, f, df, terms, x, shares)
+            else:
+                for i in prange(chunks):
+                    forward_chunk(np.int64(i), k, t, J, layers, f, df, terms, x, shares)
             if t < T:
                 cholesky_row(x.p, t, k, shares.gram, q.C[t], q.R[t])
             if t < T and len(q.P) > 0:
@@ -488,8 +491,11 @@ def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
         for t in range(T, -1, -1):  # [21]
             backward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             df = dphi[layers.kind[min(t + 1, T)]]
-            for i in prange(chunks):
-                backward_chunk(np.int64(i), k, t, J, layers, df, terms, x, shares)
+            if chunks == 1:
+                backward_chunk(first, k, t, J, layers, df, terms, x, shares)
+            else:
+                for i in prange(chunks):
+                    backward_chunk(np.int64(i), k, t, J, layers, df, terms, x, shares)
             cholesky_row(x.g, t, k, shares.gram, q.Gamma[t], q.R_back[t])
         if not finish(k, train, q, shares, N):
             return k
@@ -677,14 +683,12 @@ def _run(stream, net, x, q, kept):
     slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
     shares = Shares(gram, slopes, known, fresh, h2, f)
     given = net.layers, net.phi, net.dphi, train, x, q, terms, shares
-    serial, parallel = passes
-    run = parallel if N > CHUNK and parallel_allowed() else serial
     step = max(1, SPAN // (T * N * (S + 8)))
     ends = [*range(step, S, step), S]
     k = 0
     for end in progress(ends, "solving") if len(ends) > 1 else ends:
         if out.diverged_at is None:
-            k = run(k, end, *given)
+            k = passes(k, end, *given)
             if k < end:
                 _after_divergence(out, k, train.h2, x, q, net.per_block, kept)
     return out
