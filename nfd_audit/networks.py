@@ -235,7 +235,11 @@ class Comparison:
 
 
 def compare(
-    network: Network, *, block: str | None = None, loss: LossName = "squared", seed: int = 0
+    network: Network,
+    *,
+    block: str | None = None,
+    loss: LossName = "squared",
+    seed: int = 0,
 ) -> Comparison:
     """The Comparison of an implementation with nfd_min.sgd, from the same weights.
 
@@ -282,7 +286,11 @@ def compare(
 
 
 def assert_equations(
-    network: Network, *, block: str | None = None, loss: LossName = "squared", seed: int = 0
+    network: Network,
+    *,
+    block: str | None = None,
+    loss: LossName = "squared",
+    seed: int = 0,
 ) -> None:
     """AssertionError, with the table of `compare`, unless it follows the equations."""
     result = compare(network, block=block, loss=loss, seed=seed)
