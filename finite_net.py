@@ -100,20 +100,21 @@ class Record(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of one mini-batch of B samples, rounded up to a multiple of four.
+    """Memory of one mini-batch of B samples.
 
-    h, g (T+1, B, n); p (T, B, n), phi(h_{t-1}) in p[t-1]; z (B, n); x (B, d), the
-    samples; c (B,), eta chi / batch; bad (shares of the mini-batch,), whether one
-    diverged; parts (blocks of rows of a matrix, n), sums of one block each.
+    h, g (T+1, B, n); p (T, B, n), phi(h_{t-1}) in p[t-1]; z, cg (B, n); c (B,), eta chi
+    / batch; step (n, n) and step_U (n, d), updates, or (0, ..) for single samples;
+    parts (blocks of rows of a matrix, n), sums of one block each.
     """
 
     h: np.ndarray
     g: np.ndarray
     p: np.ndarray
     z: np.ndarray
-    x: np.ndarray
+    cg: np.ndarray
     c: np.ndarray
-    bad: np.ndarray
+    step: np.ndarray
+    step_U: np.ndarray
     parts: np.ndarray
 
 
@@ -132,20 +133,12 @@ def times_rows(W, x, y, lo, hi):
 def back_and_step_rows(W, g, p, c, z, lo, hi):
     """z = W^T g, then W -= c g p^T, for the rows lo..hi-1, in one sweep. [3], [2]"""
     zero(z)
-    fours = lo + (hi - lo) // 4 * 4
-    for i in range(lo, fours, 4):  # four at a time: z and p are loaded once
-        w0, w1, w2, w3 = W[i], W[i + 1], W[i + 2], W[i + 3]
-        a0, a1, a2, a3 = g[i], g[i + 1], g[i + 2], g[i + 3]
-        b0, b1, b2, b3 = c * a0, c * a1, c * a2, c * a3
+    for i in range(lo, hi):
+        a, b = g[i], c * g[i]
         for m in range(len(p)):
-            z[m] += a0 * w0[m] + a1 * w1[m] + a2 * w2[m] + a3 * w3[m]  # [3]
-            w0[m] -= b0 * p[m]  # [2]
-            w1[m] -= b1 * p[m]
-            w2[m] -= b2 * p[m]
-            w3[m] -= b3 * p[m]
-    for i in range(fours, hi):
-        plus(g[i], W[i], z)  # [3]
-        plus(-c * g[i], p, W[i])  # [2]
+            w = W[i, m]
+            z[m] += a * w  # [3]
+            W[i, m] = w - b * p[m]  # [2]
 
 
 @kernel
@@ -257,238 +250,112 @@ def sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, rec
 
 
 # --------------------------------------------------------------------------------------
-# Mini-batches: samples in shares of a multiple of four, each with its own thread
+# Mini-batches: a sample is a row of a matrix, and BLAS multiplies
 
 
 @kernel
-def times(W, X, Y):
-    """Y_b = W X_b for the rows b of X and Y, two rows of W and four of X at a time."""
-    n, d = W.shape
-    zero = W.dtype.type(0)
-    for i in range(0, n, 2):
-        j = min(i + 1, n - 1)
-        for b in range(0, len(X), 4):
-            s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero
-            for m in range(d):
-                s0 += W[i, m] * X[b, m]
-                s1 += W[i, m] * X[b + 1, m]
-                s2 += W[i, m] * X[b + 2, m]
-                s3 += W[i, m] * X[b + 3, m]
-                t0 += W[j, m] * X[b, m]
-                t1 += W[j, m] * X[b + 1, m]
-                t2 += W[j, m] * X[b + 2, m]
-                t3 += W[j, m] * X[b + 3, m]
-            Y[b, i], Y[b + 1, i], Y[b + 2, i], Y[b + 3, i] = s0, s1, s2, s3
-            Y[b, j], Y[b + 1, j], Y[b + 2, j], Y[b + 3, j] = t0, t1, t2, t3
+def forward(x, weights, layers, phi, h, p):
+    """h_t, and p_{t-1} = phi(h_{t-1}), of a mini-batch from its x (B, d). [1], [29]
 
-
-@kernel
-def add_four(a, q, X, r, Y):
-    """Y_r += a_0 X_q + .. + a_3 X_{q+3}, and Y_{r+1} likewise with a_4, .., a_7."""
-    a0, a1, a2, a3, b0, b1, b2, b3 = a
-    for m in range(X.shape[1]):
-        x0, x1, x2, x3 = X[q, m], X[q + 1, m], X[q + 2, m], X[q + 3, m]
-        Y[r, m] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
-        Y[r + 1, m] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-
-
-@kernel
-def transpose_times(W, G, Z):
-    """Z_b = W^T G_b for the rows b of G and Z."""
-    n = len(W)
-    fours = n // 4 * 4
-    zero(Z.reshape(-1))
-    for i in range(0, fours, 4):
-        for b in range(0, len(G), 2):
-            c = b + 1
-            a = (
-                G[b, i], G[b, i + 1], G[b, i + 2], G[b, i + 3],
-                G[c, i], G[c, i + 1], G[c, i + 2], G[c, i + 3],
-            )  # fmt: skip
-            add_four(a, i, W, b, Z)
-    for i in range(fours, n):
-        for b in range(len(G)):
-            plus(G[b, i], W[i], Z[b])
-
-
-@kernel
-def step_batch(W, G, P, c, scale, lo, hi):
-    """W -= scale sum_b c_b G_b P_b^T for the rows lo..hi-1. [2]"""
-    twos = lo + (hi - lo) // 2 * 2
-    for i in range(lo, twos, 2):
-        j = i + 1
-        for b in range(0, len(P), 4):
-            c0, c1, c2, c3 = (
-                -scale * c[b], -scale * c[b + 1], -scale * c[b + 2], -scale * c[b + 3]
-            )  # fmt: skip
-            a = (
-                c0 * G[b, i], c1 * G[b + 1, i], c2 * G[b + 2, i], c3 * G[b + 3, i],
-                c0 * G[b, j], c1 * G[b + 1, j], c2 * G[b + 2, j], c3 * G[b + 3, j],
-            )  # fmt: skip
-            add_four(a, b, P, i, W)  # [2]
-    for i in range(twos, hi):
-        for b in range(len(P)):
-            plus(-scale * c[b] * G[b, i], P[b], W[i])  # [2]
-
-
-@kernel
-def diverged_rows(X):
-    bad = False
-    for b in range(len(X)):
-        bad |= diverged(X[b])
-    return bad
-
-
-@kernel
-def forward(first, last, x, weights, layers, phi, h, p):
-    """h_t of the samples first..last-1 from their x; whether one diverged. [1], [29]
-
-    x (B, d), h (T+1, B, n), p (T, B, n): p_{t-1} becomes phi(h_{t-1}).
+    h (T+1, B, n), p (T, B, n)
     """
     skip, s, _, back, matrix, kind = layers
-    mine = slice(first, last)
-    times(weights.U, x[mine], h[0, mine])  # [1]
-    bad = diverged_rows(h[0, mine])
+    np.dot(x, weights.U.T, h[0])  # [1]
     for t in range(1, len(h)):
-        q, u = p[t - 1, mine], h[t, mine]
-        flat, old = u.reshape(-1), h[t - back[t], mine].reshape(-1)
-        apply(phi[kind[t]], h[t - 1, mine].reshape(-1), q.reshape(-1))
-        if matrix[t] >= 0:
-            times(weights.W[matrix[t]], q, u)
+        m, q, u = matrix[t], p[t - 1], h[t].reshape(-1)
+        apply(phi[kind[t]], h[t - 1].reshape(-1), q.reshape(-1))
+        if m >= 0:
+            np.dot(q, weights.W[m].T, h[t])
         else:
-            copy(q.reshape(-1), flat)
-        branch_and_skip(s[t], flat, skip[t], old, flat)  # [1], [29]
-        bad |= diverged_rows(u)
-    return bad
+            copy(q.reshape(-1), u)
+        branch_and_skip(s[t], u, skip[t], h[t - back[t]].reshape(-1), u)  # [1], [29]
 
 
 @kernel
-def backward(first, last, weights, layers, dphi, h, p, g, z):
-    """g_t of the samples first..last-1; whether one diverged. [3], [8]
+def backward(weights, layers, dphi, h, p, scratch, g):
+    """g_t of a mini-batch from g_T, and the updates of W and W~. [3], [2], [8]
 
-    h, g (T+1, B, n), p (T, B, n), scratch z (B, n)
+    h, g (T+1, B, n), p (T, B, n)
     """
-    skip, s, _, back, matrix, kind = layers
+    skip, s, rates, back, matrix, kind = layers
     W_tilde = weights.W_back if len(weights.W_back) > 0 else weights.W
-    mine, T, bad = slice(first, last), len(p), False
-    flat = z[mine].reshape(-1)
-    for t in range(T):
-        zero(g[t, mine].reshape(-1))
-    for b in range(first, last):
-        copy(weights.v, g[T, b])  # [3]
-    for t in range(T, 0, -1):
-        q = g[t, mine]
-        if matrix[t] >= 0:
-            transpose_times(W_tilde[matrix[t]], q, z[mine])
+    z, cg, step, c = scratch.z, scratch.cg, scratch.step, scratch.c
+    flat = z.reshape(-1)
+    for t in range(len(p), 0, -1):
+        m, q = matrix[t], g[t]
+        if m >= 0:
+            np.dot(q, W_tilde[m], z)
+            times_c(rates[t] * s[t], c, q, cg)
+            np.dot(cg.T, p[t - 1], step)  # sum_b c_b s g_t phi(h_{t-1})^T [2]
+            minus(step.reshape(-1), weights.W[m].reshape(-1))  # [2]
+            if len(weights.W_back) > 0:
+                minus(step.reshape(-1), weights.W_back[m].reshape(-1))  # [8]
         else:
             copy(q.reshape(-1), flat)
-        asked = h[t - 1, mine].reshape(-1), p[t - 1, mine].reshape(-1)
-        times_dphi(dphi[kind[t]], asked[0], asked[1], flat)  # [3]
-        plus(s[t], flat, g[t - 1, mine].reshape(-1))  # [3]
-        plus(skip[t], q.reshape(-1), g[t - back[t], mine].reshape(-1))  # [3]
-        bad |= diverged_rows(g[t - 1, mine])
-    return bad
+        times_dphi(dphi[kind[t]], h[t - 1].reshape(-1), p[t - 1].reshape(-1), flat)
+        plus(s[t], flat, g[t - 1].reshape(-1))  # [3]
+        plus(skip[t], q.reshape(-1), g[t - back[t]].reshape(-1))  # [3]
 
 
 @kernel
-def share_of_batch(place, samples, weights, layers, phi, dphi, scratch, record):
-    """Both passes of the samples at + first .. at + last - 1; whether one diverged.
-
-    place : first, last, at, and the size of the mini-batch; what fills it up to a
-        multiple of four has c = 0
-    """
-    first, last, at, size = place
-    h, g, p, z, x, c, _, _ = scratch
-    bad = forward(first, last, x, weights, layers, phi, h, p)
-    for b in range(first, last):
-        c[b] = 0
-        if b < size:
-            k = at + b
-            record.f[k] = output(weights.v, h[-1, b])  # [1]
-            record.chi[k] = chi_of(samples.loss, record.f[k], samples.y[k])  # [2]
-            bad |= not abs(record.chi[k]) < np.inf
-            c[b] = samples.rate * record.chi[k]
-    return bad | backward(first, last, weights, layers, dphi, h, p, g, z)
+def times_c(scale, c, x, y):
+    """y_b = scale c_b x_b for the rows of x and y (B, n)."""
+    for b in range(len(c)):
+        a = scale * c[b]
+        for m in range(x.shape[1]):
+            y[b, m] = a * x[b, m]
 
 
 @kernel
-def step_block(r, weights, layers, scratch):
-    """Block r of the rows of all matrices: W_t -= c s g_t phi(h_{t-1})^T / sqrt(n). [2]
-
-    W~ receives the same updates. [8]
-    """
-    blocks = len(scratch.parts)
-    t, lo = r // blocks + 1, r % blocks * ROWS
-    m, hi = layers.matrix[t], min(lo + ROWS, len(weights.v))
-    scale, c = layers.rate[t] * layers.s[t], scratch.c
-    if m >= 0:
-        step_batch(weights.W[m], scratch.g[t], scratch.p[t - 1], c, scale, lo, hi)
-        if len(weights.W_back) > 0:
-            tilde = weights.W_back[m]
-            step_batch(tilde, scratch.g[t], scratch.p[t - 1], c, scale, lo, hi)
+def minus(x, y):
+    """y -= x."""
+    for m in range(len(y)):
+        y[m] -= x[m]
 
 
-@serial_and_parallel
-def sgd_by_batches(
-    begin, end, size, samples, weights, layers, phi, dphi, scratch, record
-):
-    """SGD on the samples begin..end-1, in mini-batches of that size. [1]-[3], [8]
+@kernel
+def sgd_by_batches(begin, end, samples, weights, layers, phi, dphi, scratch, record):
+    """SGD on the samples begin..end-1, in mini-batches. [1]-[3], [8]
 
     Returns the first sample of a mini-batch that diverged, or end; its h and g are in
     the scratch.
     """
-    h, g, c, bad = scratch.h, scratch.g, scratch.c, scratch.bad
-    T, B, n = scratch.p.shape
-    share, one = share_size(B), weights.v.dtype.type(1)
-    start = np.int64(0)
-    blocks = T * len(scratch.parts)
-    for at in range(begin, end, size):
-        for b in range(B):  # what fills the mini-batch up is the last sample again
-            copy(samples.X[min(at + b, at + size - 1)], scratch.x[b])
-        if len(bad) == 1:
-            place = start, B, at, size
-            bad[0] = share_of_batch(
-                place, samples, weights, layers, phi, dphi, scratch, record
-            )
-        else:
-            for i in prange(len(bad)):
-                place = i * share, min(i * share + share, B), at, size
-                bad[i] = share_of_batch(
-                    place, samples, weights, layers, phi, dphi, scratch, record
-                )
-        for i in range(len(bad)):
-            if bad[i]:
-                return at
+    h, g, p, c = scratch.h, scratch.g, scratch.p, scratch.c
+    (T, B, _), one = p.shape, weights.v.dtype.type(1)
+    for at in range(begin, end, B):
+        x, bad = samples.X[at : at + B], False
+        forward(x, weights, layers, phi, h, p)
+        zero(g.reshape(-1))
+        for b in range(B):
+            k = at + b
+            record.f[k] = output(weights.v, h[T, b])  # [1]
+            record.chi[k] = chi_of(samples.loss, record.f[k], samples.y[k])  # [2]
+            bad |= not abs(record.chi[k]) < np.inf
+            c[b] = samples.rate * record.chi[k]  # eta chi / batch
+            copy(weights.v, g[T, b])  # [3]
+        backward(weights, layers, dphi, h, p, scratch, g)
+        for t in range(T + 1):
+            for b in range(B):
+                bad |= diverged(h[t, b]) or diverged(g[t, b])
+        if bad:
+            return at
         if len(record.h) > 0:
-            for b in range(size):
-                for t in range(T + 1):
+            for t in range(T + 1):
+                for b in range(B):
                     copy(h[t, b], record.h[at + b, t])
                     copy(g[t, b], record.g[at + b, t])
-        if len(bad) == 1:
-            for r in range(blocks):
-                step_block(r, weights, layers, scratch)  # [2], [8]
-        else:
-            for r in prange(blocks):
-                step_block(r, weights, layers, scratch)
-        for b in range(size):
+        for b in range(B):
             plus(-c[b], h[T, b], weights.v)  # [2]
-        step_batch(weights.U, g[0], scratch.x, c, one, 0, n)  # [2]
+        times_c(one, c, g[0], scratch.cg)
+        np.dot(scratch.cg.T, x, scratch.step_U)
+        minus(scratch.step_U.reshape(-1), weights.U.reshape(-1))  # [2]
     return end
 
 
 @kernel
-def share_size(B):
-    """Samples of a mini-batch that one thread takes: at most 32, a multiple of four."""
-    return min(32, (B + 7) // 8 * 4)
-
-
-@kernel
-def outputs(X, weights, layers, phi, scratch, f):
-    """f of inputs X (B, d), B at most that of the scratch. [1]"""
-    h, p, x = scratch.h, scratch.p, scratch.x
-    for b in range(len(x)):
-        copy(X[min(b, len(X) - 1)], x[b])
-    forward(np.int64(0), len(x), x, weights, layers, phi, h, p)
+def outputs(X, weights, layers, phi, h, p, f):
+    """f of inputs X (B, d); h (T+1, B, n) and p (T, B, n) are scratch. [1]"""
+    forward(X, weights, layers, phi, h, p)
     for b in range(len(X)):
         f[b] = output(weights.v, h[-1, b])  # [1]
 
@@ -503,7 +370,6 @@ KEEP = {
     "weights": ("h", "C", "weights"),
 }
 WIDE = 512  # from this width on threads share the rows of a matrix
-WORTH_SHARING = 2**18  # multiplications; threads share mini-batches that take more
 TEST_ROWS = 128  # test inputs that go through the network at a time
 SPAN = 2**27
 """Multiplications, less than a second, between returns to Python, for Ctrl-C and the
@@ -640,8 +506,7 @@ def train_many(
     numbers += net.matrices * net.n**2 * (1 + net.decoupled) * ("weights" in kept)
     needed = R * (itemsize * numbers + 16 * net.L * S * S * bool(kept))
     check_memory(needed, f"train_many of {R} networks")
-    shared = len(_scratch(real, net, stream).parts) > 1 or stream.batch > 4
-    threads = 1 if shared else min(thread_count(), max(R, 1))
+    threads = 1 if net.n >= WIDE else min(thread_count(), max(R, 1))
     _check_memory(stream, net, real, threads, kept)
 
     def one(rng: np.random.Generator) -> Trajectory:
@@ -835,21 +700,17 @@ def _record(stream, net, real, kept):
     return Record(*outputs, *places)
 
 
-def _scratch(real, net, stream, tests=0):
-    """The Scratch of a mini-batch, or of so many test inputs, apart from that.
+def _scratch(real, net, stream):
+    """The Scratch of a mini-batch.
 
-    How the work is shared depends on its size alone, not on the number of threads.
+    In how many blocks sums are made depends on the width, not on the number of threads.
     """
-    n, T, B = net.n, net.T, tests or stream.batch
-    B = 1 if B == 1 and not tests else -(-B // 4) * 4
-    blocks = 1 if B == 1 and n < WIDE else -(-n // ROWS)
-    place = T + 1, B, n
-    shapes = place, place, (T, B, n), (B, n), (B, stream.d), (B,), (blocks, n)
-    make = pieces if not tests else lambda real, *each: [empty(a, real) for a in each]
-    h, g, p, z, x, c, parts = make(real, *shapes)
-    shared = B > 4 and T * n * n * B >= WORTH_SHARING
-    bad = np.zeros(-(-B // share_size(B)) if shared else 1, bool)
-    return Scratch(h, g, p, z, x, c, bad, parts)
+    n, d, T, B = net.n, stream.d, net.T, stream.batch
+    blocks = -(-n // ROWS) if B == 1 and n >= WIDE else 1
+    place, step = (T + 1, B, n), (n, n) if B > 1 else (0, n)
+    step_U = (n, d) if B > 1 else (0, d)
+    shapes = place, place, (T, B, n), (B, n), (B, n), (B,), step, step_U, (blocks, n)
+    return Scratch(*pieces(real, *shapes))
 
 
 def _work(net, stream):
@@ -868,12 +729,8 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
         at = {seen: e for e, seen in enumerate(sorted({*range(0, S, every * B), S}))}
         out.test_f = np.full((len(at), len(test)), np.nan)
         rows = min(len(test), TEST_ROWS)
-        testing = (
-            _inputs(test, real),
-            net,
-            parameters,
-            _scratch(real, net, stream, rows),
-        )
+        h = empty((net.T + 1, rows, net.n), real)
+        testing = _inputs(test, real), net, parameters, h, empty(h[1:].shape, real)
     spans, step = [(0, S)], B * max(1, SPAN // _work(net, stream))
     if at or step < S or net.fresh:
         ends = {*range(0, S, 1 if net.fresh else step), *at, S}
@@ -891,7 +748,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
             if B == 1:
                 reached = sgd_by_samples(begin, end, *rest)
             else:
-                reached = sgd_by_batches(begin, end, B, *rest)
+                reached = sgd_by_batches(begin, end, *rest)
             if reached < end:
                 _stop(out, net, scratch, record, reached, B)
                 return out
@@ -913,9 +770,14 @@ def _stop(out, net, scratch, record, first, B):
         record.h[here], record.g[here] = h, g
 
 
-def _evaluate(X, net, parameters, scratch, f):
-    """Set f (N,) to the outputs of inputs X (N, d). [1]"""
-    rows = len(scratch.x)
+def _evaluate(X, net, parameters, h, p, f):
+    """Set f (N,) to the outputs of inputs X (N, d), some at a time. [1]
+
+    h (T+1, rows, n), p (T, rows, n) : scratch
+    """
+    rows = h.shape[1]
     for i in range(0, len(X), rows):
-        part = slice(i, i + rows)
-        outputs(X[part], parameters, net.chain, net.phi, scratch, f[part])
+        part = X[i : i + rows]
+        if len(part) < rows:
+            h, p = h[:, : len(part)].copy(), p[:, : len(part)].copy()
+        outputs(part, parameters, net.chain, net.phi, h, p, f[i : i + rows])
