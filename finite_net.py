@@ -157,6 +157,7 @@ def copy(x, y):
 
 @kernel
 def zero(x):
+    """x = 0."""
     for m in range(len(x)):
         x[m] = 0
 
@@ -670,7 +671,7 @@ def _generators(seeds):
 def _check_memory(stream, net, real, threads, kept):
     """ValueError if that many networks at a time need more memory than there is."""
     S, n, T = len(stream), net.n, net.T
-    copies = 2 + net.decoupled * 2 + net.fresh * S
+    copies = 2 + net.decoupled * 2 + net.fresh * 3 * S
     weights = copies * net.matrices * n**2 + n * stream.d
     passes = 2 * S * bool(kept) + 3 * stream.batch
     needed = real().itemsize * threads * (weights + passes * (T + 1) * n)
@@ -704,11 +705,12 @@ def _parameters(given, rng, real, stream, net):
         arrays += [normals(rng, shape, real) for shape in missing]
     U, W, v, *more = arrays
     W = W.reshape(-1, n, n)
-    W_prime = more[0].reshape(-1, *W.shape) if more else None
     if not net.decoupled:
         return Parameters(U, W, v, W[:0]), None, None
-    if not _mixed(net) and all(layer.rho == 0 for layer in net.layers):
-        return Parameters(U, W, v, W_prime[0]), W_prime, None
+    W_prime = more[0].reshape(-1, *W.shape) if more else None
+    if W_prime is not None and not _mixed(net):
+        if all(layer.rho == 0 for layer in net.layers):
+            return Parameters(U, W, v, W_prime[0]), W_prime, None
     W_tilde = nfd_min.backward_weights(W, W_prime, net.layers)
     return Parameters(U, W, v, _copy(W_tilde[0])), W_prime, W_tilde
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from math import erf, exp, pi, prod, sqrt
 from pathlib import Path
 from types import FunctionType
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable
 
 import numpy as np
 
@@ -37,6 +37,9 @@ __all__ = [
 # --------------------------------------------------------------------------------------
 # Compiling
 
+NOT_COMPILED: bool = getattr(numba.config, "DISABLE_JIT")
+"""Whether NUMBA_DISABLE_JIT is set, to step through the code in Python."""
+
 
 def _stamp() -> str:
     """A digest of the root modules, whose functions are compiled into one another."""
@@ -48,7 +51,7 @@ def _stamp() -> str:
 
 def _has_cache() -> bool:
     """Whether Numba has a directory for compiled code with room for a megabyte."""
-    if numba.config.DISABLE_JIT:
+    if NOT_COMPILED:
         return False
     try:
         directory = numba.njit(cache=True)(_stamp).stats.cache_path
@@ -64,7 +67,7 @@ CACHE = _has_cache()
 FASTMATH = {"reassoc", "nsz", "contract"}
 """Sums may be reordered, to run in vector registers; NaN and infinity still count."""
 
-OPTIONS = dict(error_model="numpy", fastmath=FASTMATH)
+OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath=FASTMATH)
 
 
 def _stamped(function: Callable, variant: str) -> Callable:
@@ -85,7 +88,7 @@ def _stamped(function: Callable, variant: str) -> Callable:
     return copy
 
 
-def kernel(function: Callable | None = None, **options) -> Callable:
+def kernel(function: Callable | None = None, **options: Any) -> Any:
     """The decorator of every compiled function: numba.njit with common options.
 
     Used as @kernel, or with more options of njit, as @kernel(parallel=True).
@@ -142,7 +145,7 @@ def parallel_allowed() -> bool:
     OpenMP ends a process that asks for them again; and in the main thread alone if
     Numba's threading layer is "workqueue", which serves one thread at a time.
     """
-    if _in_a_fork or numba.config.DISABLE_JIT:
+    if _in_a_fork or NOT_COMPILED:
         return False
     if thread_count() == 1:
         return False
@@ -347,7 +350,7 @@ def normals(rng: np.random.Generator, shape: tuple, dtype: type) -> np.ndarray:
 # Activations: compiled functions of vectors, which compiled loops call by a pointer,
 # so that one compiled loop serves them all. Their arguments are pointers and a length.
 
-if numba.config.DISABLE_JIT:
+if NOT_COMPILED:
 
     def pointer(vector):
         return vector
@@ -432,7 +435,7 @@ def _times_one(h, phi_h, out, n):
     pass
 
 
-PHI = {
+PHI: dict[str, tuple[Callable, Callable]] = {
     "tanh": (_tanh, _times_dtanh),
     "relu": (_relu, _times_drelu),
     "erf": (_erf, _times_derf),
@@ -452,7 +455,8 @@ def _own(phi: Activation) -> tuple[Callable, Callable]:
     """
     jit = numba.njit(error_model="numpy")
     compiled = []
-    for name, given in (("phi", phi.phi.of), ("dphi", phi.dphi.of)):
+    for name in ("phi", "dphi"):
+        given = getattr(phi, name).of
         function = jit(given) if isinstance(given, FunctionType) else given
         try:
             function(0.5)
@@ -478,7 +482,7 @@ def _own(phi: Activation) -> tuple[Callable, Callable]:
     return apply, times_derivative
 
 
-_alive = []  # what the pointers point to
+_alive: list[Any] = []  # what the pointers point to
 
 
 def _pointers(phi: Activation, dtype: type) -> tuple:
@@ -492,15 +496,15 @@ def _compiled(phi: Activation, dtype: type) -> tuple:
     """`_pointers`, one after the other."""
     own = phi.name not in PHI
     functions = _own(phi) if own else PHI[phi.name]
-    if numba.config.DISABLE_JIT:
+    if NOT_COMPILED:
         return functions
-    dtype = np.dtype(dtype)
-    vector = numba.types.CPointer(numba.from_dtype(dtype))
+    real = np.dtype(dtype)
+    vector = numba.types.CPointer(numba.from_dtype(real))
     pointers = []
     for function, vectors in zip(functions, (2, 3)):
         signature = numba.void(*vectors * [vector], numba.intp)
         compiler = numba.cfunc(signature, cache=CACHE and not own, **OPTIONS)
-        made = compiler(_stamped(function, dtype.name))
+        made = compiler(_stamped(function, real.name))
         _alive.append(made)
         pointers.append(made.ctypes)
     return tuple(pointers)

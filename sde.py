@@ -51,8 +51,8 @@ from nfd_kernels import (
     fill_normals,
     kernel,
     normals,
-    pieces,
     parallel_allowed,
+    pieces,
     plus,
     prange,
     progress,
@@ -282,7 +282,7 @@ def combine(b, x, c, z, y):
 
 @kernel
 def forward_terms(k, t, J, a, layers, q, shares, N, terms):
-    """The coefficients of h^k_t. a : array: eta chi_j / batch"""
+    """The coefficients of h^k_t; a (S,) is eta chi_j / batch."""
     noise, drift, owed = terms
     if t == 0:
         for j in range(k + 1):
@@ -307,7 +307,7 @@ def forward_terms(k, t, J, a, layers, q, shares, N, terms):
 
 @kernel
 def backward_terms(k, t, J, a, layers, q, shares, N, terms):
-    """The coefficients of g^k_t. a : array: eta chi_j / batch"""
+    """The coefficients of g^k_t; a (S,) is eta chi_j / batch."""
     noise, drift, owed = terms
     L = len(layers.s) - 1
     if t == L:
@@ -478,7 +478,7 @@ def backward_chunks(k, t, J, layers, dphi, terms, x, shares):
 
 @kernel
 def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
-    """Passes begin..end-1 of the span, in turn. Returns the first that diverged, or end.
+    """Passes begin..end-1 of the span. Returns the first that diverged, or end.
 
     shared : whether the threads share the chunks
     phi, dphi : the activations and their derivatives that layers.kind counts
@@ -526,7 +526,7 @@ def draw_noise(
     particles: int,
     steps: int,
     *,
-    dtype: str = "float64",
+    dtype: nfd_min.Dtype = "float64",
     rng: nfd_min.Rng = None,
 ) -> Noise:
     """A fresh Noise for S = samples passes of N = particles in L = steps, quickly.
@@ -550,7 +550,7 @@ def solve(
     phi: nfd_min.Phi = "tanh",
     *,
     nearest: bool = False,
-    dtype: str = "float64",
+    dtype: nfd_min.Dtype = "float64",
     rng: nfd_min.Rng = None,
     noise: Noise | None = None,
     keep: str = "all",
@@ -597,7 +597,7 @@ def solve(
         rng = generator(rng)
     else:
         noise = check_noise(noise, S, N, T, real)
-        noise = [a if a.flags.behaved else a.copy() for a in noise]
+        noise = Noise(*[a if a.flags.behaved else a.copy() for a in noise])
     x = _particles(noise_shapes(S, N, T), real, net, noise, rng, every_h, "h" in kept)
     q = _kernels(S, T, net.coupled, nearest)
     out = _run(stream, net, x, q, "h" in kept)
@@ -640,10 +640,10 @@ def _network(L, phi, real, build, **how):
     chain = nfd_min.particle_chain(phi=phi, depth=L, **how)
     phis = [layer.phi for layer in chain]
     phi, dphi, kind = activations(phis, real)
-    columns = zip(*[(a.skip, a.s, a.rate, a.back, a.rho, a.fresh) for a in chain])
-    columns = [np.array([0, *column]) for column in (*columns, kind)]
+    fields = [(a.skip, a.s, a.rate, a.back, a.rho, a.fresh) for a in chain]
+    columns = *zip(*fields), kind
     dtypes = real, float, float, int, float, bool, int
-    layers = Layers(*[column.astype(of) for column, of in zip(columns, dtypes)])
+    layers = Layers(*[np.array([0, *c], of) for c, of in zip(columns, dtypes)])
     needs_h = any(p.name not in PHI or p.name in PHI_DERIVATIVE_NEEDS_H for p in phis)
     rows = len(chain) + 1 if needs_h else 1 + max(layer.back for layer in chain)
     scale = np.array([L * layer.s * layer.rho for layer in chain])
@@ -655,9 +655,10 @@ def _particles(shapes, real, net, noise, rng, every_h, kept):
     """The Particles of a run, with the noise in them."""
     (S, N), _, (_, T, _), _ = shapes
     of_noise = shapes if noise is None or net.coupled else []
-    g, h = (S, T + 1, N), (S, T + 1, N) if every_h else (1, net.rows, N)
-    p, *scratch = pieces(real, g, *of_noise, *([] if kept else [g, h]))
-    g, h = [empty(g, real), empty(h, real)] if kept else scratch[-2:]
+    of_g = S, T + 1, N
+    of_h = of_g if every_h else (1, net.rows, N)
+    p, *scratch = pieces(real, of_g, *of_noise, *([] if kept else [of_g, of_h]))
+    g, h = [empty(of_g, real), empty(of_h, real)] if kept else scratch[-2:]
     for i, a in enumerate(scratch[: len(of_noise)]):
         if noise is None:
             fill_normals(rng, a)
@@ -692,7 +693,7 @@ def _run(stream, net, x, q, kept):
         h2=np.empty(T + 1),
     )
     real, nearest = x.v.dtype, len(q.P) > 0
-    terms = Terms(*np.zeros((2, S), real), np.zeros(S * net.coupled, real))
+    terms = Terms(*[np.zeros(m, real) for m in (S, S, S * net.coupled)])
     chunks = -(-N // CHUNK)
     gram, known, fresh = np.zeros((3, chunks, S))
     slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
@@ -747,8 +748,10 @@ def responses(scale, q, diverged_at):
 
 
 def right_solve(alpha, R):
-    """alpha R^-1 for lower-triangular R, all (L, S, S); 0 in the columns where R has a
-    zero on its diagonal."""
+    """Return alpha R^-1 for lower-triangular R, all of shape (L, S, S).
+
+    It is 0 in the columns where R has a zero on its diagonal.
+    """
     out = np.zeros(alpha.shape)
     for j in range(R.shape[1] - 1, -1, -1):
         known = np.einsum("lki,li->lk", out[:, :, j + 1 :], R[:, j + 1 :, j])
