@@ -31,11 +31,11 @@ from nfd_kernels import (
     empty,
     kernel,
     normals,
+    parallel_allowed,
     pieces,
     plus,
     prange,
     progress,
-    serial_and_parallel,
     thread_count,
     times_dphi,
 )
@@ -177,75 +177,131 @@ def output(v, h):
     return s / len(v)
 
 
-@serial_and_parallel
-def sgd_by_samples(begin, end, samples, weights, layers, phi, dphi, scratch, record):
+@kernel
+def times_in_blocks(W, x, y, blocks, shared):
+    """y = W x, so many blocks of rows, which the threads may share."""
+    if shared:
+        times_shared(W, x, y, blocks)
+    else:
+        for b in range(blocks):
+            times_rows(W, x, y, b * len(W) // blocks, (b + 1) * len(W) // blocks)
+
+
+@kernel(parallel=True)
+def times_shared(W, x, y, blocks):
+    """`times_rows` of all blocks, on all threads."""
+    for b in prange(blocks):
+        block = np.int64(b)
+        lo, hi = block * len(W) // blocks, (block + 1) * len(W) // blocks
+        times_rows(W, x, y, lo, hi)
+
+
+@kernel
+def back_and_step_block(b, blocks, matrices, g, p, c, part):
+    """Block b of z = W~^T g, to part, and of W -= c g p^T, W~ -= c g p^T. [3], [2], [8]
+
+    matrices : W~ and W, or W twice if they are one
+    """
+    W_tilde, W, decoupled = matrices
+    lo, hi = b * len(W) // blocks, (b + 1) * len(W) // blocks
+    back_and_step_rows(W_tilde, g, p, c, part, lo, hi)  # [3], [2]
+    if decoupled:
+        step_rows(W, g, p, c, lo, hi)  # [8]
+
+
+@kernel(parallel=True)
+def back_and_step_shared(W_tilde, W, decoupled, g, p, c, parts):
+    """`back_and_step_block` of all blocks, on all threads."""
+    for b in prange(len(parts)):
+        matrices = W_tilde, W, decoupled
+        back_and_step_block(np.int64(b), len(parts), matrices, g, p, c, parts[b])
+
+
+@kernel
+def forward_one(x, shared, weights, layers, phi, h, p, blocks):
+    """h_t (T+1, n) and p_{t-1} = phi(h_{t-1}) of one sample x (d,). [1], [29]
+
+    Returns whether it diverged.
+    """
+    skip, s, _, back, matrix, kind = layers
+    times_rows(weights.U, x, h[0], np.int64(0), len(weights.U))  # [1]
+    bad = diverged(h[0])
+    for t in range(1, len(h)):
+        m = matrix[t]
+        apply(phi[kind[t]], h[t - 1], p[t - 1])
+        if m >= 0:
+            times_in_blocks(weights.W[m], p[t - 1], h[t], blocks, shared)
+        else:
+            copy(p[t - 1], h[t])
+        branch_and_skip(s[t], h[t], skip[t], h[t - back[t]], h[t])  # [1], [29]
+        bad |= diverged(h[t])
+    return bad
+
+
+@kernel
+def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
+    """g_t (T+1, n) of one sample, and the updates of W and W~. [3], [2], [8]
+
+    c : eta chi.  Returns whether it diverged.
+    """
+    skip, s, rates, back, matrix, kind = layers
+    _, W, v, W_back = weights
+    z, parts, one, bad = scratch.z[0], scratch.parts, v.dtype.type(1), False
+    decoupled = len(W_back) > 0
+    W_tilde = W_back if decoupled else W
+    zero(g.reshape(-1))
+    copy(v, g[len(p)])  # [3]
+    for t in range(len(p), 0, -1):
+        m, q, x = matrix[t], g[t], p[t - 1]
+        if m >= 0:
+            step = v.dtype.type(c * rates[t] * s[t])
+            matrices = W_tilde[m], W[m], decoupled
+            if shared:
+                back_and_step_shared(W_tilde[m], W[m], decoupled, q, x, step, parts)
+            else:
+                for b in range(len(parts)):
+                    part = parts[b]
+                    back_and_step_block(b, len(parts), matrices, q, x, step, part)
+            copy(parts[0], z)
+            for b in range(1, len(parts)):
+                plus(one, parts[b], z)
+        else:
+            copy(q, z)
+        times_dphi(dphi[kind[t]], h[t - 1], x, z)  # [3]
+        plus(s[t], z, g[t - 1])  # [3]
+        plus(skip[t], q, g[t - back[t]])  # [3]
+        bad |= diverged(g[t - 1])
+    return bad
+
+
+@kernel
+def sgd_by_samples(
+    begin, end, shared, samples, weights, layers, phi, dphi, scratch, record
+):
     """SGD on the samples begin..end-1, one at a time. [1]-[3], [8]
 
+    shared : whether the threads share the rows of a matrix
     Returns the first sample that diverged, or end. Its h and g are in the record, or in
     the scratch if they are not kept.
     """
     X, y, loss, rate = samples
-    U, W, v, W_back = weights
-    skip, s, rates, back, matrix, kind = layers
-    f, chi, h_kept, g_kept = record
-    n, T, real = len(v), len(skip) - 1, v.dtype.type
+    U, v, n = weights.U, weights.v, len(weights.v)
     h, g = scratch.h.reshape(-1, n), scratch.g.reshape(-1, n)
-    p = scratch.p.reshape(-1, n)
-    z, parts, blocks = scratch.z[0], scratch.parts, len(scratch.parts)
-    decoupled, W_tilde = len(W_back) > 0, W_back if len(W_back) > 0 else W
+    p, blocks = scratch.p.reshape(-1, n), len(scratch.parts)
     for k in range(begin, end):
-        if len(h_kept) > 0:
-            h, g = h_kept[k], g_kept[k]
-
-        times_rows(U, X[k], h[0], 0, n)  # [1]
-        bad = diverged(h[0])
-        for t in range(1, T + 1):
-            m, x, u = matrix[t], p[t - 1], h[t]
-            apply(phi[kind[t]], h[t - 1], x)
-            if m < 0:
-                copy(x, u)
-            elif blocks == 1:
-                times_rows(W[m], x, u, 0, n)
-            else:
-                for b in prange(blocks):
-                    times_rows(W[m], x, u, b * ROWS, min(b * ROWS + ROWS, n))
-            branch_and_skip(s[t], u, skip[t], h[t - back[t]], h[t])  # [1], [29]
-            bad |= diverged(h[t])
-
-        f[k] = output(v, h[T])  # [1]
-        chi[k] = chi_of(loss, f[k], y[k])  # [2]
-        if bad or not abs(chi[k]) < np.inf:
+        if len(record.h) > 0:
+            h, g = record.h[k], record.g[k]
+        bad = forward_one(X[k], shared, weights, layers, phi, h, p, blocks)
+        record.f[k] = output(v, h[len(p)])  # [1]
+        record.chi[k] = chi_of(loss, record.f[k], y[k])  # [2]
+        if bad or not abs(record.chi[k]) < np.inf:
             return k
-        c = rate * chi[k]  # eta chi
-
-        zero(g.reshape(-1))
-        copy(v, g[T])  # [3]
-        for t in range(T, 0, -1):
-            m, x, q = matrix[t], p[t - 1], g[t]
-            step = real(c * rates[t] * s[t])
-            if m < 0:
-                copy(q, z)
-            elif blocks == 1:
-                back_and_step_rows(W_tilde[m], q, x, step, z, 0, n)  # [3], [2]
-                if decoupled:
-                    step_rows(W[m], q, x, step, 0, n)  # [8]
-            else:
-                for b in prange(blocks):
-                    lo, hi = b * ROWS, min(b * ROWS + ROWS, n)
-                    back_and_step_rows(W_tilde[m], q, x, step, parts[b], lo, hi)
-                    if decoupled:
-                        step_rows(W[m], q, x, step, lo, hi)
-                copy(parts[0], z)
-                for b in range(1, blocks):
-                    plus(real(1), parts[b], z)
-            times_dphi(dphi[kind[t]], h[t - 1], x, z)  # [3]
-            plus(s[t], z, g[t - 1])  # [3]
-            plus(skip[t], q, g[t - back[t]])  # [3]
-            bad |= diverged(g[t - 1])
-        if bad:
+        c = rate * record.chi[k]  # eta chi
+        if backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
             return k
-        plus(real(-c), h[T], v)  # [2]
-        step_rows(U, g[0], X[k], real(c), 0, n)  # [2]
+        c = v.dtype.type(c)
+        plus(-c, h[len(p)], v)  # [2]
+        step_rows(U, g[0], X[k], c, np.int64(0), n)  # [2]
     return end
 
 
@@ -737,6 +793,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
         spans = list(pairwise(sorted(ends)))
     if net.fresh:
         W_0 = parameters.W.copy()
+    shared = len(scratch.parts) > 1 and parallel_allowed()
     rest = samples, parameters, net.chain, net.phi, net.dphi, scratch, record
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
@@ -746,7 +803,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
                 moved = parameters.W - W_0
                 parameters.W_back[...] = W_tilde[begin] + moved  # [X11]
             if B == 1:
-                reached = sgd_by_samples(begin, end, *rest)
+                reached = sgd_by_samples(begin, end, shared, *rest)
             else:
                 reached = sgd_by_batches(begin, end, *rest)
             if reached < end:

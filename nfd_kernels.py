@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from math import erf, exp, pi, prod, sqrt
 from pathlib import Path
 from types import FunctionType
@@ -27,7 +28,7 @@ except ImportError as error:
     raise ImportError(f"this needs Numba: pip install numba ({error})") from None
 
 __all__ = [
-    "CACHE", "STAMP", "kernel", "serial_and_parallel", "thread_count",
+    "CACHE", "STAMP", "kernel", "thread_count",
     "parallel_allowed", "empty", "pieces", "normals", "fill_normals", "PHI",
     "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of",
     "prange", "dot", "dots", "plus", "add", "total", "diverged", "progress",
@@ -94,21 +95,6 @@ def kernel(function: Callable | None = None, **options) -> Callable:
     variant = "parallel" if options.get("parallel") else "serial"
     common = OPTIONS | dict(cache=CACHE, nogil=True)
     return numba.njit(**common | options)(_stamped(function, variant))
-
-
-def serial_and_parallel(function: Callable) -> Callable:
-    """A function whose pranges all threads share, where `parallel_allowed` says so.
-
-    It is compiled twice where that changes. A body with little to do should not come
-    to its pranges, each of which costs a microsecond or two.
-    """
-    serial, parallel = kernel(function), kernel(function, parallel=True)
-
-    @functools.wraps(function)
-    def call(*arguments):
-        return (parallel if parallel_allowed() else serial)(*arguments)
-
-    return call
 
 
 # --------------------------------------------------------------------------------------
@@ -327,15 +313,6 @@ def _fill(next_word, state, out):
             part[m + i] = t[i]
 
 
-@serial_and_parallel
-def _fill_blocks(next_word, states, out):
-    if len(states) == 1:
-        _fill(next_word, states[0], out)
-    else:
-        for b in prange(len(states)):
-            _fill(next_word, states[b], out[b * BLOCK : (b + 1) * BLOCK])
-
-
 def fill_normals(rng: np.random.Generator, out: np.ndarray) -> None:
     """Fill a C-contiguous array of float64 or float32 with independent N(0,1) numbers.
 
@@ -343,14 +320,20 @@ def fill_normals(rng: np.random.Generator, out: np.ndarray) -> None:
     generator for each BLOCK, with a seed from rng, so that threads can share the work.
     """
     flat = out.reshape(-1)
-    generators = [rng.bit_generator]
-    if len(flat) > BLOCK:
-        seeds = rng.integers(2**63, size=(-(-len(flat) // BLOCK), 2))
-        generators = [np.random.SFC64(seed) for seed in seeds]
-    words = [generator.ctypes for generator in generators]
-    states = np.array([word.state_address for word in words])
-    with rng.bit_generator.lock:
-        _fill_blocks(words[0].next_uint64, states, flat)
+
+    def fill(start: int, bits: np.random.BitGenerator) -> None:
+        words = bits.ctypes
+        _fill(words.next_uint64, words.state_address, flat[start : start + BLOCK])
+
+    if len(flat) <= BLOCK:
+        with rng.bit_generator.lock:
+            return fill(0, rng.bit_generator)
+    starts = range(0, len(flat), BLOCK)
+    seeds = rng.integers(2**63, size=(len(starts), 2))
+    generators = [np.random.SFC64(seed) for seed in seeds]
+    threads = thread_count() if parallel_allowed() else 1
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, starts, generators))
 
 
 def normals(rng: np.random.Generator, shape: tuple, dtype: type) -> np.ndarray:

@@ -1507,19 +1507,20 @@ def finite_array(
 
     ValueError unless it holds real, finite numbers and has that shape.
     """
+    written = str(shape).replace("'", "")
     try:
         _check_real(value)
         with np.errstate(over="ignore"):
             array = (np.array if copy else np.asarray)(value, dtype=dtype, order="C")
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{name} must be an array of real numbers of shape {shape}: {error}"
+            f"{name} must be an array of real numbers of shape {written}: {error}"
         ) from None
     if array.ndim != len(shape) or not all(
         size >= 1 if isinstance(expected, str) else size == expected
         for size, expected in zip(array.shape, shape)
     ):
-        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+        raise ValueError(f"{name} has shape {array.shape}, expected {written}")
     with np.errstate(all="ignore"):
         quick = isfinite(array.sum())
     if not quick and not np.isfinite(array).all():

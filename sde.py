@@ -52,10 +52,10 @@ from nfd_kernels import (
     kernel,
     normals,
     pieces,
+    parallel_allowed,
     plus,
     prange,
     progress,
-    serial_and_parallel,
     times_dphi,
     total,
 )
@@ -462,14 +462,29 @@ def finish(k, train, q, shares, N):
 # Passes, forward and backward
 
 
-@serial_and_parallel
-def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
-    """Passes begin..end-1, in turn. Returns the first that diverged, or end.
+@kernel(parallel=True)
+def forward_chunks(k, t, J, layers, phi, dphi, terms, x, shares):
+    """`forward_chunk` of all chunks, which the threads share."""
+    for i in prange(len(shares.gram)):
+        forward_chunk(np.int64(i), k, t, J, layers, phi, dphi, terms, x, shares)
 
+
+@kernel(parallel=True)
+def backward_chunks(k, t, J, layers, dphi, terms, x, shares):
+    """`backward_chunk` of all chunks, which the threads share."""
+    for i in prange(len(shares.gram)):
+        backward_chunk(np.int64(i), k, t, J, layers, dphi, terms, x, shares)
+
+
+@kernel
+def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
+    """Passes begin..end-1 of the span, in turn. Returns the first that diverged, or end.
+
+    shared : whether the threads share the chunks
     phi, dphi : the activations and their derivatives that layers.kind counts
     """
+    begin, end = span
     N, T, chunks = x.p.shape[2], len(layers.s) - 1, len(shares.gram)
-    first = np.int64(0)
     for k in range(begin, end):
         J = k // train.batch * train.batch
         inputs_row(train.X, k, q.K, q.U)
@@ -477,11 +492,11 @@ def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
             forward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             kind = layers.kind[min(t + 1, T)]
             f, df = phi[kind], dphi[kind]
-            if chunks == 1:
-                forward_chunk(first, k, t, J, layers, f, df, terms, x, shares)
+            if shared:
+                forward_chunks(k, t, J, layers, f, df, terms, x, shares)
             else:
-                for i in prange(chunks):
-                    forward_chunk(np.int64(i), k, t, J, layers, f, df, terms, x, shares)
+                for i in range(chunks):
+                    forward_chunk(i, k, t, J, layers, f, df, terms, x, shares)
             if t < T:
                 cholesky_row(x.p, t, k, shares.gram, q.C[t], q.R[t])
             if t < T and len(q.P) > 0:
@@ -491,11 +506,11 @@ def passes(begin, end, layers, phi, dphi, train, x, q, terms, shares):
         for t in range(T, -1, -1):  # [21]
             backward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             df = dphi[layers.kind[min(t + 1, T)]]
-            if chunks == 1:
-                backward_chunk(first, k, t, J, layers, df, terms, x, shares)
+            if shared:
+                backward_chunks(k, t, J, layers, df, terms, x, shares)
             else:
-                for i in prange(chunks):
-                    backward_chunk(np.int64(i), k, t, J, layers, df, terms, x, shares)
+                for i in range(chunks):
+                    backward_chunk(i, k, t, J, layers, df, terms, x, shares)
             cholesky_row(x.g, t, k, shares.gram, q.Gamma[t], q.R_back[t])
         if not finish(k, train, q, shares, N):
             return k
@@ -683,12 +698,13 @@ def _run(stream, net, x, q, kept):
     slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
     shares = Shares(gram, slopes, known, fresh, h2, f)
     given = net.layers, net.phi, net.dphi, train, x, q, terms, shares
+    shared = chunks > 1 and parallel_allowed()
     step = max(1, SPAN // (T * N * (S + 8)))
     ends = [*range(step, S, step), S]
     k = 0
     for end in progress(ends, "solving") if len(ends) > 1 else ends:
         if out.diverged_at is None:
-            k = passes(k, end, *given)
+            k = passes((k, end), shared, *given)
             if k < end:
                 _after_divergence(out, k, train.h2, x, q, net.per_block, kept)
     return out

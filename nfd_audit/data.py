@@ -26,6 +26,7 @@ import numpy as np
 
 from nfd_min import (
     Floats,
+    LossName,
     Rng,
     Stream,
     check_memory,
@@ -76,7 +77,7 @@ class Data(NamedTuple):
     label: str | None = None
     classes: tuple[float, float] | None = None
     target: str = "classes"
-    loss: str = "squared"
+    loss: LossName = "squared"
     drop: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     header: bool | None = None

@@ -25,7 +25,16 @@ import numpy as np
 import finite_net
 import nfd_min
 from nfd_audit.mistakes import MISTAKES, Mistake, Rules, Sizes, by_rules
-from nfd_min import BLOCKS, IDENTITY, LOSSES, Floats, Stream, Trajectory, choose
+from nfd_min import (
+    BLOCKS,
+    IDENTITY,
+    LOSSES,
+    Floats,
+    LossName,
+    Stream,
+    Trajectory,
+    choose,
+)
 
 __all__ = [
     "DEFAULT",
@@ -86,7 +95,10 @@ def call(
         arrays["x"] = arrays["gx"] = np.empty((S, 0, n))
     with np.errstate(all="ignore"):
         chi = stream.chi(arrays["f"], slice(None))
-    return Trajectory(chi=chi, **arrays)
+    run = Trajectory(arrays.pop("f"), chi)
+    for name, array in arrays.items():
+        setattr(run, name, array)
+    return run
 
 
 def _keywords(network: Network, setting: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +235,11 @@ class Comparison:
 
 
 def compare(
-    network: Network, *, block: str | None = None, loss: str = "squared", seed: int = 0
+    network: Network,
+    *,
+    block: str | None = None,
+    loss: LossName = "squared",
+    seed: int = 0,
 ) -> Comparison:
     """The Comparison of an implementation with nfd_min.sgd, from the same weights.
 
@@ -270,7 +286,11 @@ def compare(
 
 
 def assert_equations(
-    network: Network, *, block: str | None = None, loss: str = "squared", seed: int = 0
+    network: Network,
+    *,
+    block: str | None = None,
+    loss: LossName = "squared",
+    seed: int = 0,
 ) -> None:
     """AssertionError, with the table of `compare`, unless it follows the equations."""
     result = compare(network, block=block, loss=loss, seed=seed)
@@ -281,7 +301,7 @@ def assert_equations(
 def _inputs(
     sizes: tuple[int, ...],
     setting: dict[str, Any],
-    loss: str,
+    loss: LossName,
     rng: np.random.Generator,
 ) -> tuple[Stream, tuple[Floats, ...]]:
     """A stream and weights of these sizes."""

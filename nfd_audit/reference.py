@@ -76,7 +76,7 @@ PARTICLES = {
 
 def write(path: str | Path) -> int:
     """Write a reference file, the same bytes each time; returns the number of runs."""
-    arrays: Arrays = {}
+    arrays: dict[str, Any] = {}
     about = []
     runs = [("network", *item) for item in NETWORKS.items()]
     runs += [("particles", *item) for item in PARTICLES.items()]

@@ -73,6 +73,11 @@ class Part:
         return [self.read(result, given) for result in results]
 
     @property
+    def prediction(self) -> str:
+        """What is predicted, in a few characters."""
+        return f"{self.predicted:g}"
+
+    @property
     def what(self) -> str:
         """The statistic that has an interval; none has one by default."""
         return ""
@@ -246,10 +251,6 @@ class Mean(Part):
     @property
     def what(self) -> str:
         return "mean"
-
-    @property
-    def prediction(self) -> str:
-        return f"{self.predicted:g}"
 
     def judge(self, points: Points, confidence: float = 0.95) -> dict:
         """{"mean", "slope": None, "low", "high", "verdict"}"""

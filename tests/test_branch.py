@@ -545,7 +545,7 @@ def test_parts_of_a_run():
     assert (ours.A[:, 0] == 0).all() and (ours.A[:, 1, 1] == 0).all()
     with pytest.raises(ValueError, match="phi='relu' has no second derivative"):
         nfd_limits.responses_of(run, stream, "relu")
-    with pytest.raises(ValueError, match="the features were not kept"):
+    with pytest.raises(ValueError, match="the features of the run were not kept"):
         nfd_limits.responses_of(sde.solve(stream, 10, 5, rng=0, keep="kernels"), stream)
     with pytest.raises(ValueError, match="the run has 2 passes, the stream 3 samples"):
         nfd_limits.responses_of(run, stream_of(3))

@@ -346,7 +346,7 @@ def test_divergence_inside_a_batch():
             dict(block="two-layer", weights=(np.ones((4, 5)), np.ones((2, 4, 4)), np.ones(4))),
             r"expected \(2, 2, 4, 4\)",
         ),
-        (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \('T', 5\)"),
+        (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \(T, 5\)"),
         (dict(test=np.full((3, 5), np.inf)), "test must be finite"),
         (dict(test=np.ones((3, 5)), test_every=0), "test_every=0 must be an integer >= 1"),
         (dict(weights=5), "a tuple of 3 or 4 arrays"),

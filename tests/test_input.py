@@ -1,10 +1,10 @@
 """Input that is wrong is refused by name; what is at the ends of the range gives the right number."""
 
 import copy
-import inspect
 import pickle
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -67,10 +67,10 @@ masked = lambda a: np.ma.masked_array(a, mask=a > 0)
         (lambda: nfd_min.coarsen(NOISE, HUGE), "m is too large"),
         (lambda: Stream(X, Y, 0.1, HUGE), "batch is too large"),
         (lambda: Stream.digits(10**12, 0.1), "samples=1000000000000.* needs"),
-        (lambda: sde.init_kernels(X, depth=10**7), "init_kernels of 4 inputs .* minutes"),
-        (lambda: sde.first_step_kernel(X[0], depth=10**7), "would take about .* minutes"),
-        (lambda: sde.first_step_kernel(np.zeros(3), "erf"), "x has no features"),
-        (lambda: sde.relu_moments(1, 10**9), "relu_moments.* minutes"),
+        (lambda: nfd_limits.init_kernels(X, depth=10**7), "init_kernels of 4 inputs .* minutes"),
+        (lambda: nfd_limits.first_step_kernel(X[0], depth=10**7), "would take about .* minutes"),
+        (lambda: nfd_limits.first_step_kernel(np.zeros(3), "erf"), "x has no features"),
+        (lambda: nfd_limits.relu_moments(1, 10**9), "relu_moments.* minutes"),
         (lambda: nfd_limits.linear_limit(STREAM, depth=10**7), "linear_limit.* needs"),
         (lambda: nfd_limits.one_step(X[0], X[1], depth=10**7), "one_step.* needs"),
         (lambda: nfd_min.draw_weights(7, 3, 0), "d=0 must be an integer >= 1"),
@@ -92,21 +92,23 @@ def test_refused_by_name_at_once(call, message):
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    "call, name",
     [
-        (lambda: finite_net.train(STREAM, width=7, dept=3), r"finite_net.train\(\) .* dept;.*mean depth\?"),
-        (lambda: finite_net.train_many(STREAM, 7, 3, [0], blok=1), r"finite_net.train_many\(\) .* blok;"),
-        (lambda: finite_net.sgd(STREAM, WEIGHTS, width=7), r"finite_net.sgd\(\) .* width; .* test_every,"),
-        (lambda: nfd_min.sgd(STREAM, WEIGHTS, depth=3), "multiple values for .* 'depth'"),
-        (lambda: nfd_min.step(STREAM, WEIGHTS, scalin=3), "unexpected keyword argument 'scalin'"),
-        (lambda: nfd_min.nfd(STREAM, NOISE, coupled=1), "unexpected keyword argument 'coupled'"),
-        (lambda: sde.solve(STREAM, 7, 3, scaling="mup"), r"sde.solve\(\) .* scaling; allowed: stream, part"),
-        (lambda: Stream.digits(4, etta=0.1), "unexpected keyword argument 'etta'"),
+        (lambda: finite_net.train(STREAM, 7, 3, dept=3), "dept"),
+        (lambda: finite_net.train_many(STREAM, 7, 3, [0], blok=1), "blok"),
+        (lambda: finite_net.train_many(STREAM, 7, 3, [0], weights=WEIGHTS), "weights"),
+        (lambda: finite_net.sgd(STREAM, WEIGHTS, width=7), "width"),
+        (lambda: nfd_min.sgd(STREAM, WEIGHTS, depth=3), "depth"),
+        (lambda: nfd_min.step(STREAM, WEIGHTS, scalin=3), "scalin"),
+        (lambda: nfd_min.nfd(STREAM, NOISE, coupled=1), "coupled"),
+        (lambda: nfd_min.nfd(STREAM, NOISE, scaling="mup"), "scaling"),
+        (lambda: sde.solve(STREAM, 7, 3, scaling="mup"), "scaling"),
+        (lambda: Stream.digits(4, etta=0.1), "etta"),
     ],
 )
-def test_unknown_keywords(call, message):
-    """By the name of the function that was called, with all that it has; depth is no keyword of sgd."""
-    with pytest.raises(TypeError, match=message):
+def test_unknown_keywords(call, name):
+    """Python's own message names them; nothing is ignored."""
+    with pytest.raises(TypeError, match=f"(unexpected keyword argument|multiple values).* '{name}'"):
         call()
 
 
@@ -122,24 +124,14 @@ def test_many_networks_that_do_not_fit_are_refused_before_the_first(keep):
 
 
 def test_every_keyword_is_taken():
-    """What the messages say is allowed."""
-    how = dict(scaling="depth-mup", internal_lr_exponent=0, backward="reused", branch_exponent=0.5)
-    fast = dict(block="pre", dtype="float64", rng=0, keep="all", test=X, test_every=2)
-    for call, given in (
-        (finite_net.train, dict(stream=STREAM, width=7, depth=3, phi="tanh", weights=None) | fast | how),
-        (finite_net.sgd, dict(stream=STREAM, weights=WEIGHTS, phi="tanh") | fast | how),
-    ):
-        assert set(call.allowed) == given.keys()
-        assert np.isfinite(call(**given).f).all()
-
-
-def test_help_of_the_fast_twins():
-    """Shapes and errors of the plain ones, without `by`."""
-    for plain, fast in (nfd_min.draw_weights, finite_net.draw_weights), (nfd_min.draw_noise, sde.draw_noise):
-        assert inspect.getdoc(fast).startswith(inspect.getdoc(plain)) and fast.__name__ == plain.__name__
-        assert [*inspect.signature(fast).parameters, "by"] == [*inspect.signature(plain).parameters]
-        assert pickle.loads(pickle.dumps(fast)) is fast
-    assert all(word in finite_net.draw_weights.__doc__ for word in ("(L, n, n)", "ValueError"))
+    """What the docstrings say is allowed."""
+    network = dict(
+        block="pre", scaling="depth-mup", internal_lr_exponent=0, backward="reused", branch_exponent=0.5
+    )
+    common = dict(dtype="float64", rng=0, keep="all", test=X, test_every=2) | network
+    run = finite_net.train(STREAM, 7, 3, "tanh", weights=None, **common)
+    again = finite_net.sgd(STREAM, WEIGHTS, "tanh", **common)
+    assert np.isfinite([run.f, again.f]).all()
 
 
 def test_closed_forms_at_the_ends_of_the_range():
@@ -149,7 +141,7 @@ def test_closed_forms_at_the_ends_of_the_range():
         Q = x @ x.T
         square, slope = nfd_limits.gaussian_moments(1e200 * Q, nfd_min.ERF)
         assert np.allclose(square, 2 / np.pi * np.arcsin(Q.clip(-1, 1))) and np.allclose(slope, 0)
-        unit, far = (sde.init_kernels(x * c, "relu", 3) for c in (1, 1e150))
+        unit, far = (nfd_limits.init_kernels(x * c, "relu", 3) for c in (1, 1e150))
         assert np.allclose(far.Q / 1e300, unit.Q) and np.allclose(far.Gamma, unit.Gamma)
     slope = fit_slope([1e-300, 1e300], [[1e-300, 1e300], [1e-300, 1e300]])
     assert np.isclose(slope.slope, 1)
@@ -163,8 +155,11 @@ def test_the_derivative_of_tanh_at_saturation():
         for sign in (1, -1):
             assert np.allclose(nfd_min.TANH.dphi(sign * h), exact, rtol=1e-14, atol=0)
     g = np.ones(len(h))
-    _, times_dphi, _ = nfd_kernels.compiled_phi(nfd_min.TANH)
-    times_dphi(h, np.tanh(h), 1.0, g)  # from tanh alone, whose own rounding it cannot undo
+    phi, dphi, _ = nfd_kernels.activations([nfd_min.TANH], np.float64)
+    phi_h = np.empty(len(h))
+    nfd_kernels.apply(phi[0], h, phi_h)
+    assert np.allclose(phi_h, np.tanh(h), rtol=1e-14, atol=0)
+    nfd_kernels.times_dphi(dphi[0], h, np.tanh(h), g)  # from tanh alone, whose own rounding it cannot undo
     assert np.allclose(g, exact, rtol=0, atol=2**-52) and np.allclose(g[:4], exact[:4], rtol=1e-13, atol=0)
 
 
@@ -200,7 +195,7 @@ def test_copies_stay_what_they_are():
     own = nfd_min.Activation("own", np.sin, np.cos)
     assert pickle.loads(pickle.dumps(own)).phi.of is np.sin
     for public in (nfd_min.sgd(STREAM, WEIGHTS), nfd_min.chain("pre", "tanh", 3), NOISE,
-                   nfd_min.LazyGaussian((3, 3), rng=0), sde.init_kernels(X), audit([])):  # fmt: skip
+                   nfd_min.LazyGaussian((3, 3), rng=0), nfd_limits.init_kernels(X), audit([])):  # fmt: skip
         pickle.dumps(public)
 
 
@@ -225,11 +220,13 @@ def test_memory_of_what_is_drawn(asked, dtype):
 
 
 def peak(work):
+    """Bytes of NumPy's arrays; each thread has memory of its own, which it keeps."""
     work()  # tables that are made once
-    tracemalloc.start()
-    work()
-    most = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    with ThreadPoolExecutor(1) as pool:
+        tracemalloc.start()
+        pool.submit(work).result()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
     return most
 
 
@@ -244,27 +241,27 @@ def test_memory_of_closed_forms(asked):
         assert most < asked[what] < times * most, what
 
 
-@pytest.mark.parametrize("keep, passes", [("all", 2 * 40), ("outputs", 0)])
-@pytest.mark.parametrize("batch, waiting", [(1, 3), (8, 8)])
-def test_memory_of_training(asked, keep, passes, batch, waiting):
-    """M n^2 + n d weights, 2 S (T+1) n features and gradients if kept, and those of the n / 16 or n / 4
-    samples whose updates wait, of a mini-batch and of the test inputs; W, W~ and W'."""
-    n, L, d, S = 48, 5, 3, 40
-    stream = Stream(np.ones((S, d)), np.ones(S), 0.1, batch)
-    for matrices, backward in (L, "reused"), (2 * L, "decoupled"), (3 * L, 0.3):
-        finite_net.train(stream, n, L, rng=0, keep=keep, backward=backward, test=np.ones((9, d)))
-        vectors = passes + 2 * waiting + batch + 2 * 9
-        numbers = matrices * n * n + n * d + vectors * (L + 1) * n
-        assert asked["train"] == 8 * numbers + 16 * L * S * S * (keep == "all")
+@pytest.mark.parametrize("keep", ["all", "outputs"])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("backward", ["reused", "decoupled", 0.3, "fresh"])
+def test_memory_of_training(asked, keep, batch, backward):
+    """Weights, the features and gradients that are kept, and a mini-batch; given weights
+    are copied, as they are written to."""
+    if backward == "fresh" and batch > 1:
+        pytest.skip("fresh weights are for batch=1")
+    n, L, S = 96, 5, 40
+    stream = Stream(np.ones((S, 3)), np.ones(S), 0.1, batch)
+    given = nfd_min.draw_weights(n, L, 3, rng=0)
+    for weights in (None, given):
 
+        def work():
+            finite_net.train(
+                stream, n, L, rng=0, keep=keep, backward=backward, weights=weights
+            )
 
-def test_memory_of_given_weights(asked):
-    """They are copied where they are written to: where more samples come than updates wait."""
-    n, L = 48, 5
-    weights, X = nfd_min.draw_weights(n, L, 3, rng=0), np.ones((16, 3))
-    for S, copies in (8, 1), (16, 2):
-        finite_net.train(Stream(X[:S], np.ones(S), 0.1, 8), n, L, weights=weights, keep="outputs")
-        assert asked["train"] == 8 * (copies * L * n * n + n * 3 + (2 * 8 + 8) * (L + 1) * n)
+        most = peak(work)
+        assert most < asked["train"] * 1.1, (most, asked["train"])
+        assert asked["train"] < 2.5 * most, (most, asked["train"])
 
 
 def test_memory_of_particles(asked):

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, assume, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import finite_net  # noqa: E402
-import nfd_kernels  # noqa: E402
 import nfd_limits  # noqa: E402
 import nfd_min  # noqa: E402
 import sde  # noqa: E402
@@ -278,11 +277,14 @@ def test_threads_do_not_matter(n, batch, N, dtype):
     stream = Stream(rng.standard_normal((2 * batch, 3)), rng.standard_normal(2 * batch), 0.1, batch)
     short = changed(stream, X=stream.X[:2], y=stream.y[:2], batch=1)
     runs = []
-    for threads in (1, numba.get_num_threads()):
-        with nfd_kernels.threads(threads):
+    try:
+        for threads in (1, numba.config.NUMBA_NUM_THREADS):
+            numba.set_num_threads(threads)
             run = finite_net.train(stream, n, 2, rng=1, dtype=dtype)
             both = sde.solve(short, N, 2, rng=1, dtype=dtype, backward="reused")
             runs.append([run.f, run.h, run.g, both.f, both.h, both.g])
+    finally:
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     assert all(map(np.array_equal, *runs))
 
 

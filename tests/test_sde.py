@@ -291,7 +291,7 @@ def test_two_layer_closed_form(exponent):
 
 
 def test_noise_of_two_layer_blocks_comes_in_pairs():
-    with pytest.raises(ValueError, match="the noise has 3 steps; the blocks need 2 for each block"):
+    with pytest.raises(ValueError, match="the noise has 3 steps; a block needs 2"):
         nfd_min.nfd(stream_of(2), nfd_min.draw_noise(2, 4, 3, rng=0), block="two-layer")
 
 

@@ -38,8 +38,16 @@ def limit_case(
 ) -> dict[str, float]:
     """The same at infinite width."""
     stream = sequence(data, range(SAMPLES), ETA, BATCH, rng=root)
-    how = dict(backward="reused", dtype="float32", keep="kernels")
-    return _loss_and_kernel(solve(stream, particles, depth, rng=seed, **how))
+    run = solve(
+        stream,
+        particles,
+        depth,
+        backward="reused",
+        dtype="float32",
+        rng=seed,
+        keep="kernels",
+    )
+    return _loss_and_kernel(run)
 
 
 def _loss_and_kernel(run: Trajectory) -> dict[str, float]:
