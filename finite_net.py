@@ -102,9 +102,9 @@ class Record(NamedTuple):
 class Scratch(NamedTuple):
     """Memory of one mini-batch of B samples.
 
-    h, g (T+1, B, n); p (T, B, n), phi(h_{t-1}) in p[t-1]; z, cg (B, n); c (B,), eta chi
-    / batch; step (n, n) and step_U (n, d), updates, or (0, ..) for single samples;
-    parts (blocks of rows of a matrix, n), sums of one block each.
+    h, g (T+1, B, n); p (T, B, n), phi(h_{t-1}) in p[t-1]; z, cg (B, n); x (B, d), the
+    samples; c (B,), eta chi / batch; step (n, n) and step_U (n, d), updates, or (0, ..)
+    for single samples; parts (blocks of rows of a matrix, n), sums of one block each.
     """
 
     h: np.ndarray
@@ -112,6 +112,7 @@ class Scratch(NamedTuple):
     p: np.ndarray
     z: np.ndarray
     cg: np.ndarray
+    x: np.ndarray
     c: np.ndarray
     step: np.ndarray
     step_U: np.ndarray
@@ -207,7 +208,7 @@ def back_and_step_block(b, blocks, matrices, g, p, c, part):
     lo, hi = b * len(W) // blocks, (b + 1) * len(W) // blocks
     back_and_step_rows(W_tilde, g, p, c, part, lo, hi)  # [3], [2]
     if decoupled:
-        step_rows(W, g, p, c, lo, hi)  # [8]
+        step_rows(W, g, p, c, lo, hi)  # [8], [12]
 
 
 @kernel(parallel=True)
@@ -225,7 +226,7 @@ def forward_one(x, shared, weights, layers, phi, h, p, blocks):
     Returns whether it diverged.
     """
     skip, s, _, back, matrix, kind = layers
-    times_rows(weights.U, x, h[0], np.int64(0), len(weights.U))  # [1]
+    times_rows(weights.U, x, h[0], np.int64(0), len(weights.U))  # [1], [79], [83]
     bad = diverged(h[0])
     for t in range(1, len(h)):
         m = matrix[t]
@@ -234,7 +235,8 @@ def forward_one(x, shared, weights, layers, phi, h, p, blocks):
             times_in_blocks(weights.W[m], p[t - 1], h[t], blocks, shared)
         else:
             copy(p[t - 1], h[t])
-        branch_and_skip(s[t], h[t], skip[t], h[t - back[t]], h[t])  # [1], [29]
+        # [1], [29], [80], [84]
+        branch_and_skip(s[t], h[t], skip[t], h[t - back[t]], h[t])
         bad |= diverged(h[t])
     return bad
 
@@ -251,7 +253,7 @@ def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
     decoupled = len(W_back) > 0
     W_tilde = W_back if decoupled else W
     zero(g.reshape(-1))
-    copy(v, g[len(p)])  # [3]
+    copy(v, g[len(p)])  # [3], [81]
     for t in range(len(p), 0, -1):
         m, q, x = matrix[t], g[t], p[t - 1]
         if m >= 0:
@@ -269,7 +271,7 @@ def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
         else:
             copy(q, z)
         times_dphi(dphi[kind[t]], h[t - 1], x, z)  # [3]
-        plus(s[t], z, g[t - 1])  # [3]
+        plus(s[t], z, g[t - 1])  # [3], [82]
         plus(skip[t], q, g[t - back[t]])  # [3]
         bad |= diverged(g[t - 1])
     return bad
@@ -307,29 +309,150 @@ def sgd_by_samples(
 
 
 # --------------------------------------------------------------------------------------
-# Mini-batches: a sample is a row of a matrix, and BLAS multiplies
+# Mini-batches: a sample is a row. BLAS multiplies small matrices on one thread; larger
+# ones are multiplied in fixed blocks, which the threads share, for the sake of the bits
+
+SMALL = 2**18  # multiplications that OpenBLAS does on one thread
 
 
 @kernel
-def forward(x, weights, layers, phi, h, p):
+def times(W, X, Y, shared):
+    """Y_b = W X_b for the rows b of X and Y, a multiple of four of them."""
+    if len(X) * W.size <= SMALL:
+        np.dot(X, W.T, Y)
+    elif shared:
+        times_batch_shared(W, X, Y)
+    else:
+        times_batch_rows(W, X, Y, np.int64(0), len(W))
+
+
+@kernel
+def times_batch_rows(W, X, Y, lo, hi):
+    """`times` for the rows lo..hi-1 of W, two of them and four of X at a time."""
+    for i in range(lo, hi, 2):
+        j = min(i + 1, hi - 1)
+        for b in range(0, len(X), 4):
+            s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = W.dtype.type(0)
+            for m in range(W.shape[1]):
+                s0 += W[i, m] * X[b, m]
+                s1 += W[i, m] * X[b + 1, m]
+                s2 += W[i, m] * X[b + 2, m]
+                s3 += W[i, m] * X[b + 3, m]
+                t0 += W[j, m] * X[b, m]
+                t1 += W[j, m] * X[b + 1, m]
+                t2 += W[j, m] * X[b + 2, m]
+                t3 += W[j, m] * X[b + 3, m]
+            Y[b, i], Y[b + 1, i], Y[b + 2, i], Y[b + 3, i] = s0, s1, s2, s3
+            Y[b, j], Y[b + 1, j], Y[b + 2, j], Y[b + 3, j] = t0, t1, t2, t3
+
+
+@kernel(parallel=True)
+def times_batch_shared(W, X, Y):
+    """`times_batch_rows` of blocks of rows, on all threads."""
+    for r in prange((len(W) + ROWS - 1) // ROWS):
+        lo = np.int64(r) * ROWS
+        times_batch_rows(W, X, Y, lo, min(lo + ROWS, len(W)))
+
+
+@kernel
+def transpose_times(W, G, Z, shared):
+    """Z_b = W^T G_b for the rows b of G and Z, a multiple of four of them."""
+    if len(G) * W.size <= SMALL:
+        np.dot(G, W, Z)
+    elif shared:
+        add_products_shared(G, W, Z)
+    else:
+        add_products(G, W, Z)
+
+
+@kernel
+def add_products(A, X, Y):
+    """Y = A X, for an A of an even number of rows; two rows of Y and four of X at a
+    time, so that what is loaded is used twice or four times."""
+    fours = len(X) // 4 * 4
+    zero(Y.reshape(-1))
+    for q in range(0, fours, 4):
+        for r in range(0, len(A), 2):
+            a0, a1, a2, a3 = A[r, q], A[r, q + 1], A[r, q + 2], A[r, q + 3]
+            b0, b1, b2, b3 = (
+                A[r + 1, q],
+                A[r + 1, q + 1],
+                A[r + 1, q + 2],
+                A[r + 1, q + 3],
+            )
+            for m in range(X.shape[1]):
+                x0, x1, x2, x3 = X[q, m], X[q + 1, m], X[q + 2, m], X[q + 3, m]
+                Y[r, m] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
+                Y[r + 1, m] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
+    for q in range(fours, len(X)):
+        for r in range(len(A)):
+            plus(A[r, q], X[q], Y[r])
+
+
+@kernel(parallel=True)
+def add_products_shared(A, X, Y):
+    """`add_products` of blocks of eight rows of A and Y, on all threads."""
+    for r in prange((len(A) + 7) // 8):
+        lo = np.int64(r) * 8
+        add_products(A[lo : lo + 8], X, Y[lo : lo + 8])
+
+
+@kernel
+def step_batch(G, P, step, shared):
+    """step = G^T P = sum_b G_b P_b^T, in which G_b is c_b s g_t. [2]"""
+    if len(P) * step.size <= SMALL:
+        np.dot(G.T, P, step)
+    elif shared:
+        step_shared(G, P, step)
+    else:
+        step_rows_of_batch(G, P, step, np.int64(0), len(step))
+
+
+@kernel
+def step_rows_of_batch(G, P, step, lo, hi):
+    """`step_batch` for the rows lo..hi-1."""
+    for i in range(lo, hi):
+        out = step[i]
+        zero(out)
+        for b in range(0, len(P), 4):
+            c0, c1, c2, c3 = G[b, i], G[b + 1, i], G[b + 2, i], G[b + 3, i]
+            for m in range(len(out)):
+                out[m] += (
+                    c0 * P[b, m]
+                    + c1 * P[b + 1, m]
+                    + c2 * P[b + 2, m]
+                    + c3 * P[b + 3, m]
+                )
+
+
+@kernel(parallel=True)
+def step_shared(G, P, step):
+    """`step_rows_of_batch` of blocks of rows, on all threads."""
+    for r in prange((len(step) + ROWS - 1) // ROWS):
+        lo = np.int64(r) * ROWS
+        step_rows_of_batch(G, P, step, lo, min(lo + ROWS, len(step)))
+
+
+@kernel
+def forward(x, shared, weights, layers, phi, h, p):
     """h_t, and p_{t-1} = phi(h_{t-1}), of a mini-batch from its x (B, d). [1], [29]
 
     h (T+1, B, n), p (T, B, n)
     """
     skip, s, _, back, matrix, kind = layers
-    np.dot(x, weights.U.T, h[0])  # [1]
+    times(weights.U, x, h[0], shared)  # [1]
     for t in range(1, len(h)):
         m, q, u = matrix[t], p[t - 1], h[t].reshape(-1)
         apply(phi[kind[t]], h[t - 1].reshape(-1), q.reshape(-1))
         if m >= 0:
-            np.dot(q, weights.W[m].T, h[t])
+            times(weights.W[m], q, h[t], shared)
         else:
             copy(q.reshape(-1), u)
         branch_and_skip(s[t], u, skip[t], h[t - back[t]].reshape(-1), u)  # [1], [29]
 
 
 @kernel
-def backward(weights, layers, dphi, h, p, scratch, g):
+def backward(shared, weights, layers, dphi, h, p, scratch, g):
     """g_t of a mini-batch from g_T, and the updates of W and W~. [3], [2], [8]
 
     h, g (T+1, B, n), p (T, B, n)
@@ -341,9 +464,9 @@ def backward(weights, layers, dphi, h, p, scratch, g):
     for t in range(len(p), 0, -1):
         m, q = matrix[t], g[t]
         if m >= 0:
-            np.dot(q, W_tilde[m], z)
+            transpose_times(W_tilde[m], q, z, shared)
             times_c(rates[t] * s[t], c, q, cg)
-            np.dot(cg.T, p[t - 1], step)  # sum_b c_b s g_t phi(h_{t-1})^T [2]
+            step_batch(cg, p[t - 1], step, shared)  # sum_b c_b s g_t phi(h_{t-1})^T [2]
             minus(step.reshape(-1), weights.W[m].reshape(-1))  # [2]
             if len(weights.W_back) > 0:
                 minus(step.reshape(-1), weights.W_back[m].reshape(-1))  # [8]
@@ -371,48 +494,63 @@ def minus(x, y):
 
 
 @kernel
-def sgd_by_batches(begin, end, samples, weights, layers, phi, dphi, scratch, record):
-    """SGD on the samples begin..end-1, in mini-batches. [1]-[3], [8]
+def fill_batch(X, at, size, x):
+    """x (B, d) becomes the samples from `at` on, the last of which fills it up."""
+    for b in range(len(x)):
+        copy(X[at + min(b, size - 1)], x[b])
 
+
+@kernel
+def sgd_by_batches(
+    span, shared, samples, weights, layers, phi, dphi, scratch, record, size
+):
+    """SGD on the samples begin..end-1 of the span, in mini-batches. [1]-[3], [8]
+
+    shared : whether the threads share larger matrices;  size : of the mini-batches, of
+        which those of the scratch are filled up to a multiple of four, with c = 0
     Returns the first sample of a mini-batch that diverged, or end; its h and g are in
     the scratch.
     """
-    h, g, p, c = scratch.h, scratch.g, scratch.p, scratch.c
-    (T, B, _), one = p.shape, weights.v.dtype.type(1)
-    for at in range(begin, end, B):
-        x, bad = samples.X[at : at + B], False
-        forward(x, weights, layers, phi, h, p)
+    (begin, end), (T, B, _) = span, scratch.p.shape
+    h, g, p, c, x = scratch.h, scratch.g, scratch.p, scratch.c, scratch.x
+    for at in range(begin, end, size):
+        fill_batch(samples.X, at, size, x)
+        forward(x, shared, weights, layers, phi, h, p)
         zero(g.reshape(-1))
+        zero(c)
+        bad = False
         for b in range(B):
+            copy(weights.v, g[T, b])  # [3]
+        for b in range(size):
             k = at + b
             record.f[k] = output(weights.v, h[T, b])  # [1]
             record.chi[k] = chi_of(samples.loss, record.f[k], samples.y[k])  # [2]
             bad |= not abs(record.chi[k]) < np.inf
             c[b] = samples.rate * record.chi[k]  # eta chi / batch
-            copy(weights.v, g[T, b])  # [3]
-        backward(weights, layers, dphi, h, p, scratch, g)
+        backward(shared, weights, layers, dphi, h, p, scratch, g)
         for t in range(T + 1):
-            for b in range(B):
+            for b in range(size):
                 bad |= diverged(h[t, b]) or diverged(g[t, b])
         if bad:
             return at
         if len(record.h) > 0:
             for t in range(T + 1):
-                for b in range(B):
+                for b in range(size):
                     copy(h[t, b], record.h[at + b, t])
                     copy(g[t, b], record.g[at + b, t])
-        for b in range(B):
+        for b in range(size):
             plus(-c[b], h[T, b], weights.v)  # [2]
-        times_c(one, c, g[0], scratch.cg)
-        np.dot(scratch.cg.T, x, scratch.step_U)
+        times_c(c.dtype.type(1), c, g[0], scratch.cg)
+        step_batch(scratch.cg, x, scratch.step_U, shared)
         minus(scratch.step_U.reshape(-1), weights.U.reshape(-1))  # [2]
     return end
 
 
 @kernel
-def outputs(X, weights, layers, phi, h, p, f):
-    """f of inputs X (B, d); h (T+1, B, n) and p (T, B, n) are scratch. [1]"""
-    forward(X, weights, layers, phi, h, p)
+def outputs(X, x, shared, weights, layers, phi, h, p, f):
+    """f of inputs X (.., d). [1] Scratch: x (B, d), h (T+1, B, n), p (T, B, n)."""
+    fill_batch(X, np.int64(0), len(X), x)
+    forward(x, shared, weights, layers, phi, h, p)
     for b in range(len(X)):
         f[b] = output(weights.v, h[-1, b])  # [1]
 
@@ -496,7 +634,8 @@ def train(
 ) -> Trajectory:
     """Train a network of explicit matrices by mini-batch SGD. [1]-[3], [8]
 
-    All parameters learn, at the rate eta n.
+    All parameters learn, at the rate eta n; W1 of the two-layer blocks of the paper's
+    first version at L^b times that.
 
     stream : samples, learning rate, size of the mini-batches
     width, depth : n and L
@@ -763,12 +902,29 @@ def _scratch(real, net, stream):
 
     In how many blocks sums are made depends on the width, not on the number of threads.
     """
-    n, d, T, B = net.n, stream.d, net.T, stream.batch
+    n, d, T, B = net.n, stream.d, net.T, _filled(stream.batch)
     blocks = -(-n // ROWS) if B == 1 and n >= WIDE else 1
     place, step = (T + 1, B, n), (n, n) if B > 1 else (0, n)
     step_U = (n, d) if B > 1 else (0, d)
-    shapes = place, place, (T, B, n), (B, n), (B, n), (B,), step, step_U, (blocks, n)
+    rows, inputs = (B, n), (B, d)
+    shapes = (
+        place,
+        place,
+        (T, B, n),
+        rows,
+        rows,
+        inputs,
+        (B,),
+        step,
+        step_U,
+        (blocks, n),
+    )
     return Scratch(*pieces(real, *shapes))
+
+
+def _filled(B):
+    """The size of a mini-batch, filled up to a multiple of four."""
+    return B if B == 1 else -(-B // 4) * 4
 
 
 def _work(net, stream):
@@ -787,15 +943,16 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
         at = {seen: e for e, seen in enumerate(sorted({*range(0, S, every * B), S}))}
         out.test_f = np.full((len(at), len(test)), np.nan)
         rows = min(len(test), TEST_ROWS)
-        h = empty((net.T + 1, rows, net.n), real)
-        testing = _inputs(test, real), net, parameters, h, empty(h[1:].shape, real)
+        rows = -(-rows // 4) * 4
+        x, h = empty((rows, stream.d), real), empty((net.T + 1, rows, net.n), real)
+        testing = _inputs(test, real), net, parameters, x, h, empty(h[1:].shape, real)
     spans, step = [(0, S)], B * max(1, SPAN // _work(net, stream))
     if at or step < S or net.fresh:
         ends = {*range(0, S, 1 if net.fresh else step), *at, S}
         spans = list(pairwise(sorted(ends)))
     if net.fresh:
         W_0 = parameters.W.copy()
-    shared = len(scratch.parts) > 1 and parallel_allowed()
+    shared = (B > 1 or len(scratch.parts) > 1) and parallel_allowed()
     rest = samples, parameters, net.chain, net.phi, net.dphi, scratch, record
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
@@ -807,7 +964,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
             if B == 1:
                 reached = sgd_by_samples(begin, end, shared, *rest)
             else:
-                reached = sgd_by_batches(begin, end, *rest)
+                reached = sgd_by_batches((begin, end), shared, *rest, B)
             if reached < end:
                 _stop(out, net, scratch, record, reached, B)
                 return out
@@ -829,14 +986,12 @@ def _stop(out, net, scratch, record, first, B):
         record.h[here], record.g[here] = h, g
 
 
-def _evaluate(X, net, parameters, h, p, f):
+def _evaluate(X, net, parameters, x, h, p, f):
     """Set f (N,) to the outputs of inputs X (N, d), some at a time. [1]
 
-    h (T+1, rows, n), p (T, rows, n) : scratch
+    x (rows, d), h (T+1, rows, n), p (T, rows, n) : scratch
     """
-    rows = h.shape[1]
-    for i in range(0, len(X), rows):
-        part = X[i : i + rows]
-        if len(part) < rows:
-            h, p = h[:, : len(part)].copy(), p[:, : len(part)].copy()
-        outputs(part, parameters, net.chain, net.phi, h, p, f[i : i + rows])
+    of_net, shared = (parameters, net.chain, net.phi, h, p), parallel_allowed()
+    for i in range(0, len(X), len(x)):
+        part = slice(i, i + len(x))
+        outputs(X[part], x, shared, *of_net, f[part])

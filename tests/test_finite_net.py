@@ -440,3 +440,24 @@ print((time.process_time() - start[1]) / (time.perf_counter() - start[0]), numba
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     ratio, threads = map(float, run.stdout.split())
     assert ratio < 1.2 and threads == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backward", ["reused", "decoupled"])
+def test_large_mini_batches(backward, threads):
+    """[1]-[3]: matrices above what BLAS multiplies, on one thread and on two, as plain."""
+    stream = Stream.digits(36, 0.3, batch=18, rng=0)
+    n = 129  # 20 n^2 > finite_net.SMALL, and neither n nor 18 is a multiple of four
+    assert 20 * n * n > finite_net.SMALL
+    decoupled = backward == "decoupled"
+    weights = nfd_min.draw_weights(n, 2, stream.d, decoupled=decoupled, rng=1)
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        fast = finite_net.sgd(stream, weights)
+    finally:
+        numba.set_num_threads(before)
+    plain = nfd_min.sgd(stream, weights)
+    for name in ("f", "chi", "h", "g"):
+        a, b = getattr(fast, name), getattr(plain, name)
+        assert np.abs(a - b).max() <= 1e-12 * np.abs(b).max(), name
