@@ -809,11 +809,14 @@ def _generators(seeds):
 
 def _check_memory(stream, net, real, threads, kept):
     """ValueError if that many networks at a time need more memory than there is."""
-    S, n, T = len(stream), net.n, net.T
-    copies = 2 + net.decoupled * 2 + net.fresh * 3 * S
+    S, n, T, B = len(stream), net.n, net.T, stream.batch
+    copies = 5 if _mixed(net) else 1 + net.decoupled  # of all matrices
+    copies += 3 * S if net.fresh else 0
     weights = copies * net.matrices * n**2 + n * stream.d
-    passes = 2 * S * bool(kept) + 3 * stream.batch
-    needed = real().itemsize * threads * (weights + passes * (T + 1) * n)
+    steps = n * (n + stream.d) if B > 1 else 0
+    passes = 3 * S * bool(kept) + 3 * B
+    numbers = weights + steps + passes * (T + 1) * n
+    needed = real().itemsize * threads * numbers
     needed += 16 * net.L * S * S * bool(kept)
     check_memory(needed, f"train(width={n}, depth={net.L}, S={S})")
 

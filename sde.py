@@ -247,9 +247,10 @@ def slope_dots(k, t, J, lo, hi, dphi, x, out):
             p_t = x.p[n, t, lo:hi]
             h_t = x.h[n, t, lo:hi] if x.h.shape[0] > 1 else p_t
             times_dphi(dphi, h_t, p_t, both)
-        out[j] = 0
+        s = both.dtype.type(0)
         for m in range(hi - lo):
-            out[j] += both[m]
+            s += both[m]
+        out[j] = s
 
 
 @kernel
