@@ -1,11 +1,14 @@
-"""How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the machine allows.
+"""How fast it is, next to the same work in NumPy, PyTorch and JAX and to what the
+machine allows.
 
     python bench.py
-    python bench.py --json docs/bench.json && python tools/pages.py    for docs/speed.md, docs/scale.md
+    python bench.py --json docs/bench.json && python tools/pages.py    for
+    docs/speed.md, docs/scale.md
 
-Every row alternates ours and the peers of tools/peers.py (A B A B ..) in this process and compares
-medians; peers that are not installed are left out. They get the same weights or the same noise,
-already converted, and what they return is compared: a peer with other outputs does not count.
+Every row alternates ours and the peers of tools/peers.py (A B A B ..) in this process
+and compares medians; peers that are not installed are left out. They get the same
+weights or the same noise, already converted, and what they return is compared: a peer
+with other outputs does not count.
 """
 
 import argparse
@@ -38,15 +41,16 @@ AGREE = {"float64": 1e-9, "float32": 1e-3}
 """Peers whose outputs differ by more, relative to the largest, do not count."""
 
 SETTLE = 0.05
-"""Seconds that each runs before it is measured, so that the threads of the one before have fallen
-asleep (OpenBLAS lets them wait awake for 26 ms) and its own are awake."""
+"""Seconds that each runs before it is measured, so that the threads of the one before
+have fallen asleep (OpenBLAS lets them wait awake for 26 ms) and its own are awake."""
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Measuring
 
 
 def alternate(runs: dict[str, Callable], repeat: int) -> tuple[dict, dict]:
-    """Median seconds of each run, taken in turns after a warm-up; and what each returned."""
+    """Median seconds of each run, taken in turns after a warm-up; and what each
+    returned."""
     results = {name: run() for name, run in runs.items()}
     times: dict[str, list] = {name: [] for name in runs}
     for _ in range(repeat):
@@ -110,7 +114,7 @@ def compare(
     return row(work, size, unit, scale * mine, **found, **more)
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # What the machine allows, on all threads
 
 
@@ -129,7 +133,8 @@ def read_all(a: np.ndarray) -> float:
 
 @numba.njit(parallel=True, fastmath=True)
 def move_particles(read: np.ndarray, write: np.ndarray) -> None:
-    """Only the traffic of one pass over particles: write (2, L, N) from read (5, L, N)."""
+    """Only the traffic of one pass over particles: write (2, L, N) from read (5, L,
+    N)."""
     N = read.shape[2]
     for t in range(read.shape[1]):
         for i in numba.prange((N + 2047) // 2048):
@@ -141,8 +146,8 @@ def move_particles(read: np.ndarray, write: np.ndarray) -> None:
 
 
 def limit_of_network(weights: tuple, S: int, B: int) -> float:
-    """Milliseconds to read all matrices twice a step or, for mini-batches, to multiply by them as
-    fast as NumPy multiplies large matrices, if that takes longer."""
+    """Milliseconds to read all matrices twice a step or, for mini-batches, to multiply
+    by them as fast as NumPy multiplies large matrices, if that takes longer."""
     W = weights[1]
     L, n, _ = W.shape
     a = np.ones(W.nbytes // 8)
@@ -155,12 +160,13 @@ def limit_of_network(weights: tuple, S: int, B: int) -> float:
 
 
 def limit_of_particles(N: int, L: int, dtype: str) -> float:
-    """Nanoseconds that the 7 numbers of a particle, layer and pass need for themselves."""
+    """Nanoseconds that the 7 numbers of a particle, layer and pass need for
+    themselves."""
     read, write = np.ones((5, L, N), dtype), np.ones((2, L, N), dtype)
     return 1e9 / (L * N) * seconds_of(lambda: move_particles(read, write))
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Ours next to others
 
 NETWORKS = (  # n, L, samples, batch
@@ -199,7 +205,8 @@ def networks(options: argparse.Namespace) -> Iterator[dict]:
 
 
 def particles(options: argparse.Namespace) -> Iterator[dict]:
-    """NFD with noise given and drawn, nanoseconds for a particle, layer and pass, one way."""
+    """NFD with noise given and drawn, nanoseconds for a particle, layer and pass, one
+    way."""
     S = 3
     for N in options.particles or PARTICLES[: 1 if options.quick else None]:
         L = 16 if N < 10**6 else 8
@@ -245,7 +252,8 @@ def couplings(stream: Stream, N: int, L: int, size: str, repeat: int) -> Iterato
 
 
 def width(options: argparse.Namespace) -> Iterator[dict]:
-    """A network of width n without matrices next to the same with them, which are drawn."""
+    """A network of width n without matrices next to the same with them, which are
+    drawn."""
     n, L = (1024, 16) if options.quick else (4096, 64)
     stream, how = Stream.digits(3, 0.1, rng=0), dict(dtype="float32", keep="outputs")
     runs = {
@@ -286,7 +294,7 @@ def calls(options: argparse.Namespace) -> Iterator[dict]:
         yield dict(work=name, microseconds=1e6 * timed[name] / number)
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Whole processes
 
 
@@ -301,7 +309,8 @@ def in_a_new_process(code: str, **environment: str) -> Any:
 
 
 def large_run(N: int, depth: int, passes: int) -> tuple[float, int]:
-    """Seconds of a network without matrices, and the most bytes that this process had (Linux)."""
+    """Seconds of a network without matrices, and the most bytes that this process had
+    (Linux)."""
     solve = partial(
         sde.solve, backward="reused", dtype="float32", keep="kernels", rng=0
     )
@@ -361,7 +370,7 @@ def first(options: argparse.Namespace) -> Iterator[dict]:
         yield dict(work=work, seconds=seconds)
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def machine() -> dict:
@@ -377,7 +386,8 @@ def machine() -> dict:
 
 
 def sizes(fields: int, text: str) -> list:
-    """'512,32,16,1', or several such with spaces between them, as tuples of integers."""
+    """'512,32,16,1', or several such with spaces between them, as tuples of
+    integers."""
     out = [tuple(map(int, part.split(","))) for part in text.split()]
     if not all(len(size) == fields and min(size) > 0 for size in out):
         raise argparse.ArgumentTypeError(

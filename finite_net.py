@@ -348,10 +348,10 @@ def times_batch_rows(W, X, Y, lo, hi):
 
 @kernel(parallel=True)
 def times_batch_shared(W, X, Y):
-    """`times_batch_rows` of blocks of rows, on all threads."""
-    for r in prange((len(W) + ROWS - 1) // ROWS):
-        lo = np.int64(r) * ROWS
-        times_batch_rows(W, X, Y, lo, min(lo + ROWS, len(W)))
+    """`times_batch_rows` of blocks of 32 rows, on all threads."""
+    for r in prange((len(W) + 31) // 32):
+        lo = np.int64(r) * 32
+        times_batch_rows(W, X, Y, lo, min(lo + 32, len(W)))
 
 
 @kernel
@@ -427,10 +427,10 @@ def step_rows_of_batch(G, P, step, lo, hi):
 
 @kernel(parallel=True)
 def step_shared(G, P, step):
-    """`step_rows_of_batch` of blocks of rows, on all threads."""
-    for r in prange((len(step) + ROWS - 1) // ROWS):
-        lo = np.int64(r) * ROWS
-        step_rows_of_batch(G, P, step, lo, min(lo + ROWS, len(step)))
+    """`step_rows_of_batch` of blocks of 32 rows, on all threads."""
+    for r in prange((len(step) + 31) // 32):
+        lo = np.int64(r) * 32
+        step_rows_of_batch(G, P, step, lo, min(lo + 32, len(step)))
 
 
 @kernel

@@ -1,9 +1,10 @@
 """The rates of the theory, measured: 1/n, 1/L, 1/L^2, and the one that is not there.
 
-Each row of RATES measures one error at several widths or depths, with fresh random numbers in
-each repetition, straight from the two engines. The slope of log(mean error) against log(size)
-has a 95% interval; the whole interval has to lie within 1/4 of the exponent of the theory, so
-that the neighbouring ones, 1/2 or more away, are excluded. `pytest test_rates.py -s` prints it.
+Each row of RATES measures one error at several widths or depths, with fresh random
+numbers in each repetition, straight from the two engines. The slope of log(mean error)
+against log(size) has a 95% interval; the whole interval has to lie within 1/4 of the
+exponent of the theory, so that the neighbouring ones, 1/2 or more away, are excluded.
+`pytest test_rates.py -s` prints it.
 """
 
 import numpy as np
@@ -21,8 +22,8 @@ def slope_of(sizes, errors):
     """The slope of log(mean error) against log(size), and its 95% interval low, high.
 
     sizes : array, shape (K,);  errors : array, shape (R, K), a row for each repetition
-    The interval is Student's t of the R pseudo-values of the jackknife, which leaves out one
-    repetition at a time: errors of one row may share their randomness.
+    The interval is Student's t of the R pseudo-values of the jackknife, which leaves
+    out one repetition at a time: errors of one row may share their randomness.
     """
     errors = np.asarray(errors)
     repetitions = len(errors)
@@ -43,7 +44,8 @@ def one_digit_twice(eta, rng):
 
 
 def reused_backward_weights(depth):
-    """[9]: what W_l^T in place of an independent matrix changes in g, at initialisation."""
+    """[9]: what W_l^T in place of an independent matrix changes in g, at
+    initialisation."""
 
     def error(width, rng):
         stream = Stream.digits(16, 0.0, batch=16, rng=rng)
@@ -51,13 +53,16 @@ def reused_backward_weights(depth):
         net = finite_net.train(stream, width, depth, weights=weights)
         _, zeta = nfd_min.innovations(net.h, net.g, weights[1], rng=rng)
         g_tilde = nfd_min.decoupled_backward(net.h, weights[2], zeta)  # [8]
-        return np.mean((net.g - g_tilde) ** 2, axis=(0, 2)).max()  # (1/n) |g_l - g~_l|^2
+        return np.mean(
+            (net.g - g_tilde) ** 2, axis=(0, 2)
+        ).max()  # (1/n) |g_l - g~_l|^2
 
     return lambda widths, rng: [error(width, rng) for width in widths]
 
 
 def kernels_at_initialisation(widths, rng):
-    """[10], [11]: <h_a, h_b> / n and <g_a, g_b> / n of width n against infinite width."""
+    """[10], [11]: <h_a, h_b> / n and <g_a, g_b> / n of width n against infinite
+    width."""
     stream = Stream.digits(4, 0.0, batch=4, rng=rng)
     limit = nfd_limits.init_kernels(stream.X, depth=8)
 
@@ -93,9 +98,10 @@ def discretisation(of, passes, particles, reference):
 
 
 def coupling(particles, alpha=0.5, **coupled):
-    """[28], [X9]: what the forward-backward coupling of all layers changes in h_L, after one step.
+    """[28], [X9]: what the forward-backward coupling of all layers changes in h_L,
+    after one step.
 
-    coupled : backward="reused", the whole coupling, or nearest=True, the paper's formula [17]
+    coupled : backward="reused", the whole coupling, or nearest=True, formula [17]
     """
 
     def errors(depths, rng):
@@ -103,7 +109,9 @@ def coupling(particles, alpha=0.5, **coupled):
         noise = sde.draw_noise(2, particles, max(depths), rng=rng)
         out = []
         for depth in depths:
-            how = dict(noise=sde.coarsen(noise, max(depths) // depth), branch_exponent=alpha)
+            how = dict(
+                noise=sde.coarsen(noise, max(depths) // depth), branch_exponent=alpha
+            )
             with_it = sde.solve(stream, particles, depth, **how, **coupled)
             without = sde.solve(stream, particles, depth, **how)
             out.append(np.mean((with_it.h[1, -1] - without.h[1, -1]) ** 2))
@@ -149,16 +157,20 @@ RATES = {
 
 @pytest.mark.parametrize("name", RATES)
 def test_rate(name):
-    """[9]-[11], [27], [28], [X9]: exponents of the theory, measured on handwritten digits."""
+    """[9]-[11], [27], [28], [X9]: exponents of the theory, measured on handwritten
+    digits."""
     exponent, sizes, repetitions, measure = RATES[name]
     rng = np.random.default_rng(0)
-    slope, low, high = slope_of(sizes, [measure(sizes, rng) for _ in range(repetitions)])
+    slope, low, high = slope_of(
+        sizes, [measure(sizes, rng) for _ in range(repetitions)]
+    )
     print(f"{name}: {slope:.3f} [{low:.3f}, {high:.3f}], in theory {exponent}")
     assert exponent - 0.25 < low < high < exponent + 0.25
 
 
 def test_slope_of_a_power_law():
-    """Errors 3 / L with noise: the interval has -1 in it, and is as wide as the noise makes it."""
+    """Errors 3 / L with noise: the interval has -1 in it, and is as wide as the noise
+    makes it."""
     sizes, rng = np.array([4, 8, 16, 32]), np.random.default_rng(0)
     errors = 3 / sizes * np.exp(0.1 * rng.standard_normal((20, 4)))
     slope, low, high = slope_of(sizes, errors)

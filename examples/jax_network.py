@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 
 jax.config.update("jax_enable_x64", True)
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "erf": jax.lax.erf, "identity": lambda x: x}
+ACTIVATIONS = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "erf": jax.lax.erf,
+    "identity": lambda x: x,
+}
 LOSSES = {
     "squared": lambda f, y: (f - y) ** 2 / 2,
     "logistic": lambda f, y: jax.nn.softplus(-y * f),
@@ -42,9 +47,15 @@ def train(stream, weights, *, phi="tanh", scaling="depth-mup"):
             f = jax.vmap(lambda x: network(parameters, zero, x)[0])(X)
             return jnp.mean(LOSSES[stream.loss](f, y))
 
-        g, h = jax.vmap(jax.grad(network, 1, has_aux=True), (None, None, 0))(parameters, zero, X)
+        g, h = jax.vmap(jax.grad(network, 1, has_aux=True), (None, None, 0))(
+            parameters, zero, X
+        )
         f = h[:, -1] @ parameters[2] / n
-        moved = jax.tree.map(lambda p, dp: p - stream.eta * n * dp, parameters, jax.grad(loss)(parameters))
+        moved = jax.tree.map(
+            lambda p, dp: p - stream.eta * n * dp,
+            parameters,
+            jax.grad(loss)(parameters),
+        )
         return moved, (f, h, n * g)
 
     passes, shape = [], (-1, stream.batch)

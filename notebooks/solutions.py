@@ -25,7 +25,9 @@ def theta_signs(signs):
     """4. -f_1 / a where the backward pass has W~_l = signs_l W_l."""
     L = len(signs)
     q = 1 + 1 / L
-    later = np.cumprod(np.append(1, 1 + np.flip(signs) / L))[::-1]  # E[g_l g~_l], l = 0..L
+    later = np.cumprod(np.append(1, 1 + np.flip(signs) / L))[
+        ::-1
+    ]  # E[g_l g~_l], l = 0..L
     return q**L + np.sum(later[1:] * q ** np.arange(L)) / L + later[0]
 
 

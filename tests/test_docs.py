@@ -2,9 +2,8 @@
 
 from types import SimpleNamespace as Made
 
-import pytest
-
 import equations
+import pytest
 
 
 @pytest.mark.skipif(

@@ -9,7 +9,9 @@ from nfd_min import __version__
 
 HERE = Path(__file__).parents[1]
 PAGES = sorted([*HERE.glob("*.md"), *(HERE / "docs").glob("*.md")])
-pytestmark = pytest.mark.skipif(not (HERE / "docs").exists(), reason="a copy of the code without docs")
+pytestmark = pytest.mark.skipif(
+    not (HERE / "docs").exists(), reason="a copy of the code without docs"
+)
 
 
 def test_one_version():
@@ -29,10 +31,14 @@ def headings(page):
     """What a link writes behind # for each heading: its words in small letters, joined by hyphens."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     titles = re.findall(r"^#+ +(.*?) *$", text, re.M)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles
+    }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(HERE).as_posix())
+@pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(HERE).as_posix()
+)
 def test_links(page):
     """To a file that is there, and in a page to a heading that is there."""
     links = re.findall(r"\]\(([^)\s]+)|(?:src|href|srcset)=\"([^\"\s]+)", prose(page))

@@ -15,7 +15,9 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 def example(name):
     pytest.importorskip(name)
-    spec = importlib.util.spec_from_file_location(f"{name}_network", EXAMPLES / f"{name}_network.py")
+    spec = importlib.util.spec_from_file_location(
+        f"{name}_network", EXAMPLES / f"{name}_network.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.train

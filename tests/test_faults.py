@@ -54,7 +54,9 @@ print(numba.threading_layer())
 """
 
 
-LAYERS = dict(workqueue="workqueue", omp="omppool", tbb="tbbpool")  # and where Numba has them
+LAYERS = dict(
+    workqueue="workqueue", omp="omppool", tbb="tbbpool"
+)  # and where Numba has them
 
 
 @pytest.mark.parametrize("layer", LAYERS)
@@ -64,7 +66,10 @@ def test_four_threads_of_the_user(layer):
         importlib.import_module("numba.np.ufunc." + LAYERS[layer])
     except ImportError:
         pytest.skip(f"Numba has no {layer} here")
-    assert run(AT_ONCE, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4").split()[-1] == layer
+    assert (
+        run(AT_ONCE, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="4").split()[-1]
+        == layer
+    )
 
 
 FORKED = """
@@ -102,7 +107,11 @@ nfd_kernels.plus(0.5, np.ones(1), out)
 print(out[0])"""
     out = run(program, NUMBA_CACHE_DIR=str(tmp_path), PYTHONDONTWRITEBYTECODE="1")
     assert float(out) == 0.5
-    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".nbc" or "tmp" in path.suffix]
+    assert not [
+        path
+        for path in tmp_path.rglob("*")
+        if path.suffix == ".nbc" or "tmp" in path.suffix
+    ]
     again = """
 import numpy as np
 import nfd_kernels
@@ -147,7 +156,9 @@ except KeyboardInterrupt:
     print("heard", flush=True)
 """
     command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=HERE, stdout=subprocess.PIPE, text=True
+    ) as process:
         ready = process.stdout.readline()
         time.sleep(1)
         process.send_signal(signal.SIGINT)
@@ -191,7 +202,10 @@ print(all(np.array_equal(here, f) for f in there))
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_a_fork_while_other_threads_compute(layer):
     """Nobody is left who would give back the lock; and the fork's own threads are alone as well."""
-    assert run(OTHER_THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").strip() == "True"
+    assert (
+        run(OTHER_THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").strip()
+        == "True"
+    )
 
 
 NESTED = """

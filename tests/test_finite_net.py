@@ -28,29 +28,46 @@ def stream_of(S, eta=0.3, batch=1, d=5, seed=0):
 @pytest.mark.parametrize("batch", [1, 5])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 @pytest.mark.parametrize("scaling", ["depth-mup", "mup", "vanilla"])
-@pytest.mark.parametrize("block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0), ("two-layer", 0.5)])
+@pytest.mark.parametrize(
+    "block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0), ("two-layer", 0.5)]
+)
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
     """[1]-[3], [8], [12], [29], [79]-[84], and the blocks of the first version."""
-    eta = 0.05 if scaling != "mup" else 0.01 if block == "pre" else 0.001  # stable: rounding is not amplified
+    eta = (
+        0.05 if scaling != "mup" else 0.01 if block == "pre" else 0.001
+    )  # stable: rounding is not amplified
     stream = stream_of(10, eta, batch)
     weights = nfd_min.draw_weights(33, 6, 5, block=block, decoupled=True, rng=1)
     before = [w.copy() for w in weights]
     how = dict(block=block, internal_lr_exponent=exponent, scaling=scaling)
-    fast = finite_net.train(stream, 33, 6, phi, backward=backward, weights=weights, **how)
-    plain = nfd_min.sgd(stream, weights[: 4 if backward == "decoupled" else 3], phi, **how)
+    fast = finite_net.train(
+        stream, 33, 6, phi, backward=backward, weights=weights, **how
+    )
+    plain = nfd_min.sgd(
+        stream, weights[: 4 if backward == "decoupled" else 3], phi, **how
+    )
     for name in FIELDS + ("x", "gx") * (block != "pre"):
         a, b = getattr(fast, name), getattr(plain, name)
-        assert a.shape == b.shape and np.max(np.abs(a - b)) <= 1e-12 * np.max(np.abs(b)), name
+        assert a.shape == b.shape and np.max(np.abs(a - b)) <= 1e-12 * np.max(
+            np.abs(b)
+        ), name
     assert fast.diverged_at is None
-    assert all(np.array_equal(w, b) for w, b in zip(weights, before))  # the caller's arrays are not touched
+    assert all(
+        np.array_equal(w, b) for w, b in zip(weights, before)
+    )  # the caller's arrays are not touched
 
 
-@pytest.mark.parametrize("n, batch", [(300, 1), (270, 16), (200, 13), (90, 70), (520, 1), (515, 9)])
+@pytest.mark.parametrize(
+    "n, batch", [(300, 1), (270, 16), (200, 13), (90, 70), (520, 1), (515, 9)]
+)
 def test_fast_equals_plain_in_chunks_and_threads(n, batch):
     """[1]-[3], [8], [12] with matrices of more than one chunk of rows; the kernels that share a mini-batch by
     its samples, and by rows."""
-    stream, weights = stream_of(3 * batch, 0.3, batch), nfd_min.draw_weights(n, 2, 5, decoupled=True, rng=1)
+    stream, weights = (
+        stream_of(3 * batch, 0.3, batch),
+        nfd_min.draw_weights(n, 2, 5, decoupled=True, rng=1),
+    )
     for backward in ("reused", "decoupled"):
         fast = finite_net.train(stream, n, 2, backward=backward, weights=weights)
         plain = nfd_min.sgd(stream, weights[: 4 if backward == "decoupled" else 3])
@@ -65,7 +82,11 @@ def test_runs_do_not_share_memory():
         for module, name in ((finite_net, "train"), (sde, "solve")):
             run = partial(getattr(module, name), rng=0, keep=keep)
             small, first = stream_of(3), run(stream_of(3), 20, 4)
-            before = {field: np.copy(a) for field, a in vars(first).items() if isinstance(a, np.ndarray)}
+            before = {
+                field: np.copy(a)
+                for field, a in vars(first).items()
+                if isinstance(a, np.ndarray)
+            }
             run(stream_of(9, seed=1), 50, 7)
             run(stream_of(9, seed=1), 50, 7, dtype="float32")
             again = run(small, 20, 4)
@@ -81,9 +102,16 @@ def test_weights_that_are_read_only_or_not_aligned():
     for w in weights:
         w.flags.writeable = False
     assert np.array_equal(run.f, finite_net.train(stream, 20, 4, weights=weights).f)
-    shifted = np.empty(weights[1].nbytes + 1, np.uint8)[1:].view(float).reshape(weights[1].shape)
+    shifted = (
+        np.empty(weights[1].nbytes + 1, np.uint8)[1:]
+        .view(float)
+        .reshape(weights[1].shape)
+    )
     shifted[:] = weights[1]
-    assert np.array_equal(run.f, finite_net.train(stream, 20, 4, weights=(weights[0], shifted, weights[2])).f)
+    assert np.array_equal(
+        run.f,
+        finite_net.train(stream, 20, 4, weights=(weights[0], shifted, weights[2])).f,
+    )
 
 
 def test_long_runs_in_several_spans(monkeypatch):
@@ -92,16 +120,24 @@ def test_long_runs_in_several_spans(monkeypatch):
     stream = stream_of(60, 0.1, 2)
     whole = finite_net.train(stream, 12, 3, rng=0)
     ends = []
-    monkeypatch.setattr(finite_net, "progress", lambda spans, what: ends.extend(spans) or spans)
-    monkeypatch.setattr(finite_net, "SPAN", 7 * (1000 + 2 * (3 * (12 * 12 + 64) + 12 * 5)))
+    monkeypatch.setattr(
+        finite_net, "progress", lambda spans, what: ends.extend(spans) or spans
+    )
+    monkeypatch.setattr(
+        finite_net, "SPAN", 7 * (1000 + 2 * (3 * (12 * 12 + 64) + 12 * 5))
+    )
     spans = finite_net.train(stream, 12, 3, rng=0)
     assert ends == [(0, 14), (14, 28), (28, 42), (42, 56), (56, 60)]
-    assert all(np.array_equal(getattr(whole, name), getattr(spans, name)) for name in FIELDS)
+    assert all(
+        np.array_equal(getattr(whole, name), getattr(spans, name)) for name in FIELDS
+    )
 
 
 @pytest.mark.parametrize("dtype, allowed", [("float64", 2e-15), ("float32", 1e-6)])
 def test_tanh_in_vector_registers(dtype, allowed):
-    x = np.concatenate([np.linspace(-30, 30, 9999), np.geomspace(1e-30, 1, 999)]).astype(dtype)
+    x = np.concatenate(
+        [np.linspace(-30, 30, 9999), np.geomspace(1e-30, 1, 999)]
+    ).astype(dtype)
     out, (tanh, *_), _, _ = np.empty_like(x), *nfd_kernels.activations([TANH], x.dtype)
     nfd_kernels.apply(tanh, x, out)
     assert np.max(np.abs(out / np.tanh(x.astype(float)) - 1)[x != 0]) < allowed
@@ -113,7 +149,10 @@ def test_tanh_in_vector_registers(dtype, allowed):
 def test_float32_is_float64_rounded():
     stream = stream_of(4)
     weights = nfd_min.draw_weights(50, 8, 5, rng=1)
-    runs = [finite_net.train(stream, 50, 8, weights=weights, dtype=dtype) for dtype in ("float64", "float32")]
+    runs = [
+        finite_net.train(stream, 50, 8, weights=weights, dtype=dtype)
+        for dtype in ("float64", "float32")
+    ]
     assert runs[1].h.dtype == runs[1].g.dtype == np.float32
     for name in FIELDS:
         a, b = (getattr(run, name) for run in runs)
@@ -123,16 +162,29 @@ def test_float32_is_float64_rounded():
 def test_keep():
     stream = stream_of(6, batch=2)
     everything, kernels, outputs = (
-        finite_net.train(stream, 20, 3, rng=0, keep=keep) for keep in ("all", "kernels", "outputs")
+        finite_net.train(stream, 20, 3, rng=0, keep=keep)
+        for keep in ("all", "kernels", "outputs")
     )
     assert all(np.array_equal(everything.f, run.f) for run in (kernels, outputs))
-    assert np.array_equal(everything.C, kernels.C) and np.array_equal(everything.Gamma, kernels.Gamma)
-    assert kernels.h is kernels.g is outputs.h is outputs.g is outputs.C is outputs.Gamma is None
+    assert np.array_equal(everything.C, kernels.C) and np.array_equal(
+        everything.Gamma, kernels.Gamma
+    )
+    assert (
+        kernels.h
+        is kernels.g
+        is outputs.h
+        is outputs.g
+        is outputs.C
+        is outputs.Gamma
+        is None
+    )
     with pytest.raises(ValueError, match="kernels were not kept"):
         outputs.min_eig()
 
 
-@pytest.mark.parametrize("block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0.5)])
+@pytest.mark.parametrize(
+    "block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0.5)]
+)
 def test_outputs_on_test_inputs(block, exponent):
     """They are what training on the same inputs with the same weights gives, before every second step and
     after the last one."""
@@ -144,7 +196,10 @@ def test_outputs_on_test_inputs(block, exponent):
     run = finite_net.train(stream, 20, 3, test=test, test_every=2, **how)
     assert run.test_f.shape == (4, 200)
     for e, seen in enumerate((0, 4, 8, 10)):
-        X, y = np.vstack([stream.X[:seen], test[150:152]]), np.append(stream.y[:seen], [0, 0])
+        X, y = (
+            np.vstack([stream.X[:seen], test[150:152]]),
+            np.append(stream.y[:seen], [0, 0]),
+        )
         assert np.allclose(
             finite_net.train(Stream(X, y, stream.eta, 2), 20, 3, **how).f[seen:],
             run.test_f[e, 150:152],
@@ -155,9 +210,15 @@ def test_outputs_on_test_inputs(block, exponent):
 
 
 def test_diverged_runs_have_no_later_test_outputs():
-    run = finite_net.train(stream_of(20, 50.0), 10, 3, "identity", rng=0, test=np.ones((1, 5)))
+    run = finite_net.train(
+        stream_of(20, 50.0), 10, 3, "identity", rng=0, test=np.ones((1, 5))
+    )
     k = run.diverged_at[0]
-    assert 0 < k < 20 and np.isfinite(run.test_f[:k]).all() and np.isnan(run.test_f[k + 1 :]).all()
+    assert (
+        0 < k < 20
+        and np.isfinite(run.test_f[:k]).all()
+        and np.isnan(run.test_f[k + 1 :]).all()
+    )
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
@@ -175,11 +236,24 @@ def test_only_w1_has_the_inner_rate(exponent):
         weights=weights,
     )
     p0, p1 = np.tanh(run.h[:, :L])
-    own = -eta * (0 if exponent == -np.inf else L**exponent) * run.chi[0] * run.C[:, 0, 1, None] * run.gx[0]
+    own = (
+        -eta
+        * (0 if exponent == -np.inf else L**exponent)
+        * run.chi[0]
+        * run.C[:, 0, 1, None]
+        * run.gx[0]
+    )
     through_h = np.einsum("lim,lm->li", weights[1][:, 0], p1 - p0) / np.sqrt(n)
     assert np.allclose(run.x[1] - run.x[0], through_h + own, rtol=1e-10, atol=1e-13)
     h = run.h[1, 3] + (weights[1][3, 1] @ np.tanh(run.x[1, 3])) / np.sqrt(n * L)
-    h = h - eta / L * run.chi[0] * np.mean(np.tanh(run.x[0, 3]) * np.tanh(run.x[1, 3])) * run.g[0, 4]
+    h = (
+        h
+        - eta
+        / L
+        * run.chi[0]
+        * np.mean(np.tanh(run.x[0, 3]) * np.tanh(run.x[1, 3]))
+        * run.g[0, 4]
+    )
     assert np.allclose(run.h[1, 4], h, rtol=1e-10)
 
 
@@ -187,14 +261,22 @@ def test_weights_are_drawn_from_rng():
     stream = stream_of(3)
     U, W, v, W_back = finite_net.draw_weights(20, 3, 5, decoupled=True, rng=7)
     assert np.array_equal(
-        finite_net.train(stream, 20, 3, rng=7).f, finite_net.train(stream, 20, 3, weights=(U, W, v)).f
+        finite_net.train(stream, 20, 3, rng=7).f,
+        finite_net.train(stream, 20, 3, weights=(U, W, v)).f,
     )
     drawn = finite_net.train(stream, 20, 3, rng=7, backward="decoupled")
     assert np.array_equal(
-        drawn.f, finite_net.train(stream, 20, 3, weights=(U, W, v, W_back), backward="decoupled").f
+        drawn.f,
+        finite_net.train(
+            stream, 20, 3, weights=(U, W, v, W_back), backward="decoupled"
+        ).f,
     )
-    given = finite_net.train(stream, 20, 3, rng=7, backward="decoupled", weights=(U, W, v))  # W~ from rng
-    assert np.array_equal(given.f[:1], drawn.f[:1]) and not np.array_equal(given.f, drawn.f)
+    given = finite_net.train(
+        stream, 20, 3, rng=7, backward="decoupled", weights=(U, W, v)
+    )  # W~ from rng
+    assert np.array_equal(given.f[:1], drawn.f[:1]) and not np.array_equal(
+        given.f, drawn.f
+    )
 
 
 def test_weights_in_any_memory_order():
@@ -202,7 +284,9 @@ def test_weights_in_any_memory_order():
     weights = nfd_min.draw_weights(10, 3, 5, rng=7)
     assert np.array_equal(
         finite_net.train(stream, 10, 3, weights=weights).f,
-        finite_net.train(stream, 10, 3, weights=[np.asfortranarray(w) for w in weights]).f,
+        finite_net.train(
+            stream, 10, 3, weights=[np.asfortranarray(w) for w in weights]
+        ).f,
     )
 
 
@@ -230,10 +314,19 @@ print(bits.hexdigest())
 def test_same_bits_on_any_number_of_threads():
     outputs = set()
     for threads in "12":
-        names = ("NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        names = (
+            "NUMBA_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "OMP_NUM_THREADS",
+            "MKL_NUM_THREADS",
+        )
         environment = os.environ | dict.fromkeys(names, threads)
         run = subprocess.run(
-            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", PROGRAM],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         outputs.add(run.stdout)
     assert len(outputs) == 1
@@ -251,8 +344,12 @@ out = np.empty(1)
 phi, _, _ = nfd_kernels.activations([nfd_min.TANH], np.float64)
 nfd_kernels.apply(phi[0], np.array([0.5]), out)
 print(out[0])"""
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert run.returncode == 0 and np.isclose(float(run.stdout), np.tanh(0.5)), run.stderr
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert run.returncode == 0 and np.isclose(float(run.stdout), np.tanh(0.5)), (
+        run.stderr
+    )
 
 
 @pytest.mark.parametrize("phi", ["identity", "relu"])
@@ -261,7 +358,9 @@ def test_divergence_is_reported_and_what_came_before_is_kept(phi):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = finite_net.train(stream, 16, 64, phi, scaling="mup", rng=0)
-        plain = nfd_min.sgd(stream, finite_net.draw_weights(16, 64, 3, rng=0), phi, scaling="mup")
+        plain = nfd_min.sgd(
+            stream, finite_net.draw_weights(16, 64, 3, rng=0), phi, scaling="mup"
+        )
     k, l = run.diverged_at
     assert plain.diverged_at == (k, l) and 0 < k < 6 and 0 <= l <= 64
     assert np.isfinite(run.f[:k]).all() and np.isnan(run.f[k + 1 :]).all()
@@ -270,11 +369,15 @@ def test_divergence_is_reported_and_what_came_before_is_kept(phi):
     assert np.isnan(run.h[k + 1 :]).all() and np.isnan(run.g[k, l]).all()
     assert np.isfinite(run.C[:, :k, :k]).all() and np.isfinite(run.min_eig()[0]).all()
     short = finite_net.train(stream, 16, 64, phi, scaling="mup", rng=0, keep="outputs")
-    assert short.diverged_at == (k, l) and np.array_equal(short.f, run.f, equal_nan=True)
+    assert short.diverged_at == (k, l) and np.array_equal(
+        short.f, run.f, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 40])
-@pytest.mark.parametrize("dtype, big, huge", [("float64", 1e160, 1.7976e308), ("float32", 1e20, 1e300)])
+@pytest.mark.parametrize(
+    "dtype, big, huge", [("float64", 1e160, 1.7976e308), ("float32", 1e20, 1e300)]
+)
 def test_squares_and_errors_that_overflow(n, dtype, big, huge):
     """h whose square is infinite; f - y that is."""
     zeros = np.zeros((1, n, n)), np.zeros(n)
@@ -293,8 +396,15 @@ def test_squares_and_errors_that_overflow(n, dtype, big, huge):
             assert run.diverged_at == (0, 0) and np.isnan(run.h[:, 0]).all()
         if dtype == "float64":
             stream = Stream(np.ones((2, 1)), [huge, 0.0], 1e-300)
-            weights = np.full((n, 1), 1.05e154 / np.sqrt(n)), zeros[0], np.full(n, -1.2e154 / np.sqrt(n))
-            run, plain = finite_net.train(stream, n, 1, weights=weights), nfd_min.sgd(stream, weights)
+            weights = (
+                np.full((n, 1), 1.05e154 / np.sqrt(n)),
+                zeros[0],
+                np.full(n, -1.2e154 / np.sqrt(n)),
+            )
+            run, plain = (
+                finite_net.train(stream, n, 1, weights=weights),
+                nfd_min.sgd(stream, weights),
+            )
             assert run.diverged_at == plain.diverged_at is not None and np.array_equal(
                 run.chi, plain.chi, equal_nan=True
             )
@@ -308,7 +418,9 @@ def test_divergence_inside_a_batch():
     X[3] *= 1e25  # in float32 its first layer has no finite mean square
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run = finite_net.train(Stream(X, np.ones(4), 0.1, 2), 8, 3, "identity", rng=0, dtype="float32")
+        run = finite_net.train(
+            Stream(X, np.ones(4), 0.1, 2), 8, 3, "identity", rng=0, dtype="float32"
+        )
     assert run.diverged_at == (3, 0)
     assert (
         np.isfinite(run.h[:3]).all()
@@ -317,7 +429,9 @@ def test_divergence_inside_a_batch():
         and np.isnan(run.g[2:]).all()
     )
     assert np.isfinite(run.f[:3]).all() and np.isnan(run.f[3])
-    assert np.allclose(run.min_eig()[0], run.min_eig(2)[0])  # only the first batch has its backward passes
+    assert np.allclose(
+        run.min_eig()[0], run.min_eig(2)[0]
+    )  # only the first batch has its backward passes
 
 
 @pytest.mark.parametrize(
@@ -329,26 +443,50 @@ def test_divergence_inside_a_batch():
         (dict(depth=-3), "depth=-3"),
         (dict(depth=True), "depth=True"),
         (dict(phi="gelu"), "phi='gelu' is unknown; allowed: tanh, relu, erf, identity"),
-        (dict(backward="both"), "backward='both' is unknown; allowed: reused, decoupled"),
-        (dict(scaling="ntk"), "scaling='ntk' is unknown; allowed: depth-mup, mup, vanilla"),
-        (dict(dtype="float16"), "dtype='float16' is unknown; allowed: float64, float32"),
+        (
+            dict(backward="both"),
+            "backward='both' is unknown; allowed: reused, decoupled",
+        ),
+        (
+            dict(scaling="ntk"),
+            "scaling='ntk' is unknown; allowed: depth-mup, mup, vanilla",
+        ),
+        (
+            dict(dtype="float16"),
+            "dtype='float16' is unknown; allowed: float64, float32",
+        ),
         (dict(keep="some"), "keep='some' is unknown; allowed: all, kernels, outputs"),
         (dict(width=10**7), "train.* needs .* GiB; this machine has"),
         (dict(weights=(np.ones((4, 5)),)), "a tuple of 3 or 4 arrays"),
-        (dict(block="three-layer"), "block='three-layer' is unknown; allowed: pre, post, two-layer"),
+        (
+            dict(block="three-layer"),
+            "block='three-layer' is unknown; allowed: pre, post, two-layer",
+        ),
         (
             dict(internal_lr_exponent=0.5),
             "internal_lr_exponent=0.5 is for block=\"two-layer\", not block='pre'",
         ),
-        (dict(block="two-layer", internal_lr_exponent=np.nan), "internal_lr_exponent=nan must be a number"),
-        (dict(block="two-layer", internal_lr_exponent="a"), "internal_lr_exponent='a' must be a number"),
         (
-            dict(block="two-layer", weights=(np.ones((4, 5)), np.ones((2, 4, 4)), np.ones(4))),
+            dict(block="two-layer", internal_lr_exponent=np.nan),
+            "internal_lr_exponent=nan must be a number",
+        ),
+        (
+            dict(block="two-layer", internal_lr_exponent="a"),
+            "internal_lr_exponent='a' must be a number",
+        ),
+        (
+            dict(
+                block="two-layer",
+                weights=(np.ones((4, 5)), np.ones((2, 4, 4)), np.ones(4)),
+            ),
             r"expected \(2, 2, 4, 4\)",
         ),
         (dict(test=np.ones((3, 4))), r"test has shape \(3, 4\), expected \(T, 5\)"),
         (dict(test=np.full((3, 5), np.inf)), "test must be finite"),
-        (dict(test=np.ones((3, 5)), test_every=0), "test_every=0 must be an integer >= 1"),
+        (
+            dict(test=np.ones((3, 5)), test_every=0),
+            "test_every=0 must be an integer >= 1",
+        ),
         (dict(weights=5), "a tuple of 3 or 4 arrays"),
         (dict(stream="abc"), "stream must be a Stream, not str"),
         (dict(phi=np.tanh), "is unknown; allowed: tanh"),
@@ -377,11 +515,15 @@ def test_bad_input(change, message):
         (520, 16, dict(keep="outputs")),
     ],
 )
-def test_many_networks_in_one_call_are_those_of_many_calls(width, batch, how, threads, monkeypatch):
+def test_many_networks_in_one_call_are_those_of_many_calls(
+    width, batch, how, threads, monkeypatch
+):
     """With several networks a thread, in several groups: one that began with the scratch, waiting updates or
     weights of the one before would differ."""
     if width == 9:  # groups of one network for each thread
-        monkeypatch.setattr(finite_net, "SPAN", 8 * (1000 + 4 * (6 * (9 * 9 + 64) + 9 * 5)) // 16)
+        monkeypatch.setattr(
+            finite_net, "SPAN", 8 * (1000 + 4 * (6 * (9 * 9 + 64) + 9 * 5)) // 16
+        )
     stream = stream_of(32, 0.3, batch)
     seeds = [3, [1, 2], np.random.SeedSequence(5), 0, 8, 9, 11]
     if threads > numba.config.NUMBA_NUM_THREADS:
@@ -392,7 +534,12 @@ def test_many_networks_in_one_call_are_those_of_many_calls(width, batch, how, th
     numba.set_num_threads(before)
     for run, seed in zip(many, seeds, strict=True):
         one = finite_net.train(stream, width, 3, rng=seed, **how)
-        assert all([np.array_equal(getattr(run, name), value) for name, value in vars(one).items()])
+        assert all(
+            [
+                np.array_equal(getattr(run, name), value)
+                for name, value in vars(one).items()
+            ]
+        )
 
 
 def test_of_many_networks_some_diverge():
@@ -402,16 +549,27 @@ def test_of_many_networks_some_diverge():
     assert len({run.diverged_at for run in many}) > 2
     for run, one in zip(many, ones, strict=True):
         assert run.diverged_at == one.diverged_at
-        assert np.array_equal(run.h, one.h, equal_nan=True) and np.array_equal(run.f, one.f, equal_nan=True)
+        assert np.array_equal(run.h, one.h, equal_nan=True) and np.array_equal(
+            run.f, one.f, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize(
     "seeds, message",
     [
-        (7, "seeds must be a list for numpy.random.default_rng, as range\\(9\\): 'int' object is not"),
-        ([1, -1], "seeds must be a list for numpy.random.default_rng, as range\\(9\\): "),
+        (
+            7,
+            "seeds must be a list for numpy.random.default_rng, as range\\(9\\): 'int' object is not",
+        ),
+        (
+            [1, -1],
+            "seeds must be a list for numpy.random.default_rng, as range\\(9\\): ",
+        ),
         ([1, None], "seeds must be numbers or SeedSequences, not Generators or None"),
-        ([1, np.random.default_rng(0)], "seeds must be numbers or SeedSequences, not Generators or None"),
+        (
+            [1, np.random.default_rng(0)],
+            "seeds must be numbers or SeedSequences, not Generators or None",
+        ),
     ],
 )
 def test_many_networks_need_their_seeds(seeds, message):
@@ -437,7 +595,9 @@ start = time.perf_counter(), time.process_time()
 run()
 print((time.process_time() - start[1]) / (time.perf_counter() - start[0]), numba.get_num_threads())
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     ratio, threads = map(float, run.stdout.split())
     assert ratio < 1.2 and threads == 1
 

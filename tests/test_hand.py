@@ -36,7 +36,11 @@ def by_hand(stream, U, W, v, eta):
         g.insert(0, g[0] + (1 - np.tanh(h_l) ** 2) * (W_l.T @ g[0]) / np.sqrt(n * L))
     a = eta * (v @ h[-1] / n - stream.y[0])
     drift = [np.outer(g_l, np.tanh(h_l)) / np.sqrt(n * L) for g_l, h_l in zip(g[1:], h)]
-    return U - a * np.outer(g[0], x) / np.sqrt(d), W - a * np.array(drift), v - a * h[-1]
+    return (
+        U - a * np.outer(g[0], x) / np.sqrt(d),
+        W - a * np.array(drift),
+        v - a * h[-1],
+    )
 
 
 def test_step():
@@ -49,9 +53,14 @@ def test_step():
 
 def test_step_takes_all_samples_at_once():
     weights, _ = nfd_min.step(STREAM[:3], net())
-    each = [nfd_min.step(Stream(STREAM.X[k : k + 1], STREAM.y[k : k + 1], 0.1), net())[0] for k in range(3)]
+    each = [
+        nfd_min.step(Stream(STREAM.X[k : k + 1], STREAM.y[k : k + 1], 0.1), net())[0]
+        for k in range(3)
+    ]
     for w, first, *others in zip(weights, net(), *each):
-        assert np.allclose(w - first, sum(other - first for other in others), 1e-12, 1e-14)
+        assert np.allclose(
+            w - first, sum(other - first for other in others), 1e-12, 1e-14
+        )
 
 
 @pytest.mark.parametrize("block", nfd_min.BLOCKS)
@@ -71,7 +80,10 @@ def test_weights_after_training(block, backward):
     wide, batches = net(40), STREAM + STREAM + STREAM
     for batch in (1, 3):
         stream = Stream(batches.X, batches.y, 0.3, batch)
-        b, a = finite_net.train(stream, 40, 3, weights=wide, keep="weights"), nfd_min.sgd(stream, wide)
+        b, a = (
+            finite_net.train(stream, 40, 3, weights=wide, keep="weights"),
+            nfd_min.sgd(stream, wide),
+        )
         assert all(map(np.allclose, a.weights, b.weights))
 
 
@@ -81,7 +93,9 @@ def test_no_weights_go_on_where_none_can():
         if other:
             weights = *weights[:3], np.array(6 * [weights[3]])
         assert nfd_min.sgd(STREAM, weights, backward=backward).weights is None
-        run = finite_net.train(STREAM, 9, 3, weights=weights, keep="weights", backward=backward)
+        run = finite_net.train(
+            STREAM, 9, 3, weights=weights, keep="weights", backward=backward
+        )
         assert run.weights is None
     wild = Stream(X, X[:, 0], 1e200)  # diverges
     assert nfd_min.sgd(wild, net()).weights is None
@@ -113,13 +127,19 @@ def test_slices_and_sums():
     part = stream[2:6]
     assert np.array_equal(part.X, X[2:6]) and np.array_equal(part.y, X[2:6, 0])
     whole = stream[:2] + part
-    assert np.array_equal(whole.X, X) and not whole.X.flags.writeable and len(whole) == 6
+    assert (
+        np.array_equal(whole.X, X) and not whole.X.flags.writeable and len(whole) == 6
+    )
     assert np.array_equal(STREAM[[0, 0, 3]].X, X[[0, 0, 3]])
     for wrong, error, message in (
         (lambda: stream[1:4], ValueError, "batch=2 does not divide"),
         (lambda: stream[1], TypeError, r"stream\[1\]: a Stream takes slices"),
         (lambda: list(stream), TypeError, "not iterable"),
-        (lambda: stream[9:], ValueError, r"stream\[slice\(9, None, None\)\] has no samples; .* has 6"),
+        (
+            lambda: stream[9:],
+            ValueError,
+            r"stream\[slice\(9, None, None\)\] has no samples; .* has 6",
+        ),
         (lambda: stream[[]], ValueError, r"stream\[\[\]\] has no samples"),
         (lambda: stream + STREAM, ValueError, "different batch .* 2 and 1"),
         (lambda: stream + 1, ValueError, "what is added must be a Stream"),
@@ -129,18 +149,26 @@ def test_slices_and_sums():
 
 
 def test_print_in_three_lines():
-    wide = finite_net.train(Stream(np.tile(X, (20, 1)), np.zeros(120), 0.1), 16, 40, rng=0)
+    wide = finite_net.train(
+        Stream(np.tile(X, (20, 1)), np.zeros(120), 0.1), 16, 40, rng=0
+    )
     lost = nfd_min.sgd(Stream(X, X[:, 0], 1e200), net())
     for shown in (STREAM, wide, lost, sde.solve(STREAM, 9, 3, keep="outputs", rng=0)):
-        assert len(lines := repr(shown).splitlines()) == 3 and max(map(len, lines)) <= 110
-    assert "n = 16, L = 40; h, g, C, Gamma" in repr(wide) and "diverged in pass 1" in repr(lost)
+        assert (
+            len(lines := repr(shown).splitlines()) == 3 and max(map(len, lines)) <= 110
+        )
+    assert "n = 16, L = 40; h, g, C, Gamma" in repr(
+        wide
+    ) and "diverged in pass 1" in repr(lost)
     assert repr(fit_slope([1, 2, 4], [[1, 2, 4], [1, 2, 4.5]])).count("np.") == 0
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_files_keep_everything(tmp_path, dtype):
     for run in (
-        finite_net.train(STREAM, 9, 3, rng=0, keep="weights", block="two-layer", dtype=dtype, test=X),
+        finite_net.train(
+            STREAM, 9, 3, rng=0, keep="weights", block="two-layer", dtype=dtype, test=X
+        ),
         sde.solve(STREAM, 40, 3, rng=0, backward="reused", dtype=dtype),
         nfd_min.sgd(Stream(X, X[:, 0], 1e200), net()),
         finite_net.train(STREAM, 9, 3, rng=0, keep="outputs"),
@@ -152,9 +180,15 @@ def test_files_keep_everything(tmp_path, dtype):
         pairs += list(zip(run.weights or (), again.weights or (), strict=True))
         for a, b in pairs:
             assert (a is None) == (b is None)
-            assert a is None or a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+            assert (
+                a is None or a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+            )
     (tmp_path / "text").write_text("not an archive")
-    reasons = {"text": "cannot be read", "other.npz": "is no Trajectory: it has X", "no": "No such"}
+    reasons = {
+        "text": "cannot be read",
+        "other.npz": "is no Trajectory: it has X",
+        "no": "No such",
+    }
     reasons["objects.npz"] = "cannot be read"
     np.savez(tmp_path / "other.npz", X=X)
     np.savez(tmp_path / "objects.npz", f=np.array([{}]), chi=X)
@@ -169,8 +203,14 @@ def test_labels():
     run = sde.solve(STREAM, 40, 3, rng=0, backward="reused")
     data = run.to_xarray()
     assert np.array_equal(data.h.sel(k=2, l=3), run.h[2, 3])
-    assert np.array_equal(data.C.sel(l=1, j=0, k=2), run.C[1, 0, 2]) and np.isnan(data.C.sel(l=3)).all()
-    assert np.array_equal(data.A.sel(l=1, k=2, j=0), run.A[0, 2, 0]) and np.isnan(data.A.sel(l=0)).all()
+    assert (
+        np.array_equal(data.C.sel(l=1, j=0, k=2), run.C[1, 0, 2])
+        and np.isnan(data.C.sel(l=3)).all()
+    )
+    assert (
+        np.array_equal(data.A.sel(l=1, k=2, j=0), run.A[0, 2, 0])
+        and np.isnan(data.A.sel(l=0)).all()
+    )
     assert data.h.dims == ("k", "l", "i")
     two = finite_net.train(STREAM, 9, 3, rng=0, block="two-layer", test=X).to_xarray()
     assert two.gx.dims == ("k", "m", "i") and two.test_f.shape == (7, 6)
@@ -179,14 +219,20 @@ def test_labels():
 def test_names_of_activations():
     """The plain functions take them too."""
     Q = np.array([[1.0, 0.5], [0.5, 2.0]])
-    assert np.array_equal(gaussian_moments(Q, "tanh"), gaussian_moments(Q, nfd_min.TANH))
+    assert np.array_equal(
+        gaussian_moments(Q, "tanh"), gaussian_moments(Q, nfd_min.TANH)
+    )
     run, other = (nfd_min.sgd(STREAM, net()) for _ in range(2))
     nfd_min.fill_kernels(other, run.h, run.g, "tanh")
     assert np.array_equal(other.C, run.C)
 
 
 def modules():
-    names = [m.name for m in pkgutil.iter_modules(["."]) if not m.ispkg and not m.name.startswith("test_")]
+    names = [
+        m.name
+        for m in pkgutil.iter_modules(["."])
+        if not m.ispkg and not m.name.startswith("test_")
+    ]
     return sorted({*names} - {"conftest", "mutants", "bench", "equations", "pages"})
 
 
@@ -211,13 +257,13 @@ def test_import_changes_nothing_and_plain_text_needs_no_compiler():
         "    try: __import__(name)\n"
         "    except ImportError as error: print(error)\n"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     first, *lines = out.splitlines()
     assert np.isclose(float(first), -3 * np.e, 1e-6)
     assert len(lines) == 2 and all("pip install numba" in line for line in lines)
-    code = (
-        "import os; before = dict(os.environ); import finite_net, sde, nfd_audit; assert os.environ == before"
-    )
+    code = "import os; before = dict(os.environ); import finite_net, sde, nfd_audit; assert os.environ == before"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

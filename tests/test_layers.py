@@ -99,8 +99,12 @@ def test_a_fourth_block_is_trained_by_all_twins(block, backward, batch):
     """[1]-[3], [8] with matrices; [20], [21] without, where every layer has one."""
     stream, L = stream_of(6, batch), 3
     weights = nfd_min.draw_weights(30, L, 5, block=block, decoupled=True, rng=1)
-    fast = finite_net.train(stream, 30, L, block=block, backward=backward, weights=weights)
-    same(fast, nfd_min.sgd(stream, weights[: 3 + (backward == "decoupled")], block=block))
+    fast = finite_net.train(
+        stream, 30, L, block=block, backward=backward, weights=weights
+    )
+    same(
+        fast, nfd_min.sgd(stream, weights[: 3 + (backward == "decoupled")], block=block)
+    )
     layers = nfd_min.chain(block, "tanh", L)
     if all(layer.matrix for layer in layers):
         noise = nfd_min.draw_noise(6, 3000, len(layers), rng=1)
@@ -119,7 +123,9 @@ def test_the_inner_rate_of_a_fourth_block(monkeypatch):
         nfd_min.chain("pre", "tanh", 9, internal_lr_exponent=0.5)
 
 
-@pytest.mark.parametrize("layers", [[Layer(IDENTITY, skip=1.0, back=2)], [Layer(IDENTITY, matrix=False)]])
+@pytest.mark.parametrize(
+    "layers", [[Layer(IDENTITY, skip=1.0, back=2)], [Layer(IDENTITY, matrix=False)]]
+)
 def test_blocks_that_make_no_sense(layers, monkeypatch):
     monkeypatch.setitem(nfd_min.BLOCKS, "odd", lambda phi, s, skip, inner: layers)
     for call in (
@@ -127,7 +133,8 @@ def test_blocks_that_make_no_sense(layers, monkeypatch):
         lambda: sde.solve(stream_of(2), 5, 3, block="odd", rng=0),
     ):
         with pytest.raises(
-            ValueError, match="block='odd' has no matrix, or a layer whose back reaches before h_0"
+            ValueError,
+            match="block='odd' has no matrix, or a layer whose back reaches before h_0",
         ):
             call()
 
@@ -146,10 +153,20 @@ print(*y)
 def test_compiled_code_sees_a_change_of_the_machine_room(tmp_path):
     """Numba's cache on disk does not look at other files; the stamp in the functions' names makes it."""
     shutil.copytree(
-        HERE, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "docs", "*.egg-info", "build")
+        HERE,
+        tmp_path / "copy",
+        ignore=shutil.ignore_patterns(".*", "docs", "*.egg-info", "build"),
     )
-    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
-    how = dict(cwd=tmp_path / "copy", env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"
+    }
+    how = dict(
+        cwd=tmp_path / "copy",
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
 
     def run():
         numbers = subprocess.run([sys.executable, "-c", PROGRAM], **how).stdout.split()
@@ -178,9 +195,17 @@ print(*finite_net.train(stream, 5, 2, block="post", rng=0).f)
 print(*sde.solve(stream, 6, 2, backward="reused", rng=0).f)
 """
     how = dict(cwd=HERE, capture_output=True, text=True, check=True)
-    slow = subprocess.run([sys.executable, "-c", program], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, **how)
+    slow = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"NUMBA_DISABLE_JIT": "1"},
+        **how,
+    )
     fast = subprocess.run([sys.executable, "-c", program], **how)
-    assert np.allclose([*map(float, slow.stdout.split())], [*map(float, fast.stdout.split())], rtol=1e-12)
+    assert np.allclose(
+        [*map(float, slow.stdout.split())],
+        [*map(float, fast.stdout.split())],
+        rtol=1e-12,
+    )
 
 
 def test_small_functions():

@@ -31,13 +31,21 @@ def path_of(name):
 
 def executed(name):
     """That notebook, from a fresh kernel in the root of the repository, and the seconds it took."""
-    nbformat, nbclient, *_ = map(pytest.importorskip, ("nbformat", "nbclient", "ipykernel", "matplotlib"))
+    nbformat, nbclient, *_ = map(
+        pytest.importorskip, ("nbformat", "nbclient", "ipykernel", "matplotlib")
+    )
     notebook, start = nbformat.read(path_of(name), 4), time.monotonic()
-    how = dict(timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    how = dict(
+        timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True
+    )
     how["resources"] = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(notebook, **how).execute()
     notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "kernelspec": {
+            "display_name": "Python 3",
+            "language": "python",
+            "name": "python3",
+        },
         "language_info": {"name": "python"},
     }
     return notebook, time.monotonic() - start
@@ -46,7 +54,10 @@ def executed(name):
 def printed(cell):
     """What a code cell has put out: (kind, text), a picture without its pixels."""
     for output in cell.get("outputs", []):
-        yield (output.get("name", output.output_type), output.get("text", sorted(output.get("data", ()))))
+        yield (
+            output.get("name", output.output_type),
+            output.get("text", sorted(output.get("data", ()))),
+        )
 
 
 def differ(old, new):
@@ -72,12 +83,23 @@ def test_notebook(name):
     nbformat = pytest.importorskip("nbformat")
     kept = nbformat.read(path_of(name), 4)
     for old, new in zip_longest(kept.cells, fresh.cells):
-        for (kind, before), (now, after) in zip_longest(printed(old), printed(new), fillvalue=("", "")):
-            assert kind == now in ("stdout", "display_data"), (old.source, before, after)
-            assert before == after or not differ(before, after), f"{old.source}\n\n{before}\nis now\n{after}"
+        for (kind, before), (now, after) in zip_longest(
+            printed(old), printed(new), fillvalue=("", "")
+        ):
+            assert kind == now in ("stdout", "display_data"), (
+                old.source,
+                before,
+                after,
+            )
+            assert before == after or not differ(before, after), (
+                f"{old.source}\n\n{before}\nis now\n{after}"
+            )
     assert any(cell.get("outputs") for cell in kept.cells)
     assert seconds < 120
-    assert not any(cell.metadata for cell in kept.cells) and kept.metadata == fresh.metadata
+    assert (
+        not any(cell.metadata for cell in kept.cells)
+        and kept.metadata == fresh.metadata
+    )
     assert path_of(name).stat().st_size < 600_000
 
 
@@ -85,14 +107,18 @@ def test_notebook(name):
 def test_no_repetition_is_one_list_twice(name):
     """Of which the interval has no width."""
     cells = json.loads(path_of(name).read_text())["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    code = "\n".join(
+        "".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+    )
     assert "fit_slope(" in code or name != "guided_audit"
     assert not re.search(r"\[([a-z_]\w*), \1\]", code)
 
 
 def test_differ():
     """Numbers may move by a unit of their last digit; counts, names and signs may not."""
-    assert not differ("slope -0.99 [-1.04, -0.95], 498 of n", "slope -0.98 [-1.04, -0.96], 498 of n")
+    assert not differ(
+        "slope -0.99 [-1.04, -0.95], 498 of n", "slope -0.98 [-1.04, -0.96], 498 of n"
+    )
     assert not differ("error 1.2e-10, 1e-14", "error 3.4e-11, 8e-15")
     for old, new in (
         ("a 0.99", "a 0.97"),
@@ -109,13 +135,17 @@ def test_differ():
 
 
 def solutions():
-    spec = importlib.util.spec_from_file_location("solutions", ROOT / "notebooks" / "solutions.py")
+    spec = importlib.util.spec_from_file_location(
+        "solutions", ROOT / "notebooks" / "solutions.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-X = 8 * np.linalg.qr(np.random.default_rng(0).standard_normal((64, 3)))[0].T  # orthogonal, |x|^2 = d
+X = (
+    8 * np.linalg.qr(np.random.default_rng(0).standard_normal((64, 3)))[0].T
+)  # orthogonal, |x|^2 = d
 SAME = Stream(X[[0, 0]], [0.7, 0.7], 0.4)
 
 
@@ -138,18 +168,28 @@ def test_at_a_depth(L):
         limit = nfd_limits.linear_limit(SAME, depth=L, backward=signs)
         np.testing.assert_allclose(s.theta_signs(signs), slope_of(limit), 1e-10)
     for alpha in (0.5, 0.7, 1):
-        each = [nfd_limits.linear_limit(SAME, L, backward=b, branch_exponent=alpha) for b in ("reused", "decoupled")]
-        np.testing.assert_allclose(s.one_step_with_branches(L, alpha), [slope_of(one) for one in each], 1e-10)
+        each = [
+            nfd_limits.linear_limit(SAME, L, backward=b, branch_exponent=alpha)
+            for b in ("reused", "decoupled")
+        ]
+        np.testing.assert_allclose(
+            s.one_step_with_branches(L, alpha), [slope_of(one) for one in each], 1e-10
+        )
 
 
 def test_at_infinite_depth():
     """Exercises 2, 5 and 6 against quadrature and the extrapolated recursion."""
     s = solutions()
     for phi, p in (("relu", 0.5), ("identity", 1)):
-        np.testing.assert_allclose(s.theta_homogeneous(p), nfd_limits.first_step_kernel(X[0], phi)[:2], 1e-8)
+        np.testing.assert_allclose(
+            s.theta_homogeneous(p), nfd_limits.first_step_kernel(X[0], phi)[:2], 1e-8
+        )
     orthogonal = Stream(X[:2], [0.7, -0.3], 0.4)
     for backward in ("reused", "decoupled"):
-        same, other = (nfd_limits.linear_limit(stream, backward=backward) for stream in (SAME, orthogonal))
+        same, other = (
+            nfd_limits.linear_limit(stream, backward=backward)
+            for stream in (SAME, orthogonal)
+        )
         value = s.features_after_one_step(SAME.eta * same.chi[0], backward)
         np.testing.assert_allclose([same.h2[1], other.g2[1]], value, 1e-7)
         np.testing.assert_allclose([other.f[1], other.h2[1] - np.e], 0, atol=1e-7)
@@ -163,9 +203,14 @@ def test_by_networks():
     for how, value in (
         (dict(backward=signs), s.theta_signs(signs)),
         (dict(branch_exponent=0.75), s.one_step_with_branches(L, 0.75)[0]),
-        (dict(branch_exponent=0.75, backward="decoupled"), s.one_step_with_branches(L, 0.75)[1]),
+        (
+            dict(branch_exponent=0.75, backward="decoupled"),
+            s.one_step_with_branches(L, 0.75)[1],
+        ),
     ):
-        nets = [finite_net.train(small, 200, L, "identity", rng=r, **how) for r in range(60)]
+        nets = [
+            finite_net.train(small, 200, L, "identity", rng=r, **how) for r in range(60)
+        ]
         slopes = [-(net.f[1] - net.f[0]) / (small.eta * net.chi[0]) for net in nets]
         assert abs(np.mean(slopes) - value) < 4 * np.std(slopes, ddof=1) / 60**0.5, (
             how,
@@ -181,7 +226,9 @@ def test_mini_batches():
     for batch, singular in ((1, False), (3, True)):
         stream = Stream(X, [0.7, -0.3, 0.2], 0.4, batch)
         runs = nfd_min.sgd(stream, weights), sde.solve(stream, 500, 4, rng=0)
-        assert all((abs(s.least_readout_eigenvalue(run)) < 1e-12) == singular for run in runs)
+        assert all(
+            (abs(s.least_readout_eigenvalue(run)) < 1e-12) == singular for run in runs
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import integrate
+from test_layers import same
 
 import finite_net
 import nfd_kernels
@@ -16,14 +17,17 @@ import sde
 from nfd_audit import audit, compare
 from nfd_audit.command import main
 from nfd_min import ACTIVATIONS, LOSSES, Activation, Stream
-from test_layers import same
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-_spec = importlib.util.spec_from_file_location("activations", EXAMPLES / "activations.py")
+_spec = importlib.util.spec_from_file_location(
+    "activations", EXAMPLES / "activations.py"
+)
 examples = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(examples)
 
-LEAKY = Activation("leaky", lambda h: h if h > 0 else 0.1 * h, lambda h: 1.0 if h > 0 else 0.1)
+LEAKY = Activation(
+    "leaky", lambda h: h if h > 0 else 0.1 * h, lambda h: 1.0 if h > 0 else 0.1
+)
 CUBE = Activation("cube", lambda h: h**3 / 8, lambda h: 3 * h**2 / 8)
 OWN = {a.name: a for a in (examples.GELU, examples.SILU, LEAKY, CUBE)}
 RNG = np.random.default_rng(0)
@@ -44,7 +48,10 @@ def refused(arguments, message, capsys):
 def test_an_activation_in_both_twins(phi):
     """[1]-[3], [20], [21] with somebody's phi; phi' that needs h, whether h is kept or not."""
     stream, weights = Stream(X, Y, 0.1), nfd_min.draw_weights(30, 3, 5, rng=1)
-    same(finite_net.train(stream, 30, 3, phi, weights=weights), nfd_min.sgd(stream, weights, phi))
+    same(
+        finite_net.train(stream, 30, 3, phi, weights=weights),
+        nfd_min.sgd(stream, weights, phi),
+    )
     single = finite_net.train(stream, 30, 3, phi, weights=weights, dtype="float32")
     exact = nfd_min.sgd(stream, weights, phi).f
     roundings = 4 * 3 * 30 * 2.0**-24  # passes, layers, terms of a sum
@@ -65,18 +72,37 @@ def test_two_of_one_name_are_two():
         Activation("wave", lambda h: -np.sin(h), lambda h: -np.cos(h)),
     )
     for phi in (sine, wave, sine):
-        same(finite_net.train(stream, 9, 2, phi, weights=weights), nfd_min.sgd(stream, weights, phi))
+        same(
+            finite_net.train(stream, 9, 2, phi, weights=weights),
+            nfd_min.sgd(stream, weights, phi),
+        )
 
 
 @pytest.mark.parametrize(
     "phi, dphi, message",
     [
-        (np.sin, lambda h: 1.01 * np.cos(h), "dphi of 'own' is .* the slope of phi there"),
+        (
+            np.sin,
+            lambda h: 1.01 * np.cos(h),
+            "dphi of 'own' is .* the slope of phi there",
+        ),
         (examples.gelu, examples.dsilu, "dphi of 'own' is"),
         (np.log, lambda h: 1 / h, "phi of 'own' is not finite at h=-5.9863"),
-        (lambda h: math.log(5 + h), np.cos, "phi of 'own' raises ValueError: .* at h=-5.9863"),
-        (lambda h: h if h < 7 else [][0], np.ones_like, "phi of 'own' raises IndexError: .* at h=10"),
-        (np.sin, lambda h: math.cos(h) if h > -99 else {}[0], "dphi of 'own' raises KeyError: 0 at h=-100"),
+        (
+            lambda h: math.log(5 + h),
+            np.cos,
+            "phi of 'own' raises ValueError: .* at h=-5.9863",
+        ),
+        (
+            lambda h: h if h < 7 else [][0],
+            np.ones_like,
+            "phi of 'own' raises IndexError: .* at h=10",
+        ),
+        (
+            np.sin,
+            lambda h: math.cos(h) if h > -99 else {}[0],
+            "dphi of 'own' raises KeyError: 0 at h=-100",
+        ),
         (3, np.cos, "phi=3 must be a function"),
         (lambda h, k: h, np.cos, "phi must be a function of one number"),
         (np.sin, lambda h: "1", "dphi of 'own'"),
@@ -109,15 +135,24 @@ def overflows(h):
 def test_compiled_code_that_raises():
     """It would go on with what is in the memory; both fast twins refuse it before they begin."""
     stream, own = Stream(1e4 * X, Y, 0.1), Activation("own", overflows, lambda h: 1.0)
-    assert nfd_min.sgd(stream, nfd_min.draw_weights(9, 2, 5, rng=1), own).diverged_at == (0, 1)
+    assert nfd_min.sgd(
+        stream, nfd_min.draw_weights(9, 2, 5, rng=1), own
+    ).diverged_at == (0, 1)
     for run in (finite_net.train, sde.solve):
-        with pytest.raises(ValueError, match="compiled phi of 'own' raises OverflowError: .* at h=10000"):
+        with pytest.raises(
+            ValueError,
+            match="compiled phi of 'own' raises OverflowError: .* at h=10000",
+        ):
             run(stream, 9, 2, own)
 
 
 def test_division_by_zero_is_that_of_numpy():
     """The limit at 0 is nobody's phi(0) here: NaN in both twins, and no exception."""
-    sinc = Activation("sinc", lambda h: math.sin(h) / h, lambda h: math.cos(h) / h - math.sin(h) / h**2)
+    sinc = Activation(
+        "sinc",
+        lambda h: math.sin(h) / h,
+        lambda h: math.cos(h) / h - math.sin(h) / h**2,
+    )
     out, x = np.ones(2), np.array([0.0, 1.0])
     phi, _, _ = nfd_kernels.activations([sinc], np.float64)
     nfd_kernels.apply(phi[0], x, out)
@@ -136,7 +171,9 @@ def test_moments_by_quadrature_where_a_closed_form_exists(name, scale):
         erf=(math.erf, lambda h: 2 / math.sqrt(math.pi) * math.exp(-h * h)),
     )[name]
     own = nfd_limits.gaussian_moments(scale * Q, Activation("own", *of))
-    for ours, exact in zip(own, nfd_limits.gaussian_moments(scale * Q, ACTIVATIONS[name])):
+    for ours, exact in zip(
+        own, nfd_limits.gaussian_moments(scale * Q, ACTIVATIONS[name])
+    ):
         assert np.allclose(ours, exact, rtol=1e-9, atol=1e-12 * scale)
 
 
@@ -147,7 +184,11 @@ def test_kernels_of_an_activation(phi):
     square, slope = (
         sum(
             integrate.quad(
-                lambda z: f(np.array(math.sqrt(x) * z)) ** 2 * math.exp(-z * z / 2) / math.sqrt(2 * math.pi),
+                lambda z: (
+                    f(np.array(math.sqrt(x) * z)) ** 2
+                    * math.exp(-z * z / 2)
+                    / math.sqrt(2 * math.pi)
+                ),
                 *ends,
             )[0]
             for ends in ((-12, 0), (0, 12))
@@ -159,16 +200,24 @@ def test_kernels_of_an_activation(phi):
 
 
 def test_moments_that_no_rule_gives():
-    steps = Activation("steps", lambda h: np.clip(h, -1, 1), lambda h: 1.0 * (np.abs(h) < 1))
+    steps = Activation(
+        "steps", lambda h: np.clip(h, -1, 1), lambda h: 1.0 * (np.abs(h) < 1)
+    )
     with pytest.raises(ValueError, match="phi='steps' come out to .* only"):
         nfd_limits.init_kernels(X, steps)
 
 
 def test_claims_of_an_activation():
     """Its gradient against central differences, the law of particles, and what is about another phi."""
-    result = audit(["gradients", "exact-law", "orthogonal", "post-activation"], phi=examples.GELU)
+    result = audit(
+        ["gradients", "exact-law", "orthogonal", "post-activation"], phi=examples.GELU
+    )
     verdicts = result.verdicts
-    assert verdicts.pop("orthogonal") == verdicts.pop("post-activation") == "not applicable"
+    assert (
+        verdicts.pop("orthogonal")
+        == verdicts.pop("post-activation")
+        == "not applicable"
+    )
     assert set(verdicts.values()) == {"holds"} and result.ok
     assert set(result["gradients"]["points"][0]) and all(
         "gelu" in str(p) for p in result["gradients"]["points"]
@@ -177,12 +226,27 @@ def test_claims_of_an_activation():
 
 def test_phi_on_the_command_line(monkeypatch, capsys):
     monkeypatch.chdir(EXAMPLES)
-    assert main(["--phi", "activations:SILU", "--claims", "gradients,orthogonal", "--workers", "1"]) == 0
+    assert (
+        main(
+            [
+                "--phi",
+                "activations:SILU",
+                "--claims",
+                "gradients,orthogonal",
+                "--workers",
+                "1",
+            ]
+        )
+        == 0
+    )
     assert "it is about odd activations" in capsys.readouterr().out
     for name, message in (
         ("activations:silu", "silu is not an Activation"),
         ("activations:NONE", "cannot be used"),
-        ("gelu", "phi='gelu' is unknown; allowed: tanh, relu, erf, identity, module:NAME"),
+        (
+            "gelu",
+            "phi='gelu' is unknown; allowed: tanh, relu, erf, identity, module:NAME",
+        ),
     ):
         refused(["--phi", name], message, capsys)
 
@@ -211,12 +275,18 @@ def test_the_logistic_loss_in_both_twins(batch):
     for block in nfd_min.BLOCKS:
         weights = nfd_min.draw_weights(11, 3, 5, block=block, decoupled=True, rng=1)
         for given in (weights[:3], weights):
-            same(finite_net.sgd(stream, given, block=block), nfd_min.sgd(stream, given, block=block))
+            same(
+                finite_net.sgd(stream, given, block=block),
+                nfd_min.sgd(stream, given, block=block),
+            )
     noise = nfd_min.draw_noise(4, 50, 3, rng=1)
     for how in ({}, dict(nearest=True), dict(backward="reused")):
         run = sde.solve(stream, 50, 3, noise=noise, **how)
         same(run, nfd_min.nfd(stream, noise, **how))
-    many, one = finite_net.train_many(stream, 11, 3, [5, 6]), finite_net.train(stream, 11, 3, rng=6)
+    many, one = (
+        finite_net.train_many(stream, 11, 3, [5, 6]),
+        finite_net.train(stream, 11, 3, rng=6),
+    )
     assert np.array_equal(many[1].h, one.h)
 
 
@@ -233,23 +303,32 @@ def test_a_loss_is_its_chi():
     ):
         run = train(stream)
         assert np.allclose(run.chi, -stream.y / (1 + np.exp(stream.y * run.f)))
-        assert np.allclose(train(Stream(X, run.f - run.chi, stream.eta)).f, run.f, rtol=1e-8)
+        assert np.allclose(
+            train(Stream(X, run.f - run.chi, stream.eta)).f, run.f, rtol=1e-8
+        )
 
 
 def test_claims_with_the_logistic_loss():
     """Gradients, the law, and one claim of each kind: a rate, a mean, and a best eta that is inside."""
     names = ["gradients", "exact-law", "first-step-kernel", "nearest-coupling"]
     assert audit(names, loss="logistic").ok
-    assert compare(nfd_min.sgd, loss="logistic").ok and compare(finite_net.sgd, loss="logistic").ok
+    assert (
+        compare(nfd_min.sgd, loss="logistic").ok
+        and compare(finite_net.sgd, loss="logistic").ok
+    )
 
     def squared(stream, weights, **how):
-        return nfd_min.sgd(Stream(stream.X, stream.y, stream.eta, stream.batch), weights, **how)
+        return nfd_min.sgd(
+            Stream(stream.X, stream.y, stream.eta, stream.batch), weights, **how
+        )
 
     assert compare(squared).ok and not compare(squared, loss="logistic").ok
 
 
 def test_bad_losses(tmp_path, capsys):
-    with pytest.raises(ValueError, match="loss='hinge' is unknown; allowed: squared, logistic"):
+    with pytest.raises(
+        ValueError, match="loss='hinge' is unknown; allowed: squared, logistic"
+    ):
         Stream(X, Y, 0.1, 1, "hinge")
     with pytest.raises(ValueError, match="y holds 0.5; allowed targets: -1, 1"):
         Stream(X[:2], [1, 0.5], 0.1, loss="logistic")

@@ -2,9 +2,8 @@
 
 import re
 
-import pytest
-
 import pages
+import pytest
 
 here = pytest.mark.skipif(
     not (pages.HERE / "docs").exists(), reason="a copy of the code without docs"

@@ -24,7 +24,10 @@ from nfd_min import Stream  # noqa: E402
 
 EXAMPLES = int(os.environ.get("EXAMPLES", 100))
 quiet = dict(
-    deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=EXAMPLES <= 2000
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=EXAMPLES <= 2000,
 )
 some = settings(max_examples=max(1, EXAMPLES // 10), **quiet)
 few = settings(max_examples=max(1, EXAMPLES // 100), **quiet)
@@ -36,12 +39,29 @@ BACKWARD = st.sampled_from(["reused", "decoupled", 0.3, -0.5, -1.0])
 
 
 @st.composite
-def networks(draw, phi=PHI, backward=BACKWARD, blocks=tuple(nfd_min.BLOCKS), eta=st.floats(0.01, 0.5)):
+def networks(
+    draw,
+    phi=PHI,
+    backward=BACKWARD,
+    blocks=tuple(nfd_min.BLOCKS),
+    eta=st.floats(0.01, 0.5),
+):
     """A stream, weights, and the arguments phi and **network of both twins."""
     n, L, d, B, K = draw(st.tuples(*[st.integers(1, most) for most in (9, 5, 4, 3, 4)]))
-    rng, block, S = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.sampled_from(blocks)), B * K
-    loss, how = draw(st.sampled_from(list(nfd_min.LOSSES))), dict(block=block, backward=draw(backward))
-    y = np.sign(rng.standard_normal(S)) if loss == "logistic" else rng.standard_normal(S)
+    rng, block, S = (
+        np.random.default_rng(draw(st.integers(0, 2**32))),
+        draw(st.sampled_from(blocks)),
+        B * K,
+    )
+    loss, how = (
+        draw(st.sampled_from(list(nfd_min.LOSSES))),
+        dict(block=block, backward=draw(backward)),
+    )
+    y = (
+        np.sign(rng.standard_normal(S))
+        if loss == "logistic"
+        else rng.standard_normal(S)
+    )
     stream = Stream(rng.standard_normal((S, d)), y, draw(eta), B, loss=loss)
     how["scaling"] = draw(st.sampled_from(["depth-mup", "mup", "vanilla"]))
     if how["scaling"] == "depth-mup":
@@ -56,12 +76,17 @@ def networks(draw, phi=PHI, backward=BACKWARD, blocks=tuple(nfd_min.BLOCKS), eta
 @st.composite
 def particles(draw, phi=PHI):
     """A stream, noise, and the arguments of both twins; more particles than passes."""
-    N, L, S, d = draw(st.integers(40, 80)), *draw(st.tuples(*[st.integers(1, most) for most in (5, 4, 3)]))
+    N, L, S, d = (
+        draw(st.integers(40, 80)),
+        *draw(st.tuples(*[st.integers(1, most) for most in (5, 4, 3)])),
+    )
     rng, block = (
         np.random.default_rng(draw(st.integers(0, 2**32))),
         draw(st.sampled_from(["pre", "two-layer"])),
     )
-    stream = Stream(rng.standard_normal((S, d)), rng.standard_normal(S), draw(st.floats(0.1, 1)), 1)
+    stream = Stream(
+        rng.standard_normal((S, d)), rng.standard_normal(S), draw(st.floats(0.1, 1)), 1
+    )
     ties = [dict(backward="decoupled"), dict(backward="reused"), dict(nearest=True)]
     tie = draw(st.sampled_from(ties[: 3 - (block == "two-layer")]))
     noise = nfd_min.draw_noise(S, N, L * (1 + (block == "two-layer")), rng=rng)
@@ -83,7 +108,9 @@ def same(a, b, tolerance=1e-9):
     cancel, and chi relative to |g_L| |h_L| / n."""
     assert a.diverged_at == b.diverged_at
     with np.errstate(all="ignore"):
-        terms = np.sqrt(np.mean(b.g[:, -1] ** 2, axis=1) * np.mean(b.h[:, -1] ** 2, axis=1))
+        terms = np.sqrt(
+            np.mean(b.g[:, -1] ** 2, axis=1) * np.mean(b.h[:, -1] ** 2, axis=1)
+        )
     for name in ("f", "chi", "h", "g", "x", "gx", "C", "Gamma"):
         ours, theirs = getattr(a, name), getattr(b, name)
         assert ours.shape == theirs.shape
@@ -97,7 +124,9 @@ def same(a, b, tolerance=1e-9):
 
 def changed(stream, **fields):
     """The Stream with other fields."""
-    same = dict(X=stream.X, y=stream.y, eta=stream.eta, batch=stream.batch, loss=stream.loss)
+    same = dict(
+        X=stream.X, y=stream.y, eta=stream.eta, batch=stream.batch, loss=stream.loss
+    )
     return Stream(**same | fields)
 
 
@@ -115,7 +144,9 @@ def dependence(run):
     grams = np.array([*run.C, *run.Gamma, run.g[:, -1] @ run.g[:, -1].T / N])
     sizes = np.sqrt(np.einsum("lkk->lk", grams))
     sizes[sizes == 0] = 1
-    return max(np.linalg.eigvalsh(grams / sizes[:, :, None] / sizes[:, None, :]).min(), 1e-16)
+    return max(
+        np.linalg.eigvalsh(grams / sizes[:, :, None] / sizes[:, None, :]).min(), 1e-16
+    )
 
 
 @some
@@ -128,7 +159,9 @@ def test_any_particles(case):
         same(solved(stream, noise, **how), run, 1e-11 / np.sqrt(dependence(run)))
 
 
-AS_COMPILED = nfd_min.Activation("tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2, known=True)
+AS_COMPILED = nfd_min.Activation(
+    "tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2, known=True
+)
 """tanh' to 1e-16, where the plain text has all digits: times 1e200 that is not the same."""
 
 
@@ -139,18 +172,27 @@ def end_alike(fast, plain, stream, scale, given, how):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         same = how | (dict(phi=AS_COMPILED) if how["phi"] == "tanh" else {})
-        fast, plain = fast(changed(stream, X=X), given, **how), plain(changed(stream, X=X), given, **same)
-    if fast.diverged_at != plain.diverged_at:  # as far as rounding, times the passes' condition number, goes
+        fast, plain = (
+            fast(changed(stream, X=X), given, **how),
+            plain(changed(stream, X=X), given, **same),
+        )
+    if (
+        fast.diverged_at != plain.diverged_at
+    ):  # as far as rounding, times the passes' condition number, goes
         assert max(map(largest_square, (fast, plain))) > 1e300
         return
     for name in ("f", "chi", "h", "g", "x", "gx", "C", "Gamma"):
-        assert np.array_equal(np.isnan(getattr(fast, name)), np.isnan(getattr(plain, name))), name
+        assert np.array_equal(
+            np.isnan(getattr(fast, name)), np.isnan(getattr(plain, name))
+        ), name
 
 
 def largest_square(run):
     """Of those |h_l|^2 and |g_l|^2 that are finite."""
     with np.errstate(all="ignore"):
-        squares = [np.einsum("kli,kli->kl", a, a) for a in (run.h, run.g, run.x, run.gx)]
+        squares = [
+            np.einsum("kli,kli->kl", a, a) for a in (run.h, run.g, run.x, run.gx)
+        ]
     return max(a[np.isfinite(a)].max(initial=0) for a in squares)
 
 
@@ -173,7 +215,9 @@ def test_divergence_of_particles_is_the_same(case, eta, scale):
 
 def moved(run, a):
     """The Trajectory with the last axis of its vectors changed by a."""
-    out = nfd_min.Trajectory(run.f, run.chi, C=run.C, Gamma=run.Gamma, diverged_at=run.diverged_at)
+    out = nfd_min.Trajectory(
+        run.f, run.chi, C=run.C, Gamma=run.Gamma, diverged_at=run.diverged_at
+    )
     for name in ("h", "g", "x", "gx"):
         setattr(out, name, a(getattr(run, name)))
     return out
@@ -185,7 +229,12 @@ def test_neurons_in_another_order(case, random):
     """No equation knows them by number."""
     stream, (U, W, v, *other), how = case
     p = np.array(random.sample(range(len(v)), len(v)))
-    weights = U[p], *[w[..., p, :][..., p] for w in (W,)], v[p], *[w[..., p, :][..., p] for w in other]
+    weights = (
+        U[p],
+        *[w[..., p, :][..., p] for w in (W,)],
+        v[p],
+        *[w[..., p, :][..., p] for w in other],
+    )
     run = trained(stream, (U, W, v, *other), **how)
     same(trained(stream, weights, **how), moved(run, lambda a: a[..., p]))
 
@@ -197,7 +246,12 @@ def test_odd_activations(case, seed):
     stream, (U, W, v, *other), how = case
     s = np.random.default_rng(seed).choice([-1.0, 1.0], len(v))
     run = trained(stream, (U, W, v, *other), **how)
-    weights = s[:, None] * U, s[:, None] * W * s, v * s, *[s[:, None] * w * s for w in other]
+    weights = (
+        s[:, None] * U,
+        s[:, None] * W * s,
+        v * s,
+        *[s[:, None] * w * s for w in other],
+    )
     same(trained(stream, weights, **how), moved(run, lambda a: a * s))
     minus = trained(changed(stream, X=-stream.X, y=-stream.y), (U, W, v, *other), **how)
     assert np.allclose(minus.f, -run.f, 1e-9, 1e-12, equal_nan=True) and np.allclose(
@@ -213,11 +267,16 @@ def test_inputs_of_more_dimensions(case, more, seed):
     d, (n, _) = stream.d, U.shape
     X = np.hstack([stream.X * np.sqrt((d + more) / d), np.zeros((len(stream), more))])
     wider = np.hstack([U, np.random.default_rng(seed).standard_normal((n, more))])
-    same(trained(changed(stream, X=X), (wider, *others), **how), trained(stream, (U, *others), **how))
+    same(
+        trained(changed(stream, X=X), (wider, *others), **how),
+        trained(stream, (U, *others), **how),
+    )
 
 
 @some
-@given(networks(backward=st.sampled_from(["reused", "decoupled", 0.3])), st.integers(1, 5))
+@given(
+    networks(backward=st.sampled_from(["reused", "decoupled", 0.3])), st.integers(1, 5)
+)
 def test_a_stream_in_two_parts(case, k):
     """Training goes on from the weights that its gradients [2] have left, W~ moved like W [8], [X1]."""
     stream, (U, W, v, *other), how = case
@@ -232,10 +291,27 @@ def test_a_stream_in_two_parts(case, k):
          for dw in nfd_min.gradients(stream.X[j], places[0][j], places[1][j], layers)]
         for j in range(k)
     ]))  # fmt: skip
-    to_W, rho = (rates * to_W).reshape(W.shape), dict(reused=1, decoupled=0).get(how["backward"], 0.3)
-    weights = U - to_U, W - to_W, v - to_v, *[w - (1 - rho) / np.sqrt(1 - rho**2) * to_W for w in other]
-    first, rest = (changed(stream, X=stream.X[a], y=stream.y[a]) for a in (slice(k), slice(k, None)))
-    assert np.allclose(trained(first, (U, W, v, *other), **how).f, run.f[:k], 1e-9, 1e-12, equal_nan=True)
+    to_W, rho = (
+        (rates * to_W).reshape(W.shape),
+        dict(reused=1, decoupled=0).get(how["backward"], 0.3),
+    )
+    weights = (
+        U - to_U,
+        W - to_W,
+        v - to_v,
+        *[w - (1 - rho) / np.sqrt(1 - rho**2) * to_W for w in other],
+    )
+    first, rest = (
+        changed(stream, X=stream.X[a], y=stream.y[a])
+        for a in (slice(k), slice(k, None))
+    )
+    assert np.allclose(
+        trained(first, (U, W, v, *other), **how).f,
+        run.f[:k],
+        1e-9,
+        1e-12,
+        equal_nan=True,
+    )
     again = trained(rest, weights, **how)
     assert np.allclose(again.f, run.f[k:], 1e-8, 1e-10, equal_nan=True) and np.allclose(
         again.h, run.h[k:], 1e-8, 1e-10, equal_nan=True
@@ -251,7 +327,11 @@ def test_later_passes_change_nothing(case):
     first = changed(stream, X=stream.X[:k], y=stream.y[:k])
     part = noise._replace(u=noise.u[:k], xi=noise.xi[:k], zeta=noise.zeta[:k])
     assert np.allclose(
-        solved(first, part, **how).f, solved(stream, noise, **how).f[:k], 1e-9, 1e-12, equal_nan=True
+        solved(first, part, **how).f,
+        solved(stream, noise, **how).f[:k],
+        1e-9,
+        1e-12,
+        equal_nan=True,
     )
 
 
@@ -271,10 +351,17 @@ def test_a_batch_of_one_sample(case, copies):
 
 
 @few
-@given(st.integers(1, 700), st.integers(1, 40), st.integers(1, 9000), st.sampled_from(["float32", "float64"]))
+@given(
+    st.integers(1, 700),
+    st.integers(1, 40),
+    st.integers(1, 9000),
+    st.sampled_from(["float32", "float64"]),
+)
 def test_threads_do_not_matter(n, batch, N, dtype):
     rng = np.random.default_rng(n)
-    stream = Stream(rng.standard_normal((2 * batch, 3)), rng.standard_normal(2 * batch), 0.1, batch)
+    stream = Stream(
+        rng.standard_normal((2 * batch, 3)), rng.standard_normal(2 * batch), 0.1, batch
+    )
     short = changed(stream, X=stream.X[:2], y=stream.y[:2], batch=1)
     runs = []
     try:
@@ -293,9 +380,14 @@ def test_threads_do_not_matter(n, batch, N, dtype):
 
 X, Y = np.random.default_rng(0).standard_normal((4, 5)), np.ones(4)
 STREAM = Stream(X, Y, 0.1)
-WEIGHTS, NOISE = nfd_min.draw_weights(7, 3, 5, rng=0), nfd_min.draw_noise(4, 9, 3, rng=0)
+WEIGHTS, NOISE = (
+    nfd_min.draw_weights(7, 3, 5, rng=0),
+    nfd_min.draw_noise(4, 9, 3, rng=0),
+)
 RUN = nfd_min.sgd(STREAM, WEIGHTS)
-NETWORK = dict(scaling="depth-mup", backward="reused", branch_exponent=0.5, block="pre", phi="tanh")
+NETWORK = dict(
+    scaling="depth-mup", backward="reused", branch_exponent=0.5, block="pre", phi="tanh"
+)
 CHAIN = dict(phi="tanh", block="pre", branch_exponent=0.5)
 REAL = dict(dtype="float64", keep="all")
 
@@ -306,38 +398,71 @@ CALLS = {
     nfd_min.particle_chain: dict(depth=3, nearest=True) | CHAIN,
     nfd_min.correlations: dict(backward="reused", depth=3),
     nfd_min.residual: dict(scaling="mup", depth=3, branch_exponent=0.5),
-    nfd_min.draw_weights: dict(width=7, depth=3, d=5, block="pre", decoupled=False, dtype="float64", rng=0),
+    nfd_min.draw_weights: dict(
+        width=7, depth=3, d=5, block="pre", decoupled=False, dtype="float64", rng=0
+    ),
     nfd_min.draw_noise: dict(samples=4, particles=9, steps=3, dtype="float64", rng=0),
     nfd_min.coarsen: dict(noise=NOISE, m=3),
     nfd_min.sgd: dict(stream=STREAM, weights=WEIGHTS) | NETWORK,
-    nfd_min.nfd: dict(stream=STREAM, noise=NOISE, nearest=False, backward="decoupled") | CHAIN,
+    nfd_min.nfd: dict(stream=STREAM, noise=NOISE, nearest=False, backward="decoupled")
+    | CHAIN,
     nfd_min.LazyGaussian: dict(shape=(3, 3), rho=1.0, rng=0),
     nfd_min.activation: dict(phi="tanh"),
-    finite_net.train: dict(stream=STREAM, width=7, depth=3, weights=WEIGHTS, test=None, test_every=1)
+    finite_net.train: dict(
+        stream=STREAM, width=7, depth=3, weights=WEIGHTS, test=None, test_every=1
+    )
     | REAL
     | NETWORK,
-    finite_net.train_many: dict(stream=STREAM, width=7, depth=3, seeds=[0]) | REAL | NETWORK,
-    sde.solve: dict(stream=STREAM, particles=9, steps=3, nearest=False, noise=NOISE) | REAL | CHAIN,
-    nfd_limits.init_kernels: dict(X=X, phi="tanh", depth=3, branch_exponent=0.5, rho=1.0),
-    nfd_limits.first_step_kernel: dict(x=X[0], phi="erf", depth=3, block="pre", rho=0.0),
-    nfd_limits.one_step: dict(x0=X[0], x1=X[1], phi="erf", depth=3, branch_exponent=0.5, rho=1.0),
-    nfd_limits.responses_of: dict(run=RUN, stream=STREAM, backward="reused", branch_exponent=0.5),
+    finite_net.train_many: dict(stream=STREAM, width=7, depth=3, seeds=[0])
+    | REAL
+    | NETWORK,
+    sde.solve: dict(stream=STREAM, particles=9, steps=3, nearest=False, noise=NOISE)
+    | REAL
+    | CHAIN,
+    nfd_limits.init_kernels: dict(
+        X=X, phi="tanh", depth=3, branch_exponent=0.5, rho=1.0
+    ),
+    nfd_limits.first_step_kernel: dict(
+        x=X[0], phi="erf", depth=3, block="pre", rho=0.0
+    ),
+    nfd_limits.one_step: dict(
+        x0=X[0], x1=X[1], phi="erf", depth=3, branch_exponent=0.5, rho=1.0
+    ),
+    nfd_limits.responses_of: dict(
+        run=RUN, stream=STREAM, backward="reused", branch_exponent=0.5
+    ),
     nfd_limits.relu_moments: dict(square=1.0, depth=3, block="pre"),
     nfd_limits.linear_limit: dict(stream=STREAM, depth=3, backward="decoupled"),
     fit_slope: dict(sizes=[2, 4, 8], errors=np.ones((3, 3))),
 }
 
-TOGETHER = dict(X="y", x0="x1", sizes="errors", backward="weights", block="weights|noise", width="weights")
-TOGETHER |= dict(depth="weights", stream="weights|noise", particles="noise", steps="depth|noise")
+TOGETHER = dict(
+    X="y",
+    x0="x1",
+    sizes="errors",
+    backward="weights",
+    block="weights|noise",
+    width="weights",
+)
+TOGETHER |= dict(
+    depth="weights", stream="weights|noise", particles="noise", steps="depth|noise"
+)
 """What is named instead, of two arguments that do not fit together."""
 
 far = st.integers(10**12, 10**400) | st.integers(-(10**400), 40)
-numbers = far | st.floats(max_value=40) | st.floats(min_value=1e12) | st.sampled_from([np.nan, -0.0, 1e-320])
+numbers = (
+    far
+    | st.floats(max_value=40)
+    | st.floats(min_value=1e12)
+    | st.sampled_from([np.nan, -0.0, 1e-320])
+)
 shapes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 arrays = st.builds(
     lambda shape, dtype, fill: np.full(shape, fill, object).astype(dtype),
     shapes,
-    st.sampled_from(["f8", "f4", "f2", "i8", "u1", "?", "c16", "O", "U5", "S5", "M8[D]", "m8[s]"]),
+    st.sampled_from(
+        ["f8", "f4", "f2", "i8", "u1", "?", "c16", "O", "U5", "S5", "M8[D]", "m8[s]"]
+    ),
     st.sampled_from([0, 1]),
 )
 junk = st.one_of(
@@ -349,13 +474,41 @@ junk = st.one_of(
     st.complex_numbers(),
     st.none() | st.booleans(),
     st.sampled_from(
-        [object(), len, int, {}, {1: 2}, set(), ..., range(3), STREAM, WEIGHTS, NOISE, RUN, np, iter(())]
+        [
+            object(),
+            len,
+            int,
+            {},
+            {1: 2},
+            set(),
+            ...,
+            range(3),
+            STREAM,
+            WEIGHTS,
+            NOISE,
+            RUN,
+            np,
+            iter(()),
+        ]
     ),
     st.recursive(
-        numbers | st.text(max_size=3) | st.none(), lambda inner: st.lists(inner, max_size=3), max_leaves=6
+        numbers | st.text(max_size=3) | st.none(),
+        lambda inner: st.lists(inner, max_size=3),
+        max_leaves=6,
     ),
     st.sampled_from(
-        ["pre", "post", "two-layer", "reused", "decoupled", "float32", "kernels", "mup", "fresh", "logistic"]
+        [
+            "pre",
+            "post",
+            "two-layer",
+            "reused",
+            "decoupled",
+            "float32",
+            "kernels",
+            "mup",
+            "fresh",
+            "logistic",
+        ]
     ),
 )
 

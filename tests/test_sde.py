@@ -42,28 +42,49 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
 def test_fast_equals_plain(phi, how, block, exponent, eta, batch):
     """[2], [20]-[25], with the correction [17], [97]-[104] or with W~ = W [12], [15], [45]."""
     L, T = (5, 5) if block == "pre" else (3, 6)
-    stream, noise = stream_of(6, eta, batch), nfd_min.draw_noise(6, 5000, T, rng=1)  # 3 chunks of particles
+    stream, noise = (
+        stream_of(6, eta, batch),
+        nfd_min.draw_noise(6, 5000, T, rng=1),
+    )  # 3 chunks of particles
     how = how | dict(block=block, internal_lr_exponent=exponent, noise=noise)
-    fast, plain = sde.solve(stream, 5000, L, phi, **how), nfd_min.nfd(stream, phi=phi, **how)
+    fast, plain = (
+        sde.solve(stream, 5000, L, phi, **how),
+        nfd_min.nfd(stream, phi=phi, **how),
+    )
     for name in FIELDS + ("x", "gx") * (block != "pre"):
         a, b = getattr(fast, name), getattr(plain, name)
-        assert a.shape == b.shape and np.max(np.abs(a - b)) <= 1e-12 * np.max(np.abs(b)), name
+        assert a.shape == b.shape and np.max(np.abs(a - b)) <= 1e-12 * np.max(
+            np.abs(b)
+        ), name
     assert fast.diverged_at is plain.diverged_at is None
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("block, exponent", [("pre", 0), ("two-layer", 0), ("two-layer", 0.5)])
+@pytest.mark.parametrize(
+    "block, exponent", [("pre", 0), ("two-layer", 0), ("two-layer", 0.5)]
+)
 @pytest.mark.parametrize("backward", ["decoupled", "reused"])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
-def test_given_the_matrices_own_images_it_is_the_network(phi, backward, block, exponent, batch):
+def test_given_the_matrices_own_images_it_is_the_network(
+    phi, backward, block, exponent, batch
+):
     """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to
     rounding. [12], [15], [45], [112]"""
     N, L, S, d = 20, 3, 6, 7
     stream = stream_of(S, 0.3, batch, d)
-    weights = nfd_min.draw_weights(N, L, d, block=block, decoupled=backward == "decoupled", rng=1)
+    weights = nfd_min.draw_weights(
+        N, L, d, block=block, decoupled=backward == "decoupled", rng=1
+    )
     U, W, v, W_back = weights if backward == "decoupled" else (*weights, weights[1])
     net = finite_net.train(
-        stream, N, L, phi, block=block, internal_lr_exponent=exponent, backward=backward, weights=weights
+        stream,
+        N,
+        L,
+        phi,
+        block=block,
+        internal_lr_exponent=exponent,
+        backward=backward,
+        weights=weights,
     )
 
     def directions(
@@ -79,7 +100,10 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, block, e
 
     def interleave(h, x):  # h_0, x_1, h_1, ..
         places = np.empty((S, h.shape[1] + x.shape[1], N))
-        places[:, :: 1 + (block == "two-layer")], places[:, 1 : 2 * L * (block == "two-layer") : 2] = h, x
+        (
+            places[:, :: 1 + (block == "two-layer")],
+            places[:, 1 : 2 * L * (block == "two-layer") : 2],
+        ) = h, x
         return places
 
     p, g, W, W_back = (
@@ -89,7 +113,9 @@ def test_given_the_matrices_own_images_it_is_the_network(phi, backward, block, e
         W_back.reshape(-1, N, N),
     )
     xi = np.stack([directions(p[:, t]) @ W_t.T for t, W_t in enumerate(W)], axis=1)
-    zeta = np.stack([directions(g[:, t + 1]) @ W_t for t, W_t in enumerate(W_back)], axis=1)
+    zeta = np.stack(
+        [directions(g[:, t + 1]) @ W_t for t, W_t in enumerate(W_back)], axis=1
+    )
     how = dict(
         backward=backward,
         block=block,
@@ -106,7 +132,11 @@ def by_hand(stream, noise, nearest):
     """NFD for tanh in plain loops over passes, layers and earlier passes, by Cholesky factors. [20]-[25],
     [97]-[104]"""
     S, L, N = noise.xi.shape
-    phi, slope, mean = np.tanh, lambda x: 1 - np.tanh(x) ** 2, lambda x, y: (x * y).sum() / N
+    phi, slope, mean = (
+        np.tanh,
+        lambda x: 1 - np.tanh(x) ** 2,
+        lambda x, y: (x * y).sum() / N,
+    )
     h, g = np.zeros((S, L + 1, N)), np.zeros((S, L + 1, N))
     f, chi = np.zeros(S), np.zeros(S)
     K = stream.X @ stream.X.T / stream.X.shape[1]
@@ -116,9 +146,13 @@ def by_hand(stream, noise, nearest):
         R = np.zeros((k + 1, k + 1))
         for i in range(k + 1):
             for j in range(i + 1):
-                rest = mean(vectors[i], vectors[j]) - sum(R[i, m] * R[j, m] for m in range(j))
+                rest = mean(vectors[i], vectors[j]) - sum(
+                    R[i, m] * R[j, m] for m in range(j)
+                )
                 if i == j:
-                    R[i, i] = sqrt(rest) if rest > 1e-12 else 0.0  # in the span of those before
+                    R[i, i] = (
+                        sqrt(rest) if rest > 1e-12 else 0.0
+                    )  # in the span of those before
                 elif R[j, j]:
                     R[i, j] = rest / R[j, j]
         return sum(R[k, m] * noises[m] for m in range(k + 1))
@@ -130,13 +164,23 @@ def by_hand(stream, noise, nearest):
             h[k, 0] -= stream.eta / stream.batch * chi[j] * K[j, k] * g[j, 0]  # [22]
         for l in range(1, L + 1):
             asked = phi(h[: k + 1, l - 1])
-            h[k, l] = h[k, l - 1] + answer(asked, noise.xi[: k + 1, l - 1], k) / sqrt(L)  # [25]
+            h[k, l] = h[k, l - 1] + answer(asked, noise.xi[: k + 1, l - 1], k) / sqrt(
+                L
+            )  # [25]
             for j in seen:
                 a = stream.eta / stream.batch * chi[j]
-                h[k, l] -= a * mean(phi(h[j, l - 1]), phi(h[k, l - 1])) * g[j, l] / L  # [20]
+                h[k, l] -= (
+                    a * mean(phi(h[j, l - 1]), phi(h[k, l - 1])) * g[j, l] / L
+                )  # [20]
                 if nearest and l > 1:
                     P = mean(slope(h[j, l - 1]), slope(h[k, l - 1]))
-                    h[k, l] -= a * mean(phi(h[j, l - 2]), phi(h[k, l - 2])) * P * g[j, l] / L**2  # [103]
+                    h[k, l] -= (
+                        a
+                        * mean(phi(h[j, l - 2]), phi(h[k, l - 2]))
+                        * P
+                        * g[j, l]
+                        / L**2
+                    )  # [103]
         g[k, L] = noise.v
         for j in seen:
             g[k, L] -= stream.eta / stream.batch * chi[j] * h[j, L]  # [22]
@@ -149,7 +193,14 @@ def by_hand(stream, noise, nearest):
                 z = z - a * mean(g[j, l], g[k, l]) * phi(h[j, l - 1]) / L  # [21]
                 if nearest and l < L:
                     P = mean(slope(h[j, l]), slope(h[k, l]))
-                    z = z - a * mean(g[j, l + 1], g[k, l + 1]) * P * phi(h[j, l - 1]) / L**2  # [104]
+                    z = (
+                        z
+                        - a
+                        * mean(g[j, l + 1], g[k, l + 1])
+                        * P
+                        * phi(h[j, l - 1])
+                        / L**2
+                    )  # [104]
             g[k, l - 1] = g[k, l] + slope(h[k, l - 1]) * z
     return f, h, g
 
@@ -179,12 +230,23 @@ def test_nearest_layer_correction_of_the_backward_pass():
         (lambda c: nfd_min.nfd(stream, noise, nearest=c)),
     ):
         none, near = solve(False), solve(True)
-        change = near.h[1, 2] - none.h[1, 2]  # reaches g^1 through chi only, so not at all
+        change = (
+            near.h[1, 2] - none.h[1, 2]
+        )  # reaches g^1 through chi only, so not at all
         assert change.any() and np.array_equal(none.g[1, 1:], near.g[1, 1:])
         dphi = 1 - np.tanh(none.h) ** 2
-        d = -0.3 * none.chi[0] / 4 * np.mean(none.g[0, 2] * none.g[1, 2]) * np.mean(dphi[0, 1] * dphi[1, 1])
+        d = (
+            -0.3
+            * none.chi[0]
+            / 4
+            * np.mean(none.g[0, 2] * none.g[1, 2])
+            * np.mean(dphi[0, 1] * dphi[1, 1])
+        )
         assert np.allclose(
-            near.g[1, 0] - none.g[1, 0], d * dphi[1, 0] * np.tanh(none.h[0, 0]), rtol=1e-9, atol=1e-13
+            near.g[1, 0] - none.g[1, 0],
+            d * dphi[1, 0] * np.tanh(none.h[0, 0]),
+            rtol=1e-9,
+            atol=1e-13,
         )
 
 
@@ -193,11 +255,20 @@ def test_nearest_layer_correction_formula():
     phi'] g^0_l."""
     stream, L = stream_of(2, 0.3), 3
     noise = nfd_min.draw_noise(2, 4000, L, rng=1)
-    none, near = (sde.solve(stream, 4000, L, noise=noise, nearest=c) for c in (False, True))
+    none, near = (
+        sde.solve(stream, 4000, L, noise=noise, nearest=c) for c in (False, True)
+    )
     assert np.array_equal(none.h[0], near.h[0]) and np.array_equal(none.g[0], near.g[0])
     assert np.array_equal(none.h[1, :2], near.h[1, :2])  # C_{-1} := 0
     dphi = 1 - np.tanh(none.h[:, 1]) ** 2
-    c = -0.3 * none.chi[0] / L**2 * none.C[0, 0, 1] * np.mean(dphi[0] * dphi[1]) * none.g[0, 2]
+    c = (
+        -0.3
+        * none.chi[0]
+        / L**2
+        * none.C[0, 0, 1]
+        * np.mean(dphi[0] * dphi[1])
+        * none.g[0, 2]
+    )
     assert np.allclose(near.h[1, 2] - none.h[1, 2], c, rtol=1e-9, atol=1e-13)
 
 
@@ -206,14 +277,22 @@ def test_linear_closed_form(L):
     """[1]-[3], [20], [22], [23]: linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD
     and -(2E + E / (1 + 1/L)) eta chi_0 for the network; the distance is the reused weights."""
     E, eta, stream = (1 + 1 / L) ** L, 0.1, Stream(np.ones((2, 3)), [1.0, 1.0], 0.1)
-    nfd = [sde.solve(stream, 20_000, L, "identity", rng=r, keep="outputs") for r in range(8)]
-    net = [finite_net.train(stream, 150, L, "identity", rng=r, keep="outputs") for r in range(100)]
+    nfd = [
+        sde.solve(stream, 20_000, L, "identity", rng=r, keep="outputs")
+        for r in range(8)
+    ]
+    net = [
+        finite_net.train(stream, 150, L, "identity", rng=r, keep="outputs")
+        for r in range(100)
+    ]
     for runs, slope in (nfd, 2 * E), (net, 2 * E + E / (1 + 1 / L)):
         error = np.array(
             [run.f[1] - run.f[0] + slope * eta * run.chi[0] for run in runs]
         )  # f_0 -> 0 with size
         allowed = 3 * error.std(ddof=1) / sqrt(len(runs))
-        assert abs(error.mean()) < allowed < 0.2 * E * eta, error.mean()  # E eta: one term of the formula
+        assert abs(error.mean()) < allowed < 0.2 * E * eta, (
+            error.mean()
+        )  # E eta: one term of the formula
 
 
 @pytest.mark.parametrize(
@@ -228,7 +307,11 @@ def test_linear_closed_form(L):
 def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
     """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N. [25],
     [45], [112]"""
-    rng, runs, how = np.random.default_rng(0), 1200, dict(block=block, internal_lr_exponent=exponent)
+    rng, runs, how = (
+        np.random.default_rng(0),
+        1200,
+        dict(block=block, internal_lr_exponent=exponent),
+    )
     stream = Stream(
         1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch
     )  # similar inputs: strong coupling
@@ -236,28 +319,43 @@ def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
     def sample(run):
         h, g = run.h, run.g
         return np.r_[
-            run.f, (h[:, -1] ** 2).sum(axis=1), (g[:, 0] ** 2).sum(axis=1), (h[:, 0] * g[:, 0]).sum(axis=1)
+            run.f,
+            (h[:, -1] ** 2).sum(axis=1),
+            (g[:, 0] ** 2).sum(axis=1),
+            (h[:, 0] * g[:, 0]).sum(axis=1),
         ]
 
     particles = {
         c: np.array(
-            [sample(sde.solve(stream, 10, 3, phi, backward=c, rng=[r, 1], **how)) for r in range(runs)]
+            [
+                sample(sde.solve(stream, 10, 3, phi, backward=c, rng=[r, 1], **how))
+                for r in range(runs)
+            ]
         )
         for c in ("decoupled", "reused")
     }
     networks = {
         b: np.array(
-            [sample(finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2], **how)) for r in range(runs)]
+            [
+                sample(
+                    finite_net.train(stream, 10, 3, phi, backward=b, rng=[r, 2], **how)
+                )
+                for r in range(runs)
+            ]
         )
         for b in ("decoupled", "reused")
     }
     p = {
-        (c, b): min(stats.ks_2samp(x, y).pvalue for x, y in zip(particles[c].T, networks[b].T))
+        (c, b): min(
+            stats.ks_2samp(x, y).pvalue for x, y in zip(particles[c].T, networks[b].T)
+        )
         for c in particles
         for b in networks
     }
     assert p["decoupled", "decoupled"] > 1e-4 and p["reused", "reused"] > 1e-4
-    assert p["decoupled", "reused"] < 1e-6 and p["reused", "decoupled"] < 1e-6  # the test can tell them apart
+    assert (
+        p["decoupled", "reused"] < 1e-6 and p["reused", "decoupled"] < 1e-6
+    )  # the test can tell them apart
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
@@ -270,7 +368,10 @@ def test_two_layer_closed_form(exponent):
         0 if exponent == -np.inf else L**exponent,
         Stream(np.ones((2, 3)), [1.0, 1.0], eta),
     )
-    for backward, slope in ("decoupled", 2 * E), ("reused", 2 * E + (1 + rate) * E / (1 + 1 / L)):
+    for backward, slope in (
+        ("decoupled", 2 * E),
+        ("reused", 2 * E + (1 + rate) * E / (1 + 1 / L)),
+    ):
         runs = [
             sde.solve(
                 stream,
@@ -285,7 +386,9 @@ def test_two_layer_closed_form(exponent):
             )
             for r in range(8)
         ]
-        error = np.array([(run.f[1] - run.f[0]) / (eta * run.chi[0]) + slope for run in runs])
+        error = np.array(
+            [(run.f[1] - run.f[0]) / (eta * run.chi[0]) + slope for run in runs]
+        )
         allowed = 4 * error.std(ddof=1) / sqrt(len(runs))
         assert abs(error.mean()) < allowed < 0.3 * E, (backward, error)
 
@@ -314,7 +417,12 @@ def test_response_functions():
     for rng in range(8):
         runs.append(
             sde.solve(
-                Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), 20_000, L, "identity", backward="reused", rng=rng
+                Stream(np.ones((2, 3)), [1.0, 1.0], 0.1),
+                20_000,
+                L,
+                "identity",
+                backward="reused",
+                rng=rng,
             )
         )
     a = np.array([0.1 * run.chi[0] for run in runs])
@@ -329,13 +437,15 @@ def test_response_functions():
         and not B[..., 0, 1].any()
     )
     error = A[..., 1, 0] + a[:, None] * r[:-1]
-    assert (np.abs(error.mean(axis=0)) < 5 * error.std(axis=0) / sqrt(7)).all() and error.std(
-        axis=0
-    ).max() < 0.1
-    assert (np.abs(B[..., 0, 0].mean(axis=0)) < 5 * B[..., 0, 0].std(axis=0) / sqrt(7)).all() and B[
-        ..., 0, 0
-    ].std(axis=0).max() < 0.1
-    last = B[:, -1, 1, 0] + a  # g^1_L = v - eta chi_0 h^0_L and h^0_L holds u^0_L / sqrt(L)
+    assert (
+        np.abs(error.mean(axis=0)) < 5 * error.std(axis=0) / sqrt(7)
+    ).all() and error.std(axis=0).max() < 0.1
+    assert (
+        np.abs(B[..., 0, 0].mean(axis=0)) < 5 * B[..., 0, 0].std(axis=0) / sqrt(7)
+    ).all() and B[..., 0, 0].std(axis=0).max() < 0.1
+    last = (
+        B[:, -1, 1, 0] + a
+    )  # g^1_L = v - eta chi_0 h^0_L and h^0_L holds u^0_L / sqrt(L)
     assert abs(last.mean()) < 5 * last.std() / sqrt(7) and last.std() < 0.1
 
 
@@ -345,20 +455,32 @@ def test_response_functions_of_several_passes(phi):
     of phi(h^k_{l-1}) in it, and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A
     R)_{ki}. For g^k and xi_i, i <= k, likewise."""
     N, L, S = 400_000, 3, 4
-    X = 1 + 0.5 * np.random.default_rng(0).standard_normal((S, 5))  # similar inputs: strong responses
+    X = 1 + 0.5 * np.random.default_rng(0).standard_normal(
+        (S, 5)
+    )  # similar inputs: strong responses
     stream, noise = Stream(X, [2, 2, -2, 2], 0.2), sde.draw_noise(S, N, L, rng=3)
     run = sde.solve(stream, N, L, phi, backward="reused", noise=noise)
     p = ACTIVATIONS[phi].phi(run.h)
     for l in range(1, L + 1):
-        R, R_back = (np.linalg.cholesky(a @ a.T / N) for a in (p[:, l - 1], run.g[:, l]))
+        R, R_back = (
+            np.linalg.cholesky(a @ a.T / N) for a in (p[:, l - 1], run.g[:, l])
+        )
         A = sqrt(L) * np.tril(p[:, l - 1] @ noise.zeta[:, l - 1].T / N, -1)
         B = sqrt(L) * np.tril(run.g[:, l] @ noise.xi[:, l - 1].T / N)
         size = (
             6
             * sqrt(L / N)
-            * np.sqrt(max(np.mean(p[:, l - 1] ** 2, axis=1).max(), np.mean(run.g[:, l] ** 2, axis=1).max()))
+            * np.sqrt(
+                max(
+                    np.mean(p[:, l - 1] ** 2, axis=1).max(),
+                    np.mean(run.g[:, l] ** 2, axis=1).max(),
+                )
+            )
         )
-        assert np.abs(run.A[l - 1] @ R_back - A).max() < size and np.abs(run.B[l - 1] @ R - B).max() < size
+        assert (
+            np.abs(run.A[l - 1] @ R_back - A).max() < size
+            and np.abs(run.B[l - 1] @ R - B).max() < size
+        )
         assert np.abs(A[2:]).max() > 4 * size or l == 1
 
 
@@ -366,12 +488,20 @@ def test_repeated_and_zero_samples_are_not_new_directions():
     X = np.array([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0], [2.0, 4.0]])
     for dtype in ("float64", "float32"):
         run = sde.solve(Stream(X, np.ones(4), 0.2, 4), 3000, 4, rng=0, dtype=dtype)
-        assert np.allclose(run.h[0], run.h[1], atol=1e-5) and np.allclose(run.g[0], run.g[1], atol=1e-5)
+        assert np.allclose(run.h[0], run.h[1], atol=1e-5) and np.allclose(
+            run.g[0], run.g[1], atol=1e-5
+        )
         assert not run.h[2].any() and np.isclose(run.f[2], 0)
-        assert np.isfinite(run.h).all() and np.isfinite(run.g).all() and run.diverged_at is None
+        assert (
+            np.isfinite(run.h).all()
+            and np.isfinite(run.g).all()
+            and run.diverged_at is None
+        )
     for backward in ("decoupled", "reused"):
         for eta, seed in ((0.2, 0), (0.01, 1), (0.01, 2)):  # more passes than particles
-            small = sde.solve(stream_of(48, eta, seed=seed), 20, 3, backward=backward, rng=seed)
+            small = sde.solve(
+                stream_of(48, eta, seed=seed), 20, 3, backward=backward, rng=seed
+            )
             assert small.diverged_at is None and np.abs(small.g).max() < 30
 
 
@@ -381,8 +511,12 @@ def test_noise_keep_and_dtype():
         sde.solve(stream, 100, 4, rng=5),
         sde.solve(stream, 100, 4, noise=sde.draw_noise(3, 100, 4, rng=5)),
     )
-    assert all(np.array_equal(getattr(drawn, name), getattr(given, name)) for name in FIELDS)
-    kernels, outputs = (sde.solve(stream, 100, 4, rng=5, keep=keep) for keep in ("kernels", "outputs"))
+    assert all(
+        np.array_equal(getattr(drawn, name), getattr(given, name)) for name in FIELDS
+    )
+    kernels, outputs = (
+        sde.solve(stream, 100, 4, rng=5, keep=keep) for keep in ("kernels", "outputs")
+    )
     assert (
         np.array_equal(kernels.C, drawn.C)
         and np.array_equal(outputs.f, drawn.f)
@@ -390,24 +524,34 @@ def test_noise_keep_and_dtype():
         and outputs.C is None
     )
     for l in range(4):
-        assert np.allclose(drawn.C[l], np.tanh(drawn.h[:, l]) @ np.tanh(drawn.h[:, l]).T / 100)
+        assert np.allclose(
+            drawn.C[l], np.tanh(drawn.h[:, l]) @ np.tanh(drawn.h[:, l]).T / 100
+        )
         assert np.allclose(drawn.Gamma[l], drawn.g[:, l] @ drawn.g[:, l].T / 100)
     noise = sde.draw_noise(3, 100, 4, rng=5)
     for a in noise:
         a.flags.writeable = False
     assert np.array_equal(sde.solve(stream, 100, 4, noise=noise).f, drawn.f)
-    rounded = sde.solve(stream, 100, 4, noise=sde.draw_noise(3, 100, 4, rng=5), dtype="float32")
-    assert rounded.h.dtype == np.float32 and 0 < np.abs(rounded.h - drawn.h).max() < 1e-4
+    rounded = sde.solve(
+        stream, 100, 4, noise=sde.draw_noise(3, 100, 4, rng=5), dtype="float32"
+    )
+    assert (
+        rounded.h.dtype == np.float32 and 0 < np.abs(rounded.h - drawn.h).max() < 1e-4
+    )
 
 
 @pytest.mark.parametrize("block", ["pre", "two-layer"])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_layers_that_are_not_kept(phi, block):
     """keep="outputs" stores few layers of h; the numbers, and where a run diverges, are the same."""
-    stream, run = stream_of(4, 0.5), partial(sde.solve, particles=60, steps=5, phi=phi, block=block, rng=5)
+    stream, run = (
+        stream_of(4, 0.5),
+        partial(sde.solve, particles=60, steps=5, phi=phi, block=block, rng=5),
+    )
     for backward in ("decoupled", "reused"):
         assert np.array_equal(
-            run(stream, backward=backward).f, run(stream, backward=backward, keep="outputs").f
+            run(stream, backward=backward).f,
+            run(stream, backward=backward, keep="outputs").f,
         )
     wild = stream_of(6, 1e150)
     with warnings.catch_warnings():
@@ -422,7 +566,10 @@ def test_divergence_at_the_last_place():
     noise, found = nfd_min.draw_noise(2, 50, 1, rng=0), []
     for eta in np.geomspace(1e40, 1e158, 60):
         stream = Stream(1e-3 * np.eye(2), [1.0, 1.0], eta)  # small, so that h is finite
-        plain, run = nfd_min.nfd(stream, noise, "identity"), sde.solve(stream, 50, 1, "identity", noise=noise)
+        plain, run = (
+            nfd_min.nfd(stream, noise, "identity"),
+            sde.solve(stream, 50, 1, "identity", noise=noise),
+        )
         assert run.diverged_at == plain.diverged_at
         found.append(run.diverged_at)
     assert {None, (1, 0), (1, 1)} == set(found) and np.isfinite(run.h).all()
@@ -439,7 +586,11 @@ def test_divergence():
         )
     k, _ = run.diverged_at
     assert run.diverged_at == plain.diverged_at and 1 < k < 6
-    assert np.isfinite(run.f[:k]).all() and np.isfinite(run.h[:k]).all() and np.isnan(run.h[k + 1 :]).all()
+    assert (
+        np.isfinite(run.f[:k]).all()
+        and np.isfinite(run.h[:k]).all()
+        and np.isnan(run.h[k + 1 :]).all()
+    )
     assert (
         np.isfinite(run.C[:, :k, :k]).all()
         and np.isnan(run.C[:, k]).all()
@@ -461,25 +612,37 @@ def test_divergence():
         (dict(steps=0), "steps=0"),
         (dict(steps=2.0), "steps=2.0"),
         (dict(phi="sin"), "phi='sin' is unknown"),
-        (dict(backward="strong"), "backward='strong' is unknown; allowed: reused, decoupled, fresh"),
+        (
+            dict(backward="strong"),
+            "backward='strong' is unknown; allowed: reused, decoupled, fresh",
+        ),
         (dict(nearest="yes"), "nearest='yes' is unknown"),
         (dict(dtype="int"), "dtype='int' is unknown"),
         (dict(keep=None), "keep=None is unknown"),
         (dict(particles=10**12), "solve.* needs .* GiB; this machine has"),
-        (dict(noise=sde.draw_noise(2, 4, 3)), r"noise: xi has shape \(2, 3, 4\), expected \(2, 2, 4\)"),
+        (
+            dict(noise=sde.draw_noise(2, 4, 3)),
+            r"noise: xi has shape \(2, 3, 4\), expected \(2, 2, 4\)",
+        ),
         (dict(noise=5), "the 4 arrays u, v, xi, zeta"),
         (dict(stream=3), "stream must be a Stream, not int"),
         (dict(block="post"), "block='post' is unknown; allowed: pre, two-layer"),
         (dict(block="two-layer", nearest=True), 'nearest=True is for block="pre"'),
         (dict(backward="reused", nearest=True), 'nearest=True is for block="pre"'),
-        (dict(internal_lr_exponent=1), 'internal_lr_exponent=1 is for block="two-layer"'),
+        (
+            dict(internal_lr_exponent=1),
+            'internal_lr_exponent=1 is for block="two-layer"',
+        ),
         (
             dict(block="two-layer", noise=sde.draw_noise(2, 4, 2)),
             r"noise: xi has shape \(2, 2, 4\), expected \(2, 4, 4\)",
         ),
         (dict(dtype=[]), "dtype=\\[\\] is unknown"),
         (dict(noise=(1, 2)), "the 4 arrays u, v, xi, zeta"),
-        (dict(noise=sde.draw_noise(2, 4, 2)._replace(v=np.full(4, np.nan))), "noise: v must be finite"),
+        (
+            dict(noise=sde.draw_noise(2, 4, 2)._replace(v=np.full(4, np.nan))),
+            "noise: v must be finite",
+        ),
     ],
 )
 def test_bad_input(change, message):
@@ -490,7 +653,11 @@ def test_bad_input(change, message):
 # Kernels at initialisation
 # -------------------------------------------------------------------------------------
 
-X = np.random.default_rng(0).standard_normal((3, 4)) * [[1.0], [3.0], [0.3]]  # variances from 0.1 to 10
+X = np.random.default_rng(0).standard_normal((3, 4)) * [
+    [1.0],
+    [3.0],
+    [0.3],
+]  # variances from 0.1 to 10
 
 
 def test_init_kernels_linear():
@@ -499,12 +666,14 @@ def test_init_kernels_linear():
     K = X @ X.T / 4
     limit = nfd_limits.init_kernels(X, "identity")
     assert np.allclose(limit.Q, np.exp(limit.t)[:, None, None] * K, rtol=1e-9)
-    assert np.allclose(limit.Gamma, np.exp(1 - limit.t)[:, None, None], rtol=1e-9) and np.allclose(
-        limit.Theta, 3 * e * K, rtol=1e-9
-    )
+    assert np.allclose(
+        limit.Gamma, np.exp(1 - limit.t)[:, None, None], rtol=1e-9
+    ) and np.allclose(limit.Theta, 3 * e * K, rtol=1e-9)
     L = 7
     E, finite = (1 + 1 / L) ** L, nfd_limits.init_kernels(X, "identity", L)
-    assert np.allclose(finite.Q[3], (1 + 1 / L) ** 3 * K) and np.allclose(finite.Gamma[3], (1 + 1 / L) ** 4)
+    assert np.allclose(finite.Q[3], (1 + 1 / L) ** 3 * K) and np.allclose(
+        finite.Gamma[3], (1 + 1 / L) ** 4
+    )
     assert np.allclose(finite.Theta, (2 * E + E / (1 + 1 / L)) * K) and np.allclose(
         finite.t, np.arange(8) / 7
     )
@@ -535,9 +704,17 @@ def test_gaussian_moments_against_another_quadrature(phi):
             else:
                 s, t = (r[i, 0] * z[:, None] + r[i, 1] * z for i in (0, 1))
                 f = ACTIVATIONS[phi]
-                expected = weight @ (f.phi(s) * f.phi(t)) @ weight, weight @ (f.dphi(s) * f.dphi(t)) @ weight
+                expected = (
+                    weight @ (f.phi(s) * f.phi(t)) @ weight,
+                    weight @ (f.dphi(s) * f.dphi(t)) @ weight,
+                )
                 tolerance = 1e-3 if A.max() > 5 else 1e-6
-            assert np.allclose((phi_phi[a, b], dphi_dphi[a, b]), expected, rtol=tolerance, atol=tolerance), (
+            assert np.allclose(
+                (phi_phi[a, b], dphi_dphi[a, b]),
+                expected,
+                rtol=tolerance,
+                atol=tolerance,
+            ), (
                 a,
                 b,
             )
@@ -564,7 +741,8 @@ def test_tanh_quadrature_is_exact_where_a_closed_form_exists():
     A = X @ X.T / 4
     other = nfd_min.Activation("other", nfd_min.ERF.phi, nfd_min.ERF.dphi)
     for rule, exact in zip(
-        nfd_limits.gaussian_moments(A, other), nfd_limits.gaussian_moments(A, nfd_min.ERF)
+        nfd_limits.gaussian_moments(A, other),
+        nfd_limits.gaussian_moments(A, nfd_min.ERF),
     ):
         assert np.allclose(rule, exact, rtol=1e-9, atol=1e-12)
 
@@ -611,26 +789,45 @@ def test_relu_moments():
         one = nfd_limits.relu_moments(
             var, 1, "post"
         )  # E max(sigma Z, 0) = sigma / sqrt(2 pi), E max(sigma Z, 0)^2 = sigma^2 / 2
-        assert np.allclose(one.mean, [0, sqrt(var / 2 / np.pi)]) and np.allclose(one.square, [var, 1.5 * var])
+        assert np.allclose(one.mean, [0, sqrt(var / 2 / np.pi)]) and np.allclose(
+            one.square, [var, 1.5 * var]
+        )
     post = nfd_limits.relu_moments(1, 4000, "post")
     assert (
         (post.mean[1:] >= post.bound[1:] * (1 - 1e-12)).all()
         and post.bound[1] == post.mean[1]
         and post.bound.shape == post.mean.shape
-        and np.allclose(post.bound[2:] / post.bound[1:-1], 1 + 1 / sqrt(2 * np.pi * 4000))
+        and np.allclose(
+            post.bound[2:] / post.bound[1:-1], 1 + 1 / sqrt(2 * np.pi * 4000)
+        )
     )
-    growth = np.log(post.square[-1] / nfd_limits.relu_moments(1, 1000, "post").square[-1]) / (
-        2 / sqrt(2 * np.pi) * (sqrt(4000) - sqrt(1000))
-    )
+    growth = np.log(
+        post.square[-1] / nfd_limits.relu_moments(1, 1000, "post").square[-1]
+    ) / (2 / sqrt(2 * np.pi) * (sqrt(4000) - sqrt(1000)))
     assert 0.97 < growth < 1.03
     stream, n, L = Stream(np.ones((1, 3)), [0.0], 0), 200, 6
     for block in ("pre", "post"):
         exact = nfd_limits.relu_moments(1, L, block)
-        h = np.array([finite_net.train(stream, n, L, "relu", block=block, rng=r).h[0] for r in range(60)])
-        for measured, value in ((h.mean(axis=2), exact.mean), ((h**2).mean(axis=2), exact.square)):
+        h = np.array(
+            [
+                finite_net.train(stream, n, L, "relu", block=block, rng=r).h[0]
+                for r in range(60)
+            ]
+        )
+        for measured, value in (
+            (h.mean(axis=2), exact.mean),
+            ((h**2).mean(axis=2), exact.square),
+        ):
             error = measured.mean(axis=0) - value
-            assert (np.abs(error) < 4 * measured.std(axis=0) / sqrt(60) + 1e-12).all(), (block, error)
-    for bad in (dict(depth=0), dict(block="two-layer"), dict(square=-1), dict(square=np.nan)):
+            assert (
+                np.abs(error) < 4 * measured.std(axis=0) / sqrt(60) + 1e-12
+            ).all(), (block, error)
+    for bad in (
+        dict(depth=0),
+        dict(block="two-layer"),
+        dict(square=-1),
+        dict(square=np.nan),
+    ):
         with pytest.raises(ValueError):
             nfd_limits.relu_moments(**(dict(square=1, depth=3) | bad))
 
@@ -638,13 +835,23 @@ def test_relu_moments():
 def test_degenerate_inputs():
     for phi in ACTIVATIONS:
         for depth in (None, 3):
-            kernels = nfd_limits.init_kernels([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]], phi, depth)
+            kernels = nfd_limits.init_kernels(
+                [[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]], phi, depth
+            )
             assert all(np.isfinite(a).all() for a in kernels)
-            assert np.allclose(kernels.Q[:, 0], kernels.Q[:, 1]) and not kernels.Q[:, 3].any()
+            assert (
+                np.allclose(kernels.Q[:, 0], kernels.Q[:, 1])
+                and not kernels.Q[:, 3].any()
+            )
             assert np.allclose(kernels.Theta[0, 0], kernels.Theta[0, 1])
             if phi == "relu":
                 assert np.allclose(kernels.Gamma[:, 3, 3], 1)  # phi'(0) = 0
-    for bad in (dict(X=np.ones(3)), dict(X=[[np.nan]]), dict(X=X, depth=0), dict(X=X, phi="gelu")):
+    for bad in (
+        dict(X=np.ones(3)),
+        dict(X=[[np.nan]]),
+        dict(X=X, depth=0),
+        dict(X=X, phi="gelu"),
+    ):
         with pytest.raises(ValueError):
             nfd_limits.init_kernels(**bad)
 
@@ -659,11 +866,17 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
         h, g, p = run.h, run.g, np.tanh(run.h)
         theta = h[:, L] @ h[:, L].T / n + (g[:, 0] @ g[:, 0].T / n) * stream.gram
         theta += (
-            sum((g[:, l] @ g[:, l].T / n) * (p[:, l - 1] @ p[:, l - 1].T / n) for l in range(1, L + 1)) / L
+            sum(
+                (g[:, l] @ g[:, l].T / n) * (p[:, l - 1] @ p[:, l - 1].T / n)
+                for l in range(1, L + 1)
+            )
+            / L
         )
         thetas.append(theta)
     exact = nfd_limits.init_kernels(stream.X, depth=L).Theta
-    assert (np.abs(np.mean(thetas, axis=0) - exact) < 5 * np.std(thetas, axis=0) / sqrt(11)).all()
+    assert (
+        np.abs(np.mean(thetas, axis=0) - exact) < 5 * np.std(thetas, axis=0) / sqrt(11)
+    ).all()
     assert np.std(thetas, axis=0).max() < 0.2 * exact.max()
 
 
@@ -679,18 +892,33 @@ def test_linear_limit_one_step():
     for L in (1, 8, 64):
         E = (1 + 1 / L) ** L
         assert np.allclose(
-            nfd_limits.linear_limit(same, L, backward="reused").f, [0, -(2 * E + E / (1 + 1 / L)) * a], atol=1e-13
+            nfd_limits.linear_limit(same, L, backward="reused").f,
+            [0, -(2 * E + E / (1 + 1 / L)) * a],
+            atol=1e-13,
         )
-        assert np.allclose(nfd_limits.linear_limit(same, L).f, [0, -2 * E * a], atol=1e-13)
+        assert np.allclose(
+            nfd_limits.linear_limit(same, L).f, [0, -2 * E * a], atol=1e-13
+        )
         assert np.allclose(nfd_limits.linear_limit(same, L).h2[0], E) and np.allclose(
             nfd_limits.linear_limit(same, L).g2[0], E
         )
         for backward in ("reused", "decoupled"):  # f_1 is linear in x_1
-            once, double = (nfd_limits.linear_limit(stream, L, backward=backward).f[1] for stream in (same, twice))
+            once, double = (
+                nfd_limits.linear_limit(stream, L, backward=backward).f[1]
+                for stream in (same, twice)
+            )
             assert np.isclose(double, 2 * once, rtol=1e-13)
-    full, none = nfd_limits.linear_limit(same, backward="reused"), nfd_limits.linear_limit(same)
-    assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(none.f[1], -2 * e * a, rtol=1e-8)
-    for of_full, of_none in ((full.h2, none.h2), (full.g2, none.g2)):  # turned round it is the same network
+    full, none = (
+        nfd_limits.linear_limit(same, backward="reused"),
+        nfd_limits.linear_limit(same),
+    )
+    assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(
+        none.f[1], -2 * e * a, rtol=1e-8
+    )
+    for of_full, of_none in (
+        (full.h2, none.h2),
+        (full.g2, none.g2),
+    ):  # turned round it is the same network
         assert np.allclose(of_full, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
         assert np.allclose(of_none, [e, e + 3 * a**2 * e**2], rtol=1e-8)
     assert np.allclose(full.chi, full.f - 1)
@@ -705,7 +933,13 @@ def test_linear_limit_is_the_limit_of_particles(backward, batch):
     exact = nfd_limits.linear_limit(stream, 6, backward=backward)
     for r in range(12):
         run = sde.solve(stream, 20_000, 6, "identity", backward=backward, rng=r)
-        runs.append([run.f, np.mean(run.h[:, -1] ** 2, axis=1), np.mean(run.g[:, 0] ** 2, axis=1)])
+        runs.append(
+            [
+                run.f,
+                np.mean(run.h[:, -1] ** 2, axis=1),
+                np.mean(run.g[:, 0] ** 2, axis=1),
+            ]
+        )
     error = np.array(runs) - [exact.f, exact.h2, exact.g2]
     other = nfd_limits.linear_limit(
         stream, 6, backward="decoupled" if backward == "reused" else "reused"
@@ -719,13 +953,23 @@ def test_linear_limit_is_the_limit_of_particles(backward, batch):
         ).max()
         > 20
     )
-    coarse, fine = (np.array(nfd_limits.linear_limit(stream, L, backward=backward)) for L in (64, 128))
+    coarse, fine = (
+        np.array(nfd_limits.linear_limit(stream, L, backward=backward))
+        for L in (64, 128)
+    )
     limit = np.array(nfd_limits.linear_limit(stream, backward=backward))
     assert np.abs(2 * fine - coarse - limit).max() < 0.1 * np.abs(fine - limit).max()
 
 
 @pytest.mark.parametrize(
-    "bad", [dict(backward="nearest"), dict(depth=0), dict(depth=1.5), dict(depth=10**7), dict(stream=3)]
+    "bad",
+    [
+        dict(backward="nearest"),
+        dict(depth=0),
+        dict(depth=1.5),
+        dict(depth=10**7),
+        dict(stream=3),
+    ],
 )
 def test_linear_limit_rejects(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
@@ -744,10 +988,17 @@ def test_first_step_kernel(phi):
     x = np.array([1.0, -1.0, 1.0, 1.0])
     Theta, Theta_NFD = nfd_limits.first_step_kernel(x, phi)[:2]
     kernels = nfd_limits.init_kernels(x[None], phi)
-    phi_2 = [nfd_limits.gaussian_moments(Q, ACTIVATIONS[phi])[0][0, 0] for Q in kernels.Q]
+    phi_2 = [
+        nfd_limits.gaussian_moments(Q, ACTIVATIONS[phi])[0][0, 0] for Q in kernels.Q
+    ]
     assert np.isclose(Theta, kernels.Theta[0, 0]) and Theta_NFD < Theta
-    assert np.isclose(Theta_NFD, kernels.Q[-1, 0, 0] + trapezoid(phi_2, kernels.t) + 1, rtol=1e-3)
+    assert np.isclose(
+        Theta_NFD, kernels.Q[-1, 0, 0] + trapezoid(phi_2, kernels.t) + 1, rtol=1e-3
+    )
     if phi == "identity":
         E = (1 + 1 / 4) ** 4
         assert np.allclose((Theta, Theta_NFD), (3 * e, 2 * e))
-        assert np.allclose(nfd_limits.first_step_kernel(x, phi, 4)[:2], (2 * E + E / (1 + 1 / 4), 2 * E))
+        assert np.allclose(
+            nfd_limits.first_step_kernel(x, phi, 4)[:2],
+            (2 * E + E / (1 + 1 / 4), 2 * E),
+        )

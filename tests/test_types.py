@@ -78,7 +78,9 @@ audit(seed="0")
 
 def run(*command):
     """What it prints."""
-    done = subprocess.run([sys.executable, "-m", *command], cwd=HERE, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=HERE, capture_output=True, text=True
+    )
     return done.stdout + done.stderr
 
 
@@ -96,8 +98,12 @@ def test_checker_sees_what_is_wrong(tmp_path):
     script, right = tmp_path / "script.py", RIGHT.splitlines()
     script.write_text(RIGHT + WRONG.lstrip())
     out = run("mypy", "--strict", "--cache-dir", str(tmp_path), str(script))
-    found = {int(line.split(":")[1]) for line in out.splitlines() if ": error: " in line}
-    assert found == set(range(len(right) + 1, len(right) + 1 + len(WRONG.split("\n")) - 2)), out
+    found = {
+        int(line.split(":")[1]) for line in out.splitlines() if ": error: " in line
+    }
+    assert found == set(
+        range(len(right) + 1, len(right) + 1 + len(WRONG.split("\n")) - 2)
+    ), out
 
 
 @pytest.mark.slow
@@ -116,8 +122,13 @@ class Close(doctest.OutputChecker):
 
     def check_output(self, want, got, optionflags):
         numbers = zip(*map(self.NUMBER.findall, (want, got)))
-        text = [re.sub(r"\s", "", self.NUMBER.sub("#", printed)) for printed in (want, got)]
-        close = (abs(float(a) - float(b)) <= 0.5 * 0.1 ** len(a.partition(".")[2]) for a, b in numbers)
+        text = [
+            re.sub(r"\s", "", self.NUMBER.sub("#", printed)) for printed in (want, got)
+        ]
+        close = (
+            abs(float(a) - float(b)) <= 0.5 * 0.1 ** len(a.partition(".")[2])
+            for a, b in numbers
+        )
         return text[0] == text[1] and all(close)
 
 
@@ -125,7 +136,9 @@ class Close(doctest.OutputChecker):
 def test_examples(module):
     """Docstrings' examples, which are there to be tried, give what they say."""
     runner = doctest.DocTestRunner(Close(), verbose=False)
-    tried = [runner.run(test).attempted for test in doctest.DocTestFinder().find(module)]
+    tried = [
+        runner.run(test).attempted for test in doctest.DocTestFinder().find(module)
+    ]
     assert sum(tried) and not runner.failures
 
 
@@ -133,7 +146,9 @@ def test_examples(module):
 def test_help(name):
     """Every public function has a signature, and its docstring's "name : " lines are about its arguments."""
     module = importlib.import_module(name)
-    for public in filter(callable, (getattr(module, public) for public in module.__all__)):
+    for public in filter(
+        callable, (getattr(module, public) for public in module.__all__)
+    ):
         arguments, text = inspect.signature(public).parameters, inspect.getdoc(public)
         named = re.findall(r"(?:^|;  )(\w+(?:, \w+)*) : ", text, re.MULTILINE)
         assert {*", ".join(named).split(", ")} - {""} <= set(arguments), public

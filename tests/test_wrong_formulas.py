@@ -17,7 +17,9 @@ HERE = Path(__file__).parents[1]
 TABLE = tomllib.loads((HERE / "tests" / "wrong_formulas.toml").read_text())["wrong"]
 IDS = [f"{number}x {wrong['name']}" for number, wrong in enumerate(TABLE)]
 MOST = 600  # seconds until a run counts as one that does not end
-FAILED = 1  # exit status of pytest if a test fails, and of nfd-audit if a verdict surprises
+FAILED = (
+    1  # exit status of pytest if a test fails, and of nfd-audit if a verdict surprises
+)
 
 
 @pytest.fixture
@@ -37,7 +39,9 @@ def changed(directory, changes):
 
 def python(directory, *command):
     """Run Python in the copy, with its code and no other."""
-    environment = {key: value for key, value in os.environ.items() if "NUMBA_CACHE" not in key}
+    environment = {
+        key: value for key, value in os.environ.items() if "NUMBA_CACHE" not in key
+    }
     environment |= {"PYTHONPATH": str(directory)}
     environment.pop("PYTEST_XDIST_WORKER", None)
     return subprocess.run(
@@ -59,7 +63,9 @@ def test_wrong_formula_is_seen(wrong, copy):
     done = python(copy, *command, "slow or not slow", f"tests/{wrong['test']}")
     assert done.returncode == FAILED, f"no test fails\n{done.stdout}{done.stderr}"
     if "claim" in wrong:
-        claim = python(copy, "-m", "nfd_audit", "--claims", wrong["claim"], "--workers", "1")
+        claim = python(
+            copy, "-m", "nfd_audit", "--claims", wrong["claim"], "--workers", "1"
+        )
         seen = "0 of 1 verdicts as expected" in claim.stdout
         assert claim.returncode == FAILED and seen, claim.stdout + claim.stderr
 

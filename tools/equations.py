@@ -1,10 +1,12 @@
-"""docs/equations.md: what every equation says, functions that compute it, tests that see it wrong, claims.
+"""docs/equations.md: what every equation says, functions that compute it, tests that
+see it wrong, claims.
 
     python tools/equations.py            writes it and prints the holes
     python tools/equations.py --check    prints the holes, also if it is not up to date
 
-Exit status 1 if there is a hole. What an equation says is in docs/equations.toml, by hand. Where it is, is
-found by its number, [20] or in a range [20]-[25], in the comments and docstrings of functions and classes.
+Exit status 1 if there is a hole. What an equation says is in docs/equations.toml, by
+hand. Where it is, is found by its number, [20] or in a range [20]-[25], in the
+comments and docstrings of functions and classes.
 """
 
 import argparse
@@ -34,12 +36,14 @@ MOST, TESTS = 3, 4  # functions, and tests, that are named for one equation
 HEAD = """\
 # Every equation: what it says, where it is computed, which tests see it wrong
 
-`python tools/equations.py` writes this page from `equations.toml` and from the numbers in comments and docstrings
-of the code: the paper's, and those with an X, which are this project's own. *plain* is the text to read,
-*fast* its compiled twin; `grep -nE '# .*\\[15\\]' *.py` finds the lines themselves. A wrong sign in one of
-them is seen by at least one of the tests of its row; the test that sees most of the wrong formulas of
-`pytest -m formulas` comes first. A *claim* is one of `nfd-audit`, with what measures it.
-Numbers of the paper that have no row are [at the end](#numbers-that-restate-others).
+`python tools/equations.py` writes this page from `equations.toml` and from the numbers
+in comments and docstrings of the code: the paper's, and those with an X, which are
+this project's own. *plain* is the text to read, *fast* its compiled twin; `grep -nE '#
+.*\\[15\\]' *.py` finds the lines themselves. A wrong sign in one of them is seen by at
+least one of the tests of its row; the test that sees most of the wrong formulas of
+`pytest -m formulas` comes first. A *claim* is one of `nfd-audit`, with what measures
+it. Numbers of the paper that have no row are [at the
+end](#numbers-that-restate-others).
 """
 
 
@@ -51,7 +55,8 @@ class Place(NamedTuple):
 
 
 def numbers(text, names=()):
-    """The N of every [N] and [M]-[N] in a text, but of indices like h[0], and those of the names in it."""
+    """The N of every [N] and [M]-[N] in a text, but of indices like h[0], and those of
+    the names in it."""
     text = " ".join(text.split())
     found = {name for name in names if name.lower() in text.lower()}
     for first, last in re.findall(r"(?<![\w)\]])\[(X?\d+)\](?:-\[(X?\d+)\])?", text):
@@ -63,7 +68,8 @@ def numbers(text, names=()):
 
 
 def cited(text):
-    """The N of every (N), (M)-(N) and \\tag{N} of docs/theory.md, but of values like Q(0)."""
+    """The N of every (N), (M)-(N) and \\tag{N} of docs/theory.md, but of values like
+    Q(0)."""
     text = re.sub(r"\\tag\{(X?\d+)\}", r" [\1]", text)
     return numbers(re.sub(r"(?<![\w)}\]])\((X?\d{1,3})\)", r"[\1]", text))
 
@@ -90,8 +96,8 @@ def of_range(text):
 
 
 def unexplained(theory, rows, restated):
-    """The holes of the table of numbers that restate others: numbers of the text `theory` that neither it nor
-    a row has, numbers that both have, rows that it names and that are not there."""
+    """The holes of the table of numbers that restate others: numbers of the text
+    `theory` that neither it nor a row has, numbers that both have, rows that it names and that are not there."""
     known = set(sum((row.get("tags", [row["number"]]) for row in rows), []))
     others = [(each, of_range(each["numbers"])) for each in restated]
     both = set().union(*(found for _, found in others))
@@ -112,8 +118,8 @@ def unexplained(theory, rows, restated):
 
 
 def owners(node, inside=""):
-    """(first line, last line, name) of functions, not of those inside of functions, of classes, and of
-    docstrings of what is assigned."""
+    """(first line, last line, name) of functions, not of those inside of functions, of
+    classes, and of docstrings of what is assigned."""
     for before, child in pairwise([None, *node.body]):
         if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
             first = min(part.lineno for part in (child, *child.decorator_list))
@@ -129,7 +135,8 @@ def owners(node, inside=""):
 
 
 def tagged(sources, names=()):
-    """{number: {Place: whether a comment there has it, not a docstring alone}} of {file: its text}."""
+    """{number: {Place: whether a comment there has it, not a docstring alone}} of
+    {file: its text}."""
     out = {}
     for file, source in sources.items():
         tree, tokens = (
@@ -156,7 +163,8 @@ def tagged(sources, names=()):
 
 
 def fill(rows, sources, claims, wrong):
-    """Add plain, fast, tests and claims to each row of the table; the holes, a list of sentences.
+    """Add plain, fast, tests and claims to each row of the table; the holes, a list of
+    sentences.
 
     sources : {file: its text};  claims : {id: Claim};  wrong : the wrong formulas
     """

@@ -1,14 +1,16 @@
-"""What README.md and docs/ print is made here: tables, outputs of Python. And their commands run.
+"""What README.md and docs/ print is made here: tables, outputs of Python. And their
+commands run.
 
-    nfd-audit --json docs/audit.json && python tools/pages.py      makes the tables and writes them
-    python bench.py --json docs/bench.json && python tools/pages.py
+    nfd-audit --json docs/audit.json && python tools/pages.py      makes the tables and
+    writes them python bench.py --json docs/bench.json && python tools/pages.py
     nfd-figures all && python tools/pages.py --pictures figures
-    python tools/pages.py --check                                  says what differs, exit status 1
-    python tools/pages.py --run                                    runs every command of the pages
+    python tools/pages.py --check                                  says what differs,
+    exit status 1 python tools/pages.py --run                                    runs
+    every command of the pages
 
-A table stands between <!-- NAME --> and <!-- end -->. What a block of Python prints stands in the block
-of text behind it. The blocks of one page share their names and run in an empty directory, where the
-blocks headed <!-- file: NAME --> are files.
+A table stands between <!-- NAME --> and <!-- end -->. What a block of Python prints
+stands in the block of text behind it. The blocks of one page share their names and run
+in an empty directory, where the blocks headed <!-- file: NAME --> are files.
 """
 
 import argparse
@@ -41,7 +43,7 @@ PAGES = [HERE / "README.md", *sorted((HERE / "docs").glob("*.md"))]
 TABLE = re.compile(r"(<!-- ([a-z]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 NUMBER = r"-?\d+\.?\d*(?:e[-+]?\d+)?"
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Tables
 
 
@@ -164,12 +166,13 @@ def keep_pictures(directory: str) -> None:
     store.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Python
 
 
 def python_blocks(document: Document) -> Iterator[Region]:
-    """A region for each block of Python with the block of text that is right behind it."""
+    """A region for each block of Python with the block of text that is right behind
+    it."""
     behind = {}
     for region in FencedCodeBlockLexer("text")(document):
         behind[len(document.text[: region.start].rstrip())] = region
@@ -205,8 +208,8 @@ def output_of(lexemes: dict, names: dict) -> str:
 def alike(ours: str, theirs: str) -> bool:
     """Whether two texts say the same: the same words, and numbers that are close.
 
-    Another machine rounds elsewhere: neither the last digits of a number count, nor the blanks and
-    rules of a table, whose columns are as wide as the numbers in them.
+    Another machine rounds elsewhere: neither the last digits of a number count, nor
+    the blanks and rules of a table, whose columns are as wide as the numbers in them.
     """
 
     def words(text: str) -> str:
@@ -278,7 +281,7 @@ def written(page: str) -> str:
     return TABLE.sub(lambda match: match[1] + made[match[2]] + match[4], page)
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Commands
 
 PROGRAMS = "nfd-audit|nfd-figures|python|pytest|pip|poe|jupyter|dask|grep|cd"
@@ -300,7 +303,7 @@ IN_CI = {  # it takes minutes otherwise
     "nfd-figures all --paper": "nfd-figures convergence --paper "
     "--widths 16,32 --depths 4,8 --seeds 2",
     "python bench.py": "python bench.py --quick --repeat 2",
-    "pytest -m formulas": "pytest -m formulas -k 2x_or_7x",
+    "pytest -m formulas": "pytest -m formulas -k X11",
     'pip install -e ".[bench]"': "pip install -q jax",  # without PyTorch, the larger one
     'pip install -e ".[crosscheck]"': "pip install -q jax && "
     "pytest -n 0 tests/test_examples.py",
@@ -337,7 +340,8 @@ def never_run(pages: list[str]) -> set[str]:
 
 
 def ended(command: str, directory: Path) -> tuple[int, str]:
-    """The exit status of a line of Bash, whose background jobs end with it, and its output."""
+    """The exit status of a line of Bash, whose background jobs end with it, and its
+    output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path}
     with tempfile.TemporaryFile("w+") as out:
@@ -357,7 +361,8 @@ def ended(command: str, directory: Path) -> tuple[int, str]:
 
 
 def run(pages: Iterable[str]) -> Iterator[tuple[float, str, str]]:
-    """Run the commands of each page in a copy of the project: (seconds, command, what went wrong)."""
+    """Run the commands of each page in a copy of the project: (seconds, command, what
+    went wrong)."""
     done = set()
     for page in pages:
         with tempfile.TemporaryDirectory() as directory:

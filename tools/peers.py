@@ -1,8 +1,9 @@
-"""The work of bench.py in NumPy, PyTorch and JAX, as somebody who knows them well would write it.
+"""The work of bench.py in NumPy, PyTorch and JAX, as somebody who knows them well
+would write it.
 
-Each `network_*` and `particles_*` takes the samples and the weights or the noise, converts them,
-and returns a function without arguments that trains and gives the outputs f, shape (S,). What is
-not installed is left out.
+Each `network_*` and `particles_*` takes the samples and the weights or the noise,
+converts them, and returns a function without arguments that trains and gives the
+outputs f, shape (S,). What is not installed is left out.
 """
 
 from functools import partial
@@ -74,7 +75,7 @@ def draw_too(name: str, run: Run, shape: tuple, dtype: str) -> Run:
     return both
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Networks [1]-[3]
 
 
@@ -155,7 +156,8 @@ def network_torch(stream: Stream, weights: tuple) -> Run:
 
 
 def network_jax(stream: Stream, weights: tuple) -> Run:
-    """Both passes are scans over the layers, training is a scan over the mini-batches."""
+    """Both passes are scans over the layers, training is a scan over the
+    mini-batches."""
     import jax
     import jax.numpy as jnp
 
@@ -198,7 +200,7 @@ def network_jax(stream: Stream, weights: tuple) -> Run:
     return run
 
 
-# ----------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Particles [20]-[25]
 
 
