@@ -566,6 +566,10 @@ KEEP = {
 }
 WIDE = 512  # from this width on threads share the rows of a matrix
 TEST_ROWS = 128  # test inputs that go through the network at a time
+WORTH_A_THREAD = 2**22
+"""Multiplications of one network, about a millisecond, from which on `train_many` gives
+each thread its own; Python, of which one thread runs at a time, takes a tenth of that."""
+
 SPAN = 2**27
 """Multiplications, less than a second, between returns to Python, for Ctrl-C and the
 progress bar; more if one mini-batch, or TEST_ROWS test inputs, take more."""
@@ -688,8 +692,7 @@ def train_many(
 ) -> list[Trajectory]:
     """[train(stream, width, depth, phi, rng=seed, ..) for seed in seeds], bit for bit.
 
-    The threads share the networks, or, where one network takes a second or more, each
-    network in turn.
+    The threads share the networks, or the rows of the matrices where these are wide.
 
     seeds : of numpy.random.default_rng, one for each network; no Generators
     The rest as in `train`, whose memory is needed once for each thread, and for each
@@ -702,7 +705,9 @@ def train_many(
     numbers += net.matrices * net.n**2 * (1 + net.decoupled) * ("weights" in kept)
     needed = R * (itemsize * numbers + 16 * net.L * S * S * bool(kept))
     check_memory(needed, f"train_many of {R} networks")
-    threads = 1 if net.n >= WIDE else min(thread_count(), max(R, 1))
+    threads = min(thread_count(), max(R, 1))
+    if net.n >= WIDE or S // stream.batch * _work(net, stream) < WORTH_A_THREAD:
+        threads = 1
     _check_memory(stream, net, real, threads, kept)
 
     def one(rng: np.random.Generator) -> Trajectory:

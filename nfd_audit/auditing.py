@@ -78,8 +78,9 @@ class Audit:
 
     def to_json(self, file: str | os.PathLike | None = None) -> str:
         """The text of --json, also written to a file if one is given."""
-        everything = self.about | dict(claims=self.results)
-        return _written(json.dumps(plain(everything), indent=1), file)
+        about = json.dumps(plain(self.about), indent=1).rstrip("}\n")
+        claims = ",\n".join(json.dumps(plain(result)) for result in self.results)
+        return _written(f'{about},\n "claims": [\n{claims}\n]}}\n', file)
 
     def to_html(self, file: str | os.PathLike | None = None) -> str:
         """The text of --html, also written to a file if one is given.
