@@ -568,7 +568,7 @@ WIDE = 512  # from this width on threads share the rows of a matrix
 TEST_ROWS = 128  # test inputs that go through the network at a time
 WORTH_A_THREAD = 2**22
 """Multiplications of one network, about a millisecond, from which on `train_many` gives
-each thread its own; Python, of which one thread runs at a time, takes a tenth of that."""
+each thread its own: Python, which one thread runs at a time, takes a tenth of that."""
 
 SPAN = 2**27
 """Multiplications, less than a second, between returns to Python, for Ctrl-C and the
