@@ -617,7 +617,7 @@ def add(c, A, t, lo, hi, n, y):
         plus(c[j], A[j, t][lo:hi], y)
 
 
-@kernel
+@kernel(fastmath=False)
 def total(part, N):
     """The shares part (chunks, K), summed in their order, over N: shape (K,)."""
     out = np.zeros(part.shape[1])

@@ -278,10 +278,11 @@ def combine(b, x, c, z, y):
 
 
 # --------------------------------------------------------------------------------------
-# What one thread does before and after the chunks of a layer
+# What one thread does before and after the chunks of a layer, in the order of the text:
+# reordered, single numbers would be rounded in another way from one compilation to the next
 
 
-@kernel
+@kernel(fastmath=False)
 def forward_terms(k, t, J, a, layers, q, shares, N, terms):
     """The coefficients of h^k_t; a (S,) is eta chi_j / batch."""
     noise, drift, owed = terms
@@ -306,7 +307,7 @@ def forward_terms(k, t, J, a, layers, q, shares, N, terms):
         owe(k, k, sides, factors, known, fresh, layers.rho[t], owed)
 
 
-@kernel
+@kernel(fastmath=False)
 def backward_terms(k, t, J, a, layers, q, shares, N, terms):
     """The coefficients of g^k_t; a (S,) is eta chi_j / batch."""
     noise, drift, owed = terms
@@ -333,7 +334,7 @@ def backward_terms(k, t, J, a, layers, q, shares, N, terms):
         owe(k, k + 1, sides, factors, known, fresh, layers.rho[t + 1], owed)
 
 
-@kernel
+@kernel(fastmath=False)
 def owe(k, n, sides, factors, known, fresh, rho, owed):
     """Of image k: the coefficients on n vectors of the other side, so that W~ = rho W +
     sqrt(1 - rho^2) W', and W and W~ are one matrix for rho = 1. [45], [X1]
@@ -373,7 +374,7 @@ def owe(k, n, sides, factors, known, fresh, rho, owed):
         owed[i] = w[i]
 
 
-@kernel
+@kernel(fastmath=False)
 def cholesky_row(vectors, t, k, part, gram, R):
     """Row k of gram_jk = <a^j, a^k> / N, from the chunks' shares, and of its R. [23]
 
@@ -399,7 +400,7 @@ def cholesky_row(vectors, t, k, part, gram, R):
     R[k, k] = sqrt(r2)
 
 
-@kernel
+@kernel(fastmath=False)
 def rest_of_row(vectors, t, k, part, gram, R):
     """|rest|^2 / N of rest = a^k - its projection on the span of the earlier a^j, or 0
     if that is rounding. Corrects R[k] by re-orthogonalisation."""
@@ -432,7 +433,7 @@ def rest_of_row(vectors, t, k, part, gram, R):
     return 0.0 if r2 <= (spanned * rounding) ** 2 else r2
 
 
-@kernel
+@kernel(fastmath=False)
 def inputs_row(X, k, K, U):
     """Row k of K = <x_j, x_k> / d and of its Cholesky factor U. [24]"""
     d, place = X.shape[2], np.int64(0)
@@ -443,7 +444,7 @@ def inputs_row(X, k, K, U):
     cholesky_row(X, place, k, part, K, U)
 
 
-@kernel
+@kernel(fastmath=False)
 def finish(k, train, q, shares, N):
     """f_k, chi_k, and whether all of the pass is finite. [23], [2]"""
     f = total(shares.f, N)[0]

@@ -134,6 +134,8 @@ def test_samples_in_epochs():
 
 
 def test_every_kind_of_file_gives_the_same(tmp_path):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("openpyxl")
     expected = normalised(INPUTS)
     np.savez(tmp_path / "a.npz", X=INPUTS, y=LABELS)
     np.savez(tmp_path / "large.npz", X=INPUTS * 1e300, y=LABELS)
@@ -362,6 +364,8 @@ def test_more_bad_files(tmp_path):
 
 def test_text_dates_and_sheets(tmp_path):
     """What is no number can be dropped; of two sheets none is chosen."""
+    pytest.importorskip("openpyxl")
+    pytest.importorskip("pyarrow")
     path = str(tmp_path / "a.csv")
     FRAME.assign(y="setosa").to_csv(path, index=False)
     refused(path, "column y: 'setosa' in row 1 is not a finite number")
@@ -548,6 +552,8 @@ def test_one_hot_labels(tmp_path, first):
 
 
 def test_options_that_a_file_has_no_use_for(tmp_path):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("openpyxl")
     np.savez(tmp_path / "a.npz", X=INPUTS, y=LABELS)
     refused(tmp_path / "a.npz", "label is for tables", label="last")
     refused(tmp_path / "a.npz", "header is for tables", header=True)
