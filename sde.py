@@ -278,8 +278,8 @@ def combine(b, x, c, z, y):
 
 
 # --------------------------------------------------------------------------------------
-# What one thread does before and after the chunks of a layer, in the order of the text:
-# reordered, single numbers would be rounded in another way from one compilation to the next
+# What one thread does before and after the chunks of a layer: in the order of the text,
+# as single numbers, reordered, would be rounded otherwise by another compilation
 
 
 @kernel(fastmath=False)
