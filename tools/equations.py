@@ -162,6 +162,21 @@ def tagged(sources, names=()):
     return out
 
 
+def fill_code(row, at):
+    """Add plain and fast to a row: its places, those with a comment first.
+
+    at : {Place: whether a comment there has the row's number}
+    """
+    for part, files in MODULES.items():
+        places = [
+            place for file in files for place in at if place.file == file and place.name
+        ]
+        places.sort(key=lambda place: not at[place])
+        row[part] = places or row.get(part, [])
+    if row["plain"] and {"nfd_limits.py"} == {place[0] for place in row["plain"]}:
+        row["fast"] = row["fast"] or "the same"
+
+
 def fill(rows, sources, claims, wrong):
     """Add plain, fast, tests and claims to each row of the table; the holes, a list of
     sentences.
@@ -193,18 +208,7 @@ def fill(rows, sources, claims, wrong):
             for tag in own
             for place, comment in tags.get(tag, {}).items()
         }
-        for part, files in MODULES.items():
-            places = [
-                place
-                for file in files
-                for place in at
-                if place.file == file and place.name
-            ]
-            row[part] = sorted(places, key=lambda place: not at[place]) or row.get(
-                part, []
-            )
-        if row["plain"] and {"nfd_limits.py"} == {place[0] for place in row["plain"]}:
-            row["fast"] = row["fast"] or "the same"
+        fill_code(row, at)
         tests = [
             place
             for place in at
