@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
 from math import sqrt
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -564,6 +564,7 @@ KEEP = {
     "outputs": (),
     "weights": ("h", "C", "weights"),
 }
+Keep: TypeAlias = nfd_min.Keep | Literal["weights"]
 WIDE = 512  # from this width on threads share the rows of a matrix
 TEST_ROWS = 128  # test inputs that go through the network at a time
 WORTH_A_THREAD = 2**22
@@ -601,9 +602,9 @@ class Network(NamedTuple):
 
 
 def draw_weights(
-    width: int,
-    depth: int,
-    d: int,
+    width: nfd_min.Int,
+    depth: nfd_min.Int,
+    d: nfd_min.Int,
     *,
     block: str = "pre",
     decoupled: bool = False,
@@ -624,16 +625,16 @@ def draw_weights(
 
 def train(
     stream: Stream,
-    width: int,
-    depth: int,
+    width: nfd_min.Int,
+    depth: nfd_min.Int,
     phi: nfd_min.Phi = "tanh",
     *,
     dtype: nfd_min.Dtype = "float64",
     weights: nfd_min.Weights | None = None,
     rng: nfd_min.Rng = None,
-    keep: str = "all",
+    keep: Keep = "all",
     test: ArrayLike | None = None,
-    test_every: int = 1,
+    test_every: nfd_min.Int = 1,
     **network: Unpack[nfd_min.Network],
 ) -> Trajectory:
     """Train a network of explicit matrices by mini-batch SGD. [1]-[3], [8]
@@ -671,8 +672,20 @@ def train(
     return _trained(stream, net, real, kept, weights, rng, test, every)
 
 
+class How(nfd_min.Network, total=False):
+    """Keywords of `train`, for annotations."""
+
+    dtype: nfd_min.Dtype
+    keep: Keep
+    test: ArrayLike | None
+    test_every: nfd_min.Int
+
+
 def sgd(
-    stream: Stream, weights: nfd_min.Weights, phi: nfd_min.Phi = "tanh", **how: Any
+    stream: Stream,
+    weights: nfd_min.Weights,
+    phi: nfd_min.Phi = "tanh",
+    **how: Unpack[How],
 ) -> Trajectory:
     """`train` from given weights, as nfd_min.sgd: decoupled if there are four."""
     how.setdefault("backward", "reused" if len(weights) == 3 else "decoupled")
@@ -681,13 +694,13 @@ def sgd(
 
 def train_many(
     stream: Stream,
-    width: int,
-    depth: int,
+    width: nfd_min.Int,
+    depth: nfd_min.Int,
     seeds: Iterable[Any],
     phi: nfd_min.Phi = "tanh",
     *,
     dtype: nfd_min.Dtype = "float64",
-    keep: str = "all",
+    keep: Keep = "all",
     **network: Unpack[nfd_min.Network],
 ) -> list[Trajectory]:
     """[train(stream, width, depth, phi, rng=seed, ..) for seed in seeds], bit for bit.

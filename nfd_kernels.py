@@ -649,5 +649,5 @@ def progress(iterable: Iterable, what: str) -> Iterable:
             from tqdm.auto import tqdm
         except ImportError:
             return iterable
-        disable = False if notebook else None
-        return tqdm(iterable, desc=what, disable=disable, delay=2, leave=False)
+        where = {} if notebook else {"disable": None}  # what is no terminal
+        return tqdm(iterable, desc=what, delay=2, leave=False, **where)

@@ -138,7 +138,7 @@ def sgd(
     phi: Phi = "tanh",
     *,
     block: str = "pre",
-    **network: Unpack[OfChain],
+    **network: Unpack[Matrices],
 ) -> Trajectory:
     """Train by mini-batch SGD, moving explicit matrices. `finite_net.train` is faster.
 
@@ -1659,6 +1659,7 @@ Phi: TypeAlias = PhiName | Activation
 LossName: TypeAlias = Literal["squared", "logistic"]
 Scaling: TypeAlias = Literal["depth-mup", "mup", "vanilla"]
 Dtype: TypeAlias = Literal["float64", "float32"]
+Keep: TypeAlias = Literal["all", "kernels", "outputs"]
 Backward: TypeAlias = (
     Literal["reused", "decoupled", "fresh"] | Number | Sequence[Number] | Floats
 )
@@ -1667,16 +1668,25 @@ Rng: TypeAlias = (
 )
 
 
-class OfChain(TypedDict, total=False):
-    """Keywords of `chain` that `sgd` hands on."""
+class Coupling(TypedDict, total=False):
+    """Keywords of `chain` that everything takes."""
 
-    scaling: Scaling
     internal_lr_exponent: Number
     backward: Backward
     branch_exponent: Number
 
 
-class Network(OfChain, total=False):
-    """The same, and the block."""
+class Particles(Coupling, total=False):
+    """Those that `sde.solve` takes."""
 
     block: str
+
+
+class Matrices(Coupling, total=False):
+    """Those that `sgd` hands on."""
+
+    scaling: Scaling
+
+
+class Network(Matrices, Particles, total=False):
+    """All of them."""

@@ -32,7 +32,7 @@ t = 0..T of a chain of T layers (`nfd_min.chain`). Layer t leads from t-1 to t.
 
 import functools
 from math import sqrt
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
@@ -524,9 +524,9 @@ def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
 
 
 def draw_noise(
-    samples: int,
-    particles: int,
-    steps: int,
+    samples: nfd_min.Int,
+    particles: nfd_min.Int,
+    steps: nfd_min.Int,
     *,
     dtype: nfd_min.Dtype = "float64",
     rng: nfd_min.Rng = None,
@@ -547,16 +547,16 @@ def draw_noise(
 
 def solve(
     stream: Stream,
-    particles: int,
-    steps: int,
+    particles: nfd_min.Int,
+    steps: nfd_min.Int,
     phi: nfd_min.Phi = "tanh",
     *,
     nearest: bool = False,
     dtype: nfd_min.Dtype = "float64",
     rng: nfd_min.Rng = None,
     noise: Noise | None = None,
-    keep: str = "all",
-    **network,
+    keep: nfd_min.Keep = "all",
+    **network: Unpack[nfd_min.Particles],
 ) -> Trajectory:
     """Neural Feature Dynamics, Definition 5.3, by N particles in L Euler-Maruyama steps
     [20]-[25], [112], or the network itself [12]. Fast twin of `nfd_min.nfd`.

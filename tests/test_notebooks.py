@@ -5,6 +5,7 @@ python test_notebooks.py runs them and writes the outputs into them.
 
 import importlib.util
 import json
+import os
 import re
 import time
 from itertools import zip_longest
@@ -39,7 +40,8 @@ def executed(name):
         timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True
     )
     how["resources"] = {"metadata": {"path": str(ROOT)}}
-    nbclient.NotebookClient(notebook, **how).execute()
+    without_bars = os.environ | {"TQDM_DISABLE": "1"}
+    nbclient.NotebookClient(notebook, **how).execute(env=without_bars)
     notebook.metadata = {
         "kernelspec": {
             "display_name": "Python 3",
