@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from math import sqrt
+from math import ceil, prod, sqrt
 from typing import Any, Literal, NamedTuple, TypeAlias, Unpack
 
 import numpy as np
@@ -36,6 +36,7 @@ from nfd_kernels import (
     plus,
     prange,
     progress,
+    records,
     thread_count,
     times_dphi,
 )
@@ -53,23 +54,22 @@ from nfd_min import (
 
 __all__ = ["draw_weights", "sgd", "train", "train_many"]
 
-ROWS = 128  # rows of a matrix that a thread takes at a time
+ROWS = 128  # rows of a matrix that a thread takes at a time, for a single sample
+STEP_ROWS = 8  # and for the updates of a mini-batch
+GROUP = 32  # samples that go through the network together, at most
 
 
-class Layers(NamedTuple):
-    """The chain for compiled code: arrays of shape (T+1,), layer t in entry t.
-
-    s includes the 1 / sqrt(n) of a matrix; matrix is its number, or -1 where the layer
-    has none; its activation is phi[kind], with the derivative dphi[kind], where phi and
-    dphi are tuples of pointers (nfd_kernels.activations).
-    """
-
-    skip: np.ndarray
-    s: np.ndarray
-    rate: np.ndarray
-    back: np.ndarray
-    matrix: np.ndarray
-    kind: np.ndarray
+def layer_fields(real: type) -> list[tuple[str, type]]:
+    """What compiled code knows of a layer; `layers` is a record array (T+1,) of these,
+    layer t in entry t."""
+    return [
+        ("skip", real),
+        ("s", real),  # with the 1 / sqrt(n) of a matrix
+        ("rate", real),
+        ("back", int),
+        ("matrix", int),  # its number, or -1 where the layer has none
+        ("kind", int),  # its activation is phi[kind], with the derivative dphi[kind]
+    ]
 
 
 class Samples(NamedTuple):
@@ -100,22 +100,20 @@ class Record(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Memory of one mini-batch of B samples.
+    """Memory of one mini-batch, in G groups of b samples.
 
-    h, g (T+1, B, n); p (T, B, n), phi(h_{t-1}) in p[t-1]; z, cg (B, n); x (B, d), the
-    samples; c (B,), eta chi / batch; step (n, n) and step_U (n, d), updates, or (0, ..)
-    for single samples; parts (blocks of rows of a matrix, n), sums of one block each.
+    h, g (G, T+1, b, n); p (G, T, b, n), phi(h_{t-1}) in p[:, t-1]; z (G, b, n);
+    x (G, b, d), the samples; c (G, b), eta chi / batch; bad (G,), whether one diverged;
+    parts (blocks of rows of a matrix, n), sums of one block each, for single samples.
     """
 
     h: np.ndarray
     g: np.ndarray
     p: np.ndarray
     z: np.ndarray
-    cg: np.ndarray
     x: np.ndarray
     c: np.ndarray
-    step: np.ndarray
-    step_U: np.ndarray
+    bad: np.ndarray
     parts: np.ndarray
 
 
@@ -225,18 +223,17 @@ def forward_one(x, shared, weights, layers, phi, h, p, blocks):
 
     Returns whether it diverged.
     """
-    skip, s, _, back, matrix, kind = layers
     times_rows(weights.U, x, h[0], np.int64(0), len(weights.U))  # [1], [79], [83]
     bad = diverged(h[0])
     for t in range(1, len(h)):
-        m = matrix[t]
-        apply(phi[kind[t]], h[t - 1], p[t - 1])
-        if m >= 0:
-            times_in_blocks(weights.W[m], p[t - 1], h[t], blocks, shared)
+        layer = layers[t]
+        apply(phi[layer.kind], h[t - 1], p[t - 1])
+        if layer.matrix >= 0:
+            times_in_blocks(weights.W[layer.matrix], p[t - 1], h[t], blocks, shared)
         else:
             copy(p[t - 1], h[t])
         # [1], [29], [80], [84]
-        branch_and_skip(s[t], h[t], skip[t], h[t - back[t]], h[t])
+        branch_and_skip(layer.s, h[t], layer.skip, h[t - layer.back], h[t])
         bad |= diverged(h[t])
     return bad
 
@@ -247,17 +244,17 @@ def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
 
     c : eta chi.  Returns whether it diverged.
     """
-    skip, s, rates, back, matrix, kind = layers
     _, W, v, W_back = weights
-    z, parts, one, bad = scratch.z[0], scratch.parts, v.dtype.type(1), False
+    z, parts, one, bad = scratch.z[0, 0], scratch.parts, v.dtype.type(1), False
     decoupled = len(W_back) > 0
     W_tilde = W_back if decoupled else W
     zero(g.reshape(-1))
     copy(v, g[len(p)])  # [3], [81]
     for t in range(len(p), 0, -1):
-        m, q, x = matrix[t], g[t], p[t - 1]
+        layer, q, x = layers[t], g[t], p[t - 1]
+        m = layer.matrix
         if m >= 0:
-            step = v.dtype.type(c * rates[t] * s[t])
+            step = v.dtype.type(c * layer.rate * layer.s)
             matrices = W_tilde[m], W[m], decoupled
             if shared:
                 back_and_step_shared(W_tilde[m], W[m], decoupled, q, x, step, parts)
@@ -270,9 +267,9 @@ def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
                 plus(one, parts[b], z)
         else:
             copy(q, z)
-        times_dphi(dphi[kind[t]], h[t - 1], x, z)  # [3]
-        plus(s[t], z, g[t - 1])  # [3], [82]
-        plus(skip[t], q, g[t - back[t]])  # [3]
+        times_dphi(dphi[layer.kind], h[t - 1], x, z)  # [3]
+        plus(layer.s, z, g[t - 1])  # [3], [82]
+        plus(layer.skip, q, g[t - layer.back])  # [3]
         bad |= diverged(g[t - 1])
     return bad
 
@@ -309,28 +306,18 @@ def sgd_by_samples(
 
 
 # --------------------------------------------------------------------------------------
-# Mini-batches: a sample is a row. BLAS multiplies small matrices on one thread; larger
-# ones are multiplied in fixed blocks, which the threads share, for the sake of the bits
-
-SMALL = 2**18  # multiplications that OpenBLAS does on one thread
+# Mini-batches, in groups of samples: one thread does the passes of a group, and one the
+# updates of some rows of a matrix. A sample is a row of an array (b, n)
 
 
 @kernel
-def times(W, X, Y, shared):
-    """Y_b = W X_b for the rows b of X and Y, a multiple of four of them."""
-    if len(X) * W.size <= SMALL:
-        np.dot(X, W.T, Y)
-    elif shared:
-        times_batch_shared(W, X, Y)
-    else:
-        times_batch_rows(W, X, Y, np.int64(0), len(W))
+def times(W, X, Y):
+    """Y_b = W X_b, for the rows b of X and Y, a multiple of four of them.
 
-
-@kernel
-def times_batch_rows(W, X, Y, lo, hi):
-    """`times` for the rows lo..hi-1 of W, two of them and four of X at a time."""
-    for i in range(lo, hi, 2):
-        j = min(i + 1, hi - 1)
+    Two rows of W and four of X at a time, so that what is loaded is used repeatedly.
+    """
+    for i in range(0, len(W), 2):
+        j = min(i + 1, len(W) - 1)
         for b in range(0, len(X), 4):
             s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = W.dtype.type(0)
             for m in range(W.shape[1]):
@@ -346,158 +333,134 @@ def times_batch_rows(W, X, Y, lo, hi):
             Y[b, j], Y[b + 1, j], Y[b + 2, j], Y[b + 3, j] = t0, t1, t2, t3
 
 
-@kernel(parallel=True)
-def times_batch_shared(W, X, Y):
-    """`times_batch_rows` of blocks of 32 rows, on all threads."""
-    for r in prange((len(W) + 31) // 32):
-        lo = np.int64(r) * 32
-        times_batch_rows(W, X, Y, lo, min(lo + 32, len(W)))
-
-
 @kernel
-def transpose_times(W, G, Z, shared):
-    """Z_b = W^T G_b for the rows b of G and Z, a multiple of four of them."""
-    if len(G) * W.size <= SMALL:
-        np.dot(G, W, Z)
-    elif shared:
-        add_products_shared(G, W, Z)
-    else:
-        add_products(G, W, Z)
-
-
-@kernel
-def add_products(A, X, Y):
-    """Y = A X, for an A of an even number of rows; two rows of Y and four of X at a
-    time, so that what is loaded is used twice or four times."""
+def add_product(A, X, Y):
+    """Y += A X; two rows of Y and four of X at a time."""
     fours = len(X) // 4 * 4
-    zero(Y.reshape(-1))
     for q in range(0, fours, 4):
-        for r in range(0, len(A), 2):
+        for r in range(0, len(A) - 1, 2):
             a0, a1, a2, a3 = A[r, q], A[r, q + 1], A[r, q + 2], A[r, q + 3]
-            b0, b1, b2, b3 = (
-                A[r + 1, q],
-                A[r + 1, q + 1],
-                A[r + 1, q + 2],
-                A[r + 1, q + 3],
-            )
+            b0, b1 = A[r + 1, q], A[r + 1, q + 1]
+            b2, b3 = A[r + 1, q + 2], A[r + 1, q + 3]
             for m in range(X.shape[1]):
                 x0, x1, x2, x3 = X[q, m], X[q + 1, m], X[q + 2, m], X[q + 3, m]
                 Y[r, m] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3
                 Y[r + 1, m] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3
-    for q in range(fours, len(X)):
+        if len(A) % 2 == 1:
+            for i in range(q, q + 4):
+                plus(A[-1, i], X[i], Y[-1])
+    for i in range(fours, len(X)):
         for r in range(len(A)):
-            plus(A[r, q], X[q], Y[r])
-
-
-@kernel(parallel=True)
-def add_products_shared(A, X, Y):
-    """`add_products` of blocks of eight rows of A and Y, on all threads."""
-    for r in prange((len(A) + 7) // 8):
-        lo = np.int64(r) * 8
-        add_products(A[lo : lo + 8], X, Y[lo : lo + 8])
+            plus(A[r, i], X[i], Y[r])
 
 
 @kernel
-def step_batch(G, P, step, shared):
-    """step = G^T P = sum_b G_b P_b^T, in which G_b is c_b s g_t. [2]"""
-    if len(P) * step.size <= SMALL:
-        np.dot(G.T, P, step)
-    elif shared:
-        step_shared(G, P, step)
-    else:
-        step_rows_of_batch(G, P, step, np.int64(0), len(step))
-
-
-@kernel
-def step_rows_of_batch(G, P, step, lo, hi):
-    """`step_batch` for the rows lo..hi-1."""
-    for i in range(lo, hi):
-        out = step[i]
-        zero(out)
-        for b in range(0, len(P), 4):
-            c0, c1, c2, c3 = G[b, i], G[b + 1, i], G[b + 2, i], G[b + 3, i]
-            for m in range(len(out)):
-                out[m] += (
-                    c0 * P[b, m]
-                    + c1 * P[b + 1, m]
-                    + c2 * P[b + 2, m]
-                    + c3 * P[b + 3, m]
-                )
-
-
-@kernel(parallel=True)
-def step_shared(G, P, step):
-    """`step_rows_of_batch` of blocks of 32 rows, on all threads."""
-    for r in prange((len(step) + 31) // 32):
-        lo = np.int64(r) * 32
-        step_rows_of_batch(G, P, step, lo, min(lo + 32, len(step)))
-
-
-@kernel
-def forward(x, shared, weights, layers, phi, h, p):
-    """h_t, and p_{t-1} = phi(h_{t-1}), of a mini-batch from its x (B, d). [1], [29]
-
-    h (T+1, B, n), p (T, B, n)
-    """
-    skip, s, _, back, matrix, kind = layers
-    times(weights.U, x, h[0], shared)  # [1]
+def forward_group(x, weights, layers, phi, h, p):
+    """h_t (T+1, b, n), and p_{t-1} = phi(h_{t-1}), of b samples x (b, d). [1], [29]"""
+    times(weights.U, x, h[0])  # [1]
     for t in range(1, len(h)):
-        m, q, u = matrix[t], p[t - 1], h[t].reshape(-1)
-        apply(phi[kind[t]], h[t - 1].reshape(-1), q.reshape(-1))
-        if m >= 0:
-            times(weights.W[m], q, h[t], shared)
+        layer, q, u = layers[t], p[t - 1], h[t].reshape(-1)
+        apply(phi[layer.kind], h[t - 1].reshape(-1), q.reshape(-1))
+        if layer.matrix >= 0:
+            times(weights.W[layer.matrix], q, h[t])
         else:
             copy(q.reshape(-1), u)
-        branch_and_skip(s[t], u, skip[t], h[t - back[t]].reshape(-1), u)  # [1], [29]
+        below = h[t - layer.back].reshape(-1)
+        branch_and_skip(layer.s, u, layer.skip, below, u)  # [1], [29]
 
 
 @kernel
-def backward(shared, weights, layers, dphi, h, p, scratch, g):
-    """g_t of a mini-batch from g_T, and the updates of W and W~. [3], [2], [8]
-
-    h, g (T+1, B, n), p (T, B, n)
-    """
-    skip, s, rates, back, matrix, kind = layers
+def backward_group(weights, layers, dphi, h, p, z, g):
+    """g_t (T+1, b, n) of b samples; z (b, n) is scratch. [3]"""
     W_tilde = weights.W_back if len(weights.W_back) > 0 else weights.W
-    z, cg, step, c = scratch.z, scratch.cg, scratch.step, scratch.c
-    flat = z.reshape(-1)
-    for t in range(len(p), 0, -1):
-        m, q = matrix[t], g[t]
-        if m >= 0:
-            transpose_times(W_tilde[m], q, z, shared)
-            times_c(rates[t] * s[t], c, q, cg)
-            step_batch(cg, p[t - 1], step, shared)  # sum_b c_b s g_t phi(h_{t-1})^T [2]
-            minus(step.reshape(-1), weights.W[m].reshape(-1))  # [2]
-            if len(weights.W_back) > 0:
-                minus(step.reshape(-1), weights.W_back[m].reshape(-1))  # [8]
+    flat, T = z.reshape(-1), len(p)
+    zero(g.reshape(-1))
+    for b in range(len(z)):
+        copy(weights.v, g[T, b])  # [3]
+    for t in range(T, 0, -1):
+        layer, q = layers[t], g[t]
+        if layer.matrix >= 0:
+            zero(flat)
+            add_product(q, W_tilde[layer.matrix], z)  # z_b = W~^T g_b [3]
         else:
             copy(q.reshape(-1), flat)
-        times_dphi(dphi[kind[t]], h[t - 1].reshape(-1), p[t - 1].reshape(-1), flat)
-        plus(s[t], flat, g[t - 1].reshape(-1))  # [3]
-        plus(skip[t], q.reshape(-1), g[t - back[t]].reshape(-1))  # [3]
+        h_below, p_below = h[t - 1].reshape(-1), p[t - 1].reshape(-1)
+        times_dphi(dphi[layer.kind], h_below, p_below, flat)  # [3]
+        plus(layer.s, flat, g[t - 1].reshape(-1))  # [3]
+        plus(layer.skip, q.reshape(-1), g[t - layer.back].reshape(-1))  # [3]
 
 
 @kernel
-def times_c(scale, c, x, y):
-    """y_b = scale c_b x_b for the rows of x and y (B, n)."""
-    for b in range(len(c)):
-        a = scale * c[b]
-        for m in range(x.shape[1]):
-            y[b, m] = a * x[b, m]
+def passes_of_group(i, at, samples, weights, layers, phi, dphi, scratch, record, size):
+    """Forward and backward for group i of the mini-batch of that size from sample `at`
+    on: f, chi, c = eta chi / batch, and whether one of them diverged. [1]-[3]
 
-
-@kernel
-def minus(x, y):
-    """y -= x."""
-    for m in range(len(y)):
-        y[m] -= x[m]
-
-
-@kernel
-def fill_batch(X, at, size, x):
-    """x (B, d) becomes the samples from `at` on, the last of which fills it up."""
+    The last group is filled up with copies of the last sample, with c = 0.
+    """
+    x, c, h, p = scratch.x[i], scratch.c[i], scratch.h[i], scratch.p[i]
+    g, T = scratch.g[i], len(p)
     for b in range(len(x)):
-        copy(X[at + min(b, size - 1)], x[b])
+        copy(samples.X[at + min(i * len(x) + b, size - 1)], x[b])
+    forward_group(x, weights, layers, phi, h, p)
+    backward_group(weights, layers, dphi, h, p, scratch.z[i], g)
+    bad = False
+    for b in range(len(x)):
+        c[b] = 0
+        if i * len(x) + b < size:
+            k = at + i * len(x) + b
+            record.f[k] = output(weights.v, h[T, b])  # [1]
+            record.chi[k] = chi_of(samples.loss, record.f[k], samples.y[k])  # [2]
+            bad |= not abs(record.chi[k]) < np.inf
+            c[b] = samples.rate * record.chi[k]  # eta chi / batch
+            for t in range(T + 1):
+                bad |= diverged(h[t, b]) or diverged(g[t, b])
+                if len(record.h) > 0:
+                    copy(h[t, b], record.h[k, t])
+                    copy(g[t, b], record.g[k, t])
+    scratch.bad[i] = bad
+
+
+@kernel
+def step_of_rows(r, weights, layers, scratch):
+    """Row block r, counted over all layers, of W_t -= sum_b c_b s g_t phi(h_{t-1})^T,
+    the same of W~, and for t = 0 of U -= sum_b c_b g_0 x^T. [2], [8]"""
+    n = len(weights.v)
+    blocks = (n + STEP_ROWS - 1) // STEP_ROWS
+    t, lo = r // blocks, r % blocks * STEP_ROWS
+    hi, m = min(lo + STEP_ROWS, n), layers[t].matrix
+    if t > 0 and m < 0:
+        return
+    c, scale = scratch.c, weights.v.dtype.type(1)
+    if t > 0:
+        scale = layers[t].rate * layers[t].s
+    A = np.empty((hi - lo, c.shape[1]), c.dtype)
+    for i in range(len(c)):
+        for b in range(c.shape[1]):
+            for row in range(hi - lo):
+                A[row, b] = -scale * c[i, b] * scratch.g[i, t, b, lo + row]
+        if t == 0:
+            add_product(A, scratch.x[i], weights.U[lo:hi])  # [2]
+        else:
+            add_product(A, scratch.p[i, t - 1], weights.W[m, lo:hi])  # [2]
+            if len(weights.W_back) > 0:
+                add_product(A, scratch.p[i, t - 1], weights.W_back[m, lo:hi])  # [8]
+
+
+@kernel(parallel=True)
+def passes_shared(at, samples, weights, layers, phi, dphi, scratch, record, size):
+    """`passes_of_group` of all groups, on all threads."""
+    for j in prange(len(scratch.x)):
+        i = np.int64(j)
+        passes_of_group(
+            i, at, samples, weights, layers, phi, dphi, scratch, record, size
+        )
+
+
+@kernel(parallel=True)
+def step_shared(row_blocks, weights, layers, scratch):
+    """`step_of_rows` of all blocks of rows, on all threads."""
+    for r in prange(row_blocks):
+        step_of_rows(np.int64(r), weights, layers, scratch)
 
 
 @kernel
@@ -506,53 +469,52 @@ def sgd_by_batches(
 ):
     """SGD on the samples begin..end-1 of the span, in mini-batches. [1]-[3], [8]
 
-    shared : whether the threads share larger matrices;  size : of the mini-batches, of
-        which those of the scratch are filled up to a multiple of four, with c = 0
+    shared : whether the threads share the groups;  size : of the mini-batches
     Returns the first sample of a mini-batch that diverged, or end; its h and g are in
     the scratch.
     """
-    (begin, end), (T, B, _) = span, scratch.p.shape
-    h, g, p, c, x = scratch.h, scratch.g, scratch.p, scratch.c, scratch.x
+    begin, end = span
+    groups, b = scratch.c.shape
+    rest = samples, weights, layers, phi, dphi, scratch, record, size
+    blocks = len(layers) * ((len(weights.v) + STEP_ROWS - 1) // STEP_ROWS)
     for at in range(begin, end, size):
-        fill_batch(samples.X, at, size, x)
-        forward(x, shared, weights, layers, phi, h, p)
-        zero(g.reshape(-1))
-        zero(c)
-        bad = False
-        for b in range(B):
-            copy(weights.v, g[T, b])  # [3]
-        for b in range(size):
-            k = at + b
-            record.f[k] = output(weights.v, h[T, b])  # [1]
-            record.chi[k] = chi_of(samples.loss, record.f[k], samples.y[k])  # [2]
-            bad |= not abs(record.chi[k]) < np.inf
-            c[b] = samples.rate * record.chi[k]  # eta chi / batch
-        backward(shared, weights, layers, dphi, h, p, scratch, g)
-        for t in range(T + 1):
-            for b in range(size):
-                bad |= diverged(h[t, b]) or diverged(g[t, b])
-        if bad:
+        if shared:
+            passes_shared(at, *rest)
+        else:
+            for i in range(groups):
+                passes_of_group(i, at, *rest)
+        if scratch.bad.any():
             return at
-        if len(record.h) > 0:
-            for t in range(T + 1):
-                for b in range(size):
-                    copy(h[t, b], record.h[at + b, t])
-                    copy(g[t, b], record.g[at + b, t])
-        for b in range(size):
-            plus(-c[b], h[T, b], weights.v)  # [2]
-        times_c(c.dtype.type(1), c, g[0], scratch.cg)
-        step_batch(scratch.cg, x, scratch.step_U, shared)
-        minus(scratch.step_U.reshape(-1), weights.U.reshape(-1))  # [2]
+        if shared:
+            step_shared(blocks, weights, layers, scratch)
+        else:
+            for r in range(blocks):
+                step_of_rows(r, weights, layers, scratch)
+        for k in range(size):
+            i, j = k // b, k % b
+            plus(-scratch.c[i, j], scratch.h[i, -1, j], weights.v)  # [2]
     return end
 
 
 @kernel
-def outputs(X, x, shared, weights, layers, phi, h, p, f):
-    """f of inputs X (.., d). [1] Scratch: x (B, d), h (T+1, B, n), p (T, B, n)."""
-    fill_batch(X, np.int64(0), len(X), x)
-    forward(x, shared, weights, layers, phi, h, p)
-    for b in range(len(X)):
-        f[b] = output(weights.v, h[-1, b])  # [1]
+def outputs_of_group(i, X, weights, layers, phi, f):
+    """f of the GROUP inputs X (.., d) from number GROUP i on. [1]"""
+    lo, hi = i * GROUP, min(i * GROUP + GROUP, len(X))
+    T, n = len(layers) - 1, len(weights.v)
+    x = np.empty((GROUP, X.shape[1]), X.dtype)
+    h, p = np.empty((T + 1, GROUP, n), X.dtype), np.empty((T, GROUP, n), X.dtype)
+    for b in range(GROUP):
+        copy(X[min(lo + b, hi - 1)], x[b])
+    forward_group(x, weights, layers, phi, h, p)
+    for b in range(hi - lo):
+        f[lo + b] = output(weights.v, h[T, b])  # [1]
+
+
+@kernel(parallel=True)
+def outputs_shared(groups, X, weights, layers, phi, f):
+    """`outputs_of_group` of all groups, on all threads."""
+    for i in prange(groups):
+        outputs_of_group(np.int64(i), X, weights, layers, phi, f)
 
 
 # --------------------------------------------------------------------------------------
@@ -570,6 +532,9 @@ TEST_ROWS = 128  # test inputs that go through the network at a time
 WORTH_A_THREAD = 2**22
 """Multiplications of one network, about a millisecond, from which on `train_many` gives
 each thread its own: Python, which one thread runs at a time, takes a tenth of that."""
+
+WORTH_SHARING = 2**18
+"""Multiplications of a mini-batch from which on the threads share it."""
 
 SPAN = 2**27
 """Multiplications, less than a second, between returns to Python, for Ctrl-C and the
@@ -594,7 +559,7 @@ class Network(NamedTuple):
     matrices: int
     activation: Activation
     layers: list[nfd_min.Layer]
-    chain: Layers
+    chain: np.ndarray  # (T+1,) of layer_fields
     phi: tuple
     dphi: tuple
     decoupled: bool
@@ -770,19 +735,11 @@ def _network(n, L, phi, real, build, **how):
     phi, dphi, kind = activations([layer.phi for layer in layers], real)
     has_one = np.array([layer.matrix for layer in layers])
     number = np.where(has_one, np.cumsum(has_one) - 1, -1)
-    scale = [a.s / sqrt(n) if a.matrix else a.s for a in layers]
-
-    def column(values, dtype):
-        return np.array([0, *values], dtype)
-
-    chain = Layers(
-        column([layer.skip for layer in layers], real),
-        column(scale, real),
-        column([layer.rate for layer in layers], real),
-        column([layer.back for layer in layers], np.int64),
-        column(number, np.int64),
-        column(kind, np.int64),
-    )
+    of_each = [
+        (a.skip, a.s / sqrt(n) if a.matrix else a.s, a.rate, a.back, m, of_phi)
+        for a, m, of_phi in zip(layers, number, kind)
+    ]
+    chain = records(layer_fields(real), of_each)
     M = int(has_one.sum())
     shape = nfd_min.weight_shape(n, L, M // L)
     fresh = layers[0].fresh
@@ -831,9 +788,8 @@ def _check_memory(stream, net, real, threads, kept):
     copies = 5 if _mixed(net) else 1 + net.decoupled  # of all matrices
     copies += 3 * S if net.fresh else 0
     weights = copies * net.matrices * n**2 + n * stream.d
-    steps = n * (n + stream.d) if B > 1 else 0
-    passes = 3 * S * bool(kept) + 3 * B
-    numbers = weights + steps + passes * (T + 1) * n
+    passes = 3 * S * bool(kept) + 3 * prod(_groups(B))
+    numbers = weights + passes * (T + 1) * n
     needed = real().itemsize * threads * numbers
     needed += 16 * net.L * S * S * bool(kept)
     check_memory(needed, f"train(width={n}, depth={net.L}, S={S})")
@@ -921,31 +877,23 @@ def _record(stream, net, real, kept):
 def _scratch(real, net, stream):
     """The Scratch of a mini-batch.
 
-    In how many blocks sums are made depends on the width, not on the number of threads.
+    In how many parts sums are made depends on the sizes, not on the number of threads.
     """
-    n, d, T, B = net.n, stream.d, net.T, _filled(stream.batch)
+    n, d, T, B = net.n, stream.d, net.T, stream.batch
+    G, b = _groups(B)
     blocks = -(-n // ROWS) if B == 1 and n >= WIDE else 1
-    place, step = (T + 1, B, n), (n, n) if B > 1 else (0, n)
-    step_U = (n, d) if B > 1 else (0, d)
-    rows, inputs = (B, n), (B, d)
-    shapes = (
-        place,
-        place,
-        (T, B, n),
-        rows,
-        rows,
-        inputs,
-        (B,),
-        step,
-        step_U,
-        (blocks, n),
-    )
-    return Scratch(*pieces(real, *shapes))
+    h, p, parts = (G, T + 1, b, n), (G, T, b, n), (blocks, n)
+    *most, parts = pieces(real, h, h, p, (G, b, n), (G, b, d), (G, b), parts)
+    return Scratch(*most, np.zeros(G, np.bool_), parts)
 
 
-def _filled(B):
-    """The size of a mini-batch, filled up to a multiple of four."""
-    return B if B == 1 else -(-B // 4) * 4
+def _groups(B):
+    """How many groups of how many samples a mini-batch has; a multiple of four, for
+    `times`, and where possible an even number of groups, for two threads."""
+    if B == 1:
+        return 1, 1
+    b = 4 * ceil(B / (8 * ceil(B / (2 * GROUP))))
+    return ceil(B / b), b
 
 
 def _work(net, stream):
@@ -963,17 +911,16 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
     if test is not None:
         at = {seen: e for e, seen in enumerate(sorted({*range(0, S, every * B), S}))}
         out.test_f = np.full((len(at), len(test)), np.nan)
-        rows = min(len(test), TEST_ROWS)
-        rows = -(-rows // 4) * 4
-        x, h = empty((rows, stream.d), real), empty((net.T + 1, rows, net.n), real)
-        testing = _inputs(test, real), net, parameters, x, h, empty(h[1:].shape, real)
+        testing = _inputs(test, real), net, parameters
     spans, step = [(0, S)], B * max(1, SPAN // _work(net, stream))
     if at or step < S or net.fresh:
         ends = {*range(0, S, 1 if net.fresh else step), *at, S}
         spans = list(pairwise(sorted(ends)))
     if net.fresh:
         W_0 = parameters.W.copy()
-    shared = (B > 1 or len(scratch.parts) > 1) and parallel_allowed()
+    by_rows = len(scratch.parts) > 1
+    by_groups = len(scratch.c) > 1 and _work(net, stream) > WORTH_SHARING
+    shared = (by_rows or by_groups) and parallel_allowed()
     rest = samples, parameters, net.chain, net.phi, net.dphi, scratch, record
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
@@ -1001,18 +948,22 @@ def _stop(out, net, scratch, record, first, B):
     if B == 1 and kept:
         h, g = record.h[here], record.g[here]
     else:
-        h, g = (a[:, :B].transpose(1, 0, 2) for a in (scratch.h, scratch.g))
+        by_sample = (a.swapaxes(1, 2) for a in (scratch.h, scratch.g))
+        h, g = (a.reshape(-1, net.T + 1, net.n)[:B] for a in by_sample)
     nfd_min.stop_at_divergence(out, h, g, int(first), net.T // net.L)
     if kept:
         record.h[here], record.g[here] = h, g
 
 
-def _evaluate(X, net, parameters, x, h, p, f):
-    """Set f (N,) to the outputs of inputs X (N, d), some at a time. [1]
-
-    x (rows, d), h (T+1, rows, n), p (T, rows, n) : scratch
-    """
-    of_net, shared = (parameters, net.chain, net.phi, h, p), parallel_allowed()
-    for i in range(0, len(X), len(x)):
-        part = slice(i, i + len(x))
-        outputs(X[part], x, shared, *of_net, f[part])
+def _evaluate(X, net, parameters, f):
+    """Set f (N,) to the outputs of inputs X (N, d), some at a time. [1]"""
+    shared = parallel_allowed()
+    for lo in range(0, len(X), TEST_ROWS):
+        part = slice(lo, lo + TEST_ROWS)
+        rest = X[part], parameters, net.chain, net.phi, f[part]
+        groups = ceil(len(X[part]) / GROUP)
+        if shared and groups > 1:
+            outputs_shared(groups, *rest)
+        else:
+            for i in range(groups):
+                outputs_of_group(i, *rest)

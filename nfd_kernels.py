@@ -29,7 +29,7 @@ except ImportError as error:
 
 __all__ = [
     "CACHE", "STAMP", "kernel", "thread_count",
-    "parallel_allowed", "empty", "pieces", "normals", "fill_normals", "PHI",
+    "parallel_allowed", "empty", "pieces", "records", "normals", "fill_normals", "PHI",
     "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of",
     "prange", "dot", "dots", "plus", "add", "total", "diverged", "progress",
 ]  # fmt: skip
@@ -190,6 +190,13 @@ def pieces(dtype: type, *shapes: tuple) -> list[np.ndarray]:
         memory[start : start + size * itemsize].view(dtype).reshape(shape)
         for start, size, shape in zip(starts, sizes, shapes)
     ]
+
+
+def records(fields: list[tuple[str, type]], rows: Iterable[tuple]) -> np.ndarray:
+    """An array of records, for compiled code: one of zeros, then the rows."""
+    zeros = tuple(of(0) for _, of in fields)
+    out = np.array([zeros, *rows], np.dtype(fields, align=True))
+    return out.view(np.recarray) if NOT_COMPILED else out
 
 
 # --------------------------------------------------------------------------------------

@@ -56,6 +56,7 @@ from nfd_kernels import (
     plus,
     prange,
     progress,
+    records,
     times_dphi,
     total,
 )
@@ -92,16 +93,18 @@ SPANNED_64, SPANNED_32 = SPANNED["float64"], SPANNED["float32"]
 KEEP = {"all": ("h", "C"), "kernels": ("C",), "outputs": ()}
 
 
-class Layers(NamedTuple):
-    """The chain for compiled code: arrays of shape (T+1,), layer t in entry t."""
-
-    skip: np.ndarray
-    s: np.ndarray
-    rate: np.ndarray
-    back: np.ndarray
-    rho: np.ndarray  # correlation of W and W~
-    fresh: np.ndarray  # whether W~ is another matrix in every pass
-    kind: np.ndarray  # its activation is phi[kind], with the derivative dphi[kind]
+def layer_fields(real: type) -> list[tuple[str, type]]:
+    """What compiled code knows of a layer; `layers` is a record array (T+1,) of these,
+    layer t in entry t."""
+    return [
+        ("skip", real),
+        ("s", float),
+        ("rate", float),
+        ("back", int),
+        ("rho", float),  # correlation of W and W~
+        ("fresh", bool),  # whether W~ is another matrix in every pass
+        ("kind", int),  # its activation is phi[kind], with the derivative dphi[kind]
+    ]
 
 
 class Particles(NamedTuple):
@@ -184,8 +187,8 @@ def forward_chunk(i, k, t, J, layers, phi, dphi, terms, x, shares):
         image, noise = x.xi[k, t - 1, lo:hi], terms.noise[k]
         if coupled:
             add(terms.owed, x.g, t, lo, hi, k, image)  # [15], [45]
-        below = x.h[k % passes_of_h, (t - layers.back[t]) % rows, lo:hi]
-        combine(layers.skip[t], below, noise, image, h_t)
+        below = x.h[k % passes_of_h, (t - layers[t].back) % rows, lo:hi]
+        combine(layers[t].skip, below, noise, image, h_t)
         add(terms.noise, x.xi, t - 1, lo, hi, k, h_t)  # dB [25]
     add(terms.drift, x.g, t, lo, hi, J, h_t)  # [20], [22]
     shares.h2[i, t] = dot(h_t, h_t)
@@ -225,8 +228,8 @@ def backward_chunk(i, k, t, J, layers, dphi, terms, x, shares):
         add(terms.drift, x.p, t, lo, hi, J, g_t)  # [21]
         times_dphi(dphi, h_t, p_t, g_t)  # phi'(h) (..) [21]
         for u in range(t + 1, T + 1):
-            if u - layers.back[u] == t and layers.skip[u] != 0:  # h_u = skip h_t + ..
-                plus(layers.skip[u], x.g[k, u, lo:hi], g_t)  # [21]
+            if u - layers[u].back == t and layers[u].skip != 0:  # h_u = skip h_t + ..
+                plus(layers[u].skip, x.g[k, u, lo:hi], g_t)  # [21]
     dots(x.g, t, lo, hi, g_t, k + 1, shares.gram[i])  # Gamma [23]
     if coupled and t > 0:
         dots(x.xi, t - 1, lo, hi, g_t, k + 1, shares.known[i])
@@ -292,7 +295,7 @@ def forward_terms(k, t, J, a, layers, q, shares, N, terms):
         for j in range(J):
             drift[j] = -a[j] * q.K[k, j]  # [22], [97]
         return
-    L, s, rate = len(layers.s) - 1, layers.s[t], layers.rate[t]
+    L, s, rate = len(layers) - 1, layers[t].s, layers[t].rate
     for j in range(k + 1):
         noise[j] = s * q.R[t - 1, k, j]  # [25], [101]
     for j in range(J):
@@ -304,22 +307,22 @@ def forward_terms(k, t, J, a, layers, q, shares, N, terms):
         sides = q.D[t - 1], q.D_back[t - 1]
         factors = q.R[t - 1], q.R_back[t]
         known, fresh = total(shares.known, N), total(shares.fresh, N)
-        owe(k, k, sides, factors, known, fresh, layers.rho[t], owed)
+        owe(k, k, sides, factors, known, fresh, layers[t].rho, owed)
 
 
 @kernel(fastmath=False)
 def backward_terms(k, t, J, a, layers, q, shares, N, terms):
     """The coefficients of g^k_t; a (S,) is eta chi_j / batch."""
     noise, drift, owed = terms
-    L = len(layers.s) - 1
+    L = len(layers) - 1
     if t == L:
         for j in range(J):
             drift[j] = -a[j]  # [22], [99]
         return
-    s, rate = layers.s[t + 1], layers.rate[t + 1]
+    s, rate = layers[t + 1].s, layers[t + 1].rate
     for j in range(k + 1):
         noise[j] = s * q.R_back[t + 1, k, j]  # [25], [102]
-    if layers.fresh[t + 1]:
+    if layers[t + 1].fresh:
         set_zero(noise)
         noise[k] = s * sqrt(q.Gamma[t + 1, k, k])  # [X11]
     for j in range(J):
@@ -331,7 +334,7 @@ def backward_terms(k, t, J, a, layers, q, shares, N, terms):
         sides = q.D_back[t].T, q.D[t].T
         factors = q.R_back[t + 1], q.R[t]
         known, fresh = total(shares.known, N), total(shares.fresh, N)
-        owe(k, k + 1, sides, factors, known, fresh, layers.rho[t + 1], owed)
+        owe(k, k + 1, sides, factors, known, fresh, layers[t + 1].rho, owed)
 
 
 @kernel(fastmath=False)
@@ -483,16 +486,16 @@ def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
     """Passes begin..end-1 of the span. Returns the first that diverged, or end.
 
     shared : whether the threads share the chunks
-    phi, dphi : the activations and their derivatives that layers.kind counts
+    phi, dphi : the activations and their derivatives that layers[t].kind counts
     """
     begin, end = span
-    N, T, chunks = x.p.shape[2], len(layers.s) - 1, len(shares.gram)
+    N, T, chunks = x.p.shape[2], len(layers) - 1, len(shares.gram)
     for k in range(begin, end):
         J = k // train.batch * train.batch
         inputs_row(train.X, k, q.K, q.U)
         for t in range(T + 1):  # [20]
             forward_terms(k, t, J, train.a, layers, q, shares, N, terms)
-            kind = layers.kind[min(t + 1, T)]
+            kind = layers[min(t + 1, T)].kind
             f, df = phi[kind], dphi[kind]
             if shared:
                 forward_chunks(k, t, J, layers, f, df, terms, x, shares)
@@ -507,7 +510,7 @@ def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
                     q.P[t, j] = slopes[j]  # [17]
         for t in range(T, -1, -1):  # [21]
             backward_terms(k, t, J, train.a, layers, q, shares, N, terms)
-            df = dphi[layers.kind[min(t + 1, T)]]
+            df = dphi[layers[min(t + 1, T)].kind]
             if shared:
                 backward_chunks(k, t, J, layers, df, terms, x, shares)
             else:
@@ -590,7 +593,7 @@ def solve(
     kept = choose("keep", keep, KEEP)
     real = choose("dtype", dtype, DTYPES)
     net = _network_of(L, phi, real, {"block": "pre", "nearest": nearest} | network)
-    S, T = len(stream), len(net.layers.s) - 1
+    S, T = len(stream), len(net.layers) - 1
     every_h = "h" in kept or nearest and net.needs_h
     numbers = (4 + every_h) * S * (T + 1) * N
     needed = real().itemsize * numbers + 48 * (T + 1) * S * S
@@ -616,7 +619,7 @@ def solve(
 class Network(NamedTuple):
     """What `solve` knows of a network."""
 
-    layers: Layers
+    layers: np.ndarray  # (T+1,) of layer_fields
     phi: tuple
     dphi: tuple
     needs_h: bool  # whether some phi' takes h, and not phi(h) alone
@@ -642,10 +645,11 @@ def _network(L, phi, real, build, **how):
     chain = nfd_min.particle_chain(phi=phi, depth=L, **how)
     phis = [layer.phi for layer in chain]
     phi, dphi, kind = activations(phis, real)
-    fields = [(a.skip, a.s, a.rate, a.back, a.rho, a.fresh) for a in chain]
-    columns = *zip(*fields), kind
-    dtypes = real, float, float, int, float, bool, int
-    layers = Layers(*[np.array([0, *c], of) for c, of in zip(columns, dtypes)])
+    of_each = [
+        (a.skip, a.s, a.rate, a.back, a.rho, a.fresh, number)
+        for a, number in zip(chain, kind)
+    ]
+    layers = records(layer_fields(real), of_each)
     needs_h = any(p.name not in PHI or p.name in PHI_DERIVATIVE_NEEDS_H for p in phis)
     rows = len(chain) + 1 if needs_h else 1 + max(layer.back for layer in chain)
     scale = np.array([L * layer.s * layer.rho for layer in chain])
@@ -681,7 +685,7 @@ def _kernels(S, T, coupled, nearest):
 
 def _run(stream, net, x, q, kept):
     """A Trajectory of f, chi and diverged_at: the passes, a second's work at a time."""
-    S, T, N = len(stream), len(net.layers.s) - 1, len(x.v)
+    S, T, N = len(stream), len(net.layers) - 1, len(x.v)
     out = Trajectory(f=np.full(S, np.nan), chi=np.full(S, np.nan))
     train = Training(
         X=stream.X[:, None].copy(),

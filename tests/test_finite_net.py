@@ -605,10 +605,10 @@ print((time.process_time() - start[1]) / (time.perf_counter() - start[0]), numba
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 def test_large_mini_batches(backward, threads):
-    """[1]-[3]: matrices above what BLAS multiplies, on one thread and on two, as plain."""
+    """[1]-[3]: groups of samples on one thread and on two, as plain."""
     stream = Stream.digits(36, 0.3, batch=18, rng=0)
-    n = 129  # 20 n^2 > finite_net.SMALL, and neither n nor 18 is a multiple of four
-    assert 20 * n * n > finite_net.SMALL
+    n = 129  # neither it nor 18 is a multiple of four
+    assert 18 * n * n > finite_net.WORTH_SHARING
     decoupled = backward == "decoupled"
     weights = nfd_min.draw_weights(n, 2, stream.d, decoupled=decoupled, rng=1)
     before = numba.get_num_threads()
