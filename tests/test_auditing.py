@@ -133,7 +133,7 @@ def test_on_the_command_line(tmp_path, monkeypatch):
 
 
 def test_another_activation():
-    by_name = audit("gia-width", phi="erf")
+    by_name = audit("gaussian-init", phi="erf")
     assert by_name.about["phi"] == "erf" and by_name["verdict"] == "holds"
     assert audit("post-activation", phi="erf")["verdict"] == "not applicable"
     assert phi_name(TANH) == "tanh"

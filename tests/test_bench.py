@@ -84,6 +84,7 @@ RUNS = {
 @pytest.mark.skipif(
     sys.platform != "linux", reason="the peak memory is read from /proc"
 )
+@pytest.mark.slow
 @pytest.mark.parametrize("work", RUNS)
 def test_memory_is_what_a_run_counts(work):
     """Within a third: what is refused would not fit, and what is not refused does."""

@@ -86,7 +86,7 @@ def test_numbers_do_not_depend_on_the_workers(tmp_path, capsys):
     outputs, points = [], []
     for workers in "1", "2":
         file = tmp_path / f"{workers}.json"
-        options = "--claims", "nearest-coupling,init-limit", "--seed", "5"
+        options = "--claims", "nearest-coupling,gaussian-init", "--seed", "5"
         assert main([*options, "--workers", workers, "--json", str(file)]) == 0
         outputs.append(capsys.readouterr().out.rsplit("\n\n", 1)[0])
         points.append(json.loads(file.read_text())["claims"])

@@ -368,10 +368,11 @@ class Begun:
 SLOW = pytest.mark.slow
 
 
+@SLOW
 @LINUX
 @pytest.mark.parametrize(
     "how",
-    ["Ctrl-C", *(pytest.param(h, marks=SLOW) for h in ("SIGTERM", "SIGTERM for all"))],
+    ["Ctrl-C", "SIGTERM", "SIGTERM for all"],
 )
 def test_an_interrupt(how, tmp_path):
     """Heard by the parent alone, also if it goes to all of the processes."""
@@ -398,10 +399,9 @@ def test_an_interrupt_while_workers_start(tmp_path):
     assert begun.ended(pids) == (130, "")
 
 
+@SLOW
 @LINUX
-@pytest.mark.parametrize(
-    "when", [pytest.param("at work", marks=SLOW), "while it starts"]
-)
+@pytest.mark.parametrize("when", ["at work", "while it starts"])
 def test_a_killed_worker(when, tmp_path):
     """Ends the sweep with one line that says so."""
     pytest.importorskip("joblib")
@@ -418,10 +418,9 @@ def test_a_killed_worker(when, tmp_path):
     assert status == 1 and len(err.splitlines()) == 1 and "SIGKILL" in err
 
 
+@SLOW
 @LINUX
-@pytest.mark.parametrize(
-    "when", ["at work", pytest.param("while they start", marks=SLOW)]
-)
+@pytest.mark.parametrize("when", ["at work", "while they start"])
 def test_workers_end_with_a_killed_parent(when, tmp_path):
     pytest.importorskip("joblib")
     begun = Begun(tmp_path)
