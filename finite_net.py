@@ -103,8 +103,9 @@ class Scratch(NamedTuple):
     """Memory of one mini-batch, in G groups of b samples.
 
     h, g (G, T+1, b, n); p (G, T, b, n), phi(h_{t-1}) in p[:, t-1]; z (G, b, n);
-    x (G, b, d), the samples; c (G, b), eta chi / batch; bad (G,), whether one diverged;
-    parts (blocks of rows of a matrix, n), sums of one block each, for single samples.
+    x (G, b, d), the samples; c (G, b), eta chi / batch; parts (blocks of rows of a
+    matrix, n), sums of one block each, for single samples; bad (G,), whether a sample
+    of a group diverged.
     """
 
     h: np.ndarray
@@ -113,8 +114,8 @@ class Scratch(NamedTuple):
     z: np.ndarray
     x: np.ndarray
     c: np.ndarray
-    bad: np.ndarray
     parts: np.ndarray
+    bad: np.ndarray
 
 
 # --------------------------------------------------------------------------------------
@@ -883,8 +884,8 @@ def _scratch(real, net, stream):
     G, b = _groups(B)
     blocks = -(-n // ROWS) if B == 1 and n >= WIDE else 1
     h, p, parts = (G, T + 1, b, n), (G, T, b, n), (blocks, n)
-    *most, parts = pieces(real, h, h, p, (G, b, n), (G, b, d), (G, b), parts)
-    return Scratch(*most, np.zeros(G, np.bool_), parts)
+    of_real = pieces(real, h, h, p, (G, b, n), (G, b, d), (G, b), parts)
+    return Scratch(*of_real, np.zeros(G, np.bool_))
 
 
 def _groups(B):

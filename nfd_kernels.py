@@ -572,29 +572,16 @@ def dot(x, y):
 
 @kernel
 def dots(A, t, lo, hi, x, n, out):
-    """out[j] = <A[j, t, lo:hi], x>, j < n; four at a time, so that x is loaded once."""
-    zero = x.dtype.type(0)
-    fours = n // 4 * 4
-    for j in range(0, fours, 4):
+    """out[j] = <A[j, t, lo:hi], x>, j < n; two at a time, which load x once."""
+    for j in range(0, n - 1, 2):
         a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
-        c, d = A[j + 2, t][lo:hi], A[j + 3, t][lo:hi]
-        p = q = r = s = zero
-        for m in range(len(x)):
-            p += a[m] * x[m]
-            q += b[m] * x[m]
-            r += c[m] * x[m]
-            s += d[m] * x[m]
-        out[j], out[j + 1], out[j + 2], out[j + 3] = p, q, r, s
-    twos = n // 2 * 2
-    for j in range(fours, twos, 2):
-        a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
-        p = q = zero
+        p = q = x.dtype.type(0)
         for m in range(len(x)):
             p += a[m] * x[m]
             q += b[m] * x[m]
         out[j], out[j + 1] = p, q
-    for j in range(twos, n):
-        out[j] = dot(A[j, t][lo:hi], x)
+    if n % 2 == 1:
+        out[n - 1] = dot(A[n - 1, t][lo:hi], x)
 
 
 @kernel
@@ -606,22 +593,14 @@ def plus(c, x, y):
 
 @kernel
 def add(c, A, t, lo, hi, n, y):
-    """y += sum_j c[j] A[j, t, lo:hi], j < n; four at a time: y is loaded once."""
-    fours = n // 4 * 4
-    for j in range(0, fours, 4):
-        a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
-        d, e = A[j + 2, t][lo:hi], A[j + 3, t][lo:hi]
-        p, q, r, s = c[j], c[j + 1], c[j + 2], c[j + 3]
-        for m in range(len(y)):
-            y[m] += p * a[m] + q * b[m] + r * d[m] + s * e[m]
-    twos = n // 2 * 2
-    for j in range(fours, twos, 2):
+    """y += sum_j c[j] A[j, t, lo:hi], j < n; two at a time, which load y once."""
+    for j in range(0, n - 1, 2):
         a, b = A[j, t][lo:hi], A[j + 1, t][lo:hi]
         p, q = c[j], c[j + 1]
         for m in range(len(y)):
             y[m] += p * a[m] + q * b[m]
-    for j in range(twos, n):
-        plus(c[j], A[j, t][lo:hi], y)
+    if n % 2 == 1:
+        plus(c[n - 1], A[n - 1, t][lo:hi], y)
 
 
 @kernel(fastmath=False)

@@ -1507,29 +1507,37 @@ def finite_array(
 
     ValueError unless it holds real, finite numbers and has that shape.
     """
-    written = str(shape).replace("'", "")
     try:
         _check_real(value)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             array = (np.array if copy else np.asarray)(value, dtype=dtype, order="C")
+            finite = isfinite(array.sum()) or np.isfinite(array).all()
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(
-            f"{name} must be an array of real numbers of shape {written}: {error}"
+            f"{name} must be an array of real numbers of shape {_written(shape)}: "
+            f"{error}"
         ) from None
-    if array.ndim != len(shape) or not all(
-        size >= 1 if isinstance(expected, str) else size == expected
-        for size, expected in zip(array.shape, shape)
-    ):
-        raise ValueError(f"{name} has shape {array.shape}, expected {written}")
-    with np.errstate(all="ignore"):
-        quick = isfinite(array.sum())
-    if not quick and not np.isfinite(array).all():
+    if array.shape != shape and not _fits(array.shape, shape):
+        raise ValueError(f"{name} has shape {array.shape}, expected {_written(shape)}")
+    if not finite:
         bad = np.sum(~np.isfinite(array))
         raise ValueError(
             f"{name} must be finite in {np.dtype(dtype)}; "
             f"it holds {bad} NaN or infinite entries"
         )
     return array
+
+
+def _written(shape: tuple[int | str, ...]) -> str:
+    return str(shape).replace("'", "")
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
+    """Whether the numbers are the same, and those in place of a string at least 1."""
+    return len(shape) == len(expected) and all(
+        size >= 1 if isinstance(wanted, str) else size == wanted
+        for size, wanted in zip(shape, expected)
+    )
 
 
 def _check_real(value: ArrayLike) -> None:

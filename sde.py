@@ -282,10 +282,11 @@ def combine(b, x, c, z, y):
 
 # --------------------------------------------------------------------------------------
 # What one thread does before and after the chunks of a layer: in the order of the text,
-# as single numbers, reordered, would be rounded otherwise by another compilation
+# as single numbers, reordered, would be rounded otherwise by another compilation. What
+# is inline is compiled with `passes`, in less time than by itself
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False, inline="always")
 def forward_terms(k, t, J, a, layers, q, shares, N, terms):
     """The coefficients of h^k_t; a (S,) is eta chi_j / batch."""
     noise, drift, owed = terms
@@ -310,7 +311,7 @@ def forward_terms(k, t, J, a, layers, q, shares, N, terms):
         owe(k, k, sides, factors, known, fresh, layers[t].rho, owed)
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False, inline="always")
 def backward_terms(k, t, J, a, layers, q, shares, N, terms):
     """The coefficients of g^k_t; a (S,) is eta chi_j / batch."""
     noise, drift, owed = terms
@@ -436,7 +437,7 @@ def rest_of_row(vectors, t, k, part, gram, R):
     return 0.0 if r2 <= (spanned * rounding) ** 2 else r2
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False, inline="always")
 def inputs_row(X, k, K, U):
     """Row k of K = <x_j, x_k> / d and of its Cholesky factor U. [24]"""
     d, place = X.shape[2], np.int64(0)
@@ -447,7 +448,7 @@ def inputs_row(X, k, K, U):
     cholesky_row(X, place, k, part, K, U)
 
 
-@kernel(fastmath=False)
+@kernel(fastmath=False, inline="always")
 def finish(k, train, q, shares, N):
     """f_k, chi_k, and whether all of the pass is finite. [23], [2]"""
     f = total(shares.f, N)[0]
@@ -481,7 +482,7 @@ def backward_chunks(k, t, J, layers, dphi, terms, x, shares):
         backward_chunk(np.int64(i), k, t, J, layers, dphi, terms, x, shares)
 
 
-@kernel
+@kernel(fastmath=False)
 def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
     """Passes begin..end-1 of the span. Returns the first that diverged, or end.
 

@@ -114,6 +114,7 @@ def test_gradients_at_another_exponent(block):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backward, other", [(0.5, 0.2), ([0.8, -0.6, 1.0, -1.0], 1), ("fresh", 0)]
 )
@@ -283,6 +284,7 @@ def test_infinite_depth():
     assert (limit.A == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "phi, how",
     [
@@ -592,6 +594,7 @@ def test_second_moments(phi):
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "phi, how",
     [("tanh", dict(backward=-0.6, branch_exponent=0.7)), ("relu", dict(backward=1.0))],

@@ -32,6 +32,7 @@ HERE_ALONE = "--workers", "1"
 # The command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure(name, tmp_path, capsys):
     form = "svg" if name == "scaling" else "png"
@@ -183,6 +184,7 @@ def test_names_and_sizes_that_there_are_not():
         figure("alignment", dict(etas=(1, 2)))
 
 
+@pytest.mark.slow
 def test_make_on_workers(tmp_path):
     """Two threads of joblib draw what this process draws; known results are not
     computed again."""

@@ -207,6 +207,7 @@ def test_moments_that_no_rule_gives():
         nfd_limits.init_kernels(X, steps)
 
 
+@pytest.mark.slow
 def test_claims_of_an_activation():
     """Its gradient against central differences, the law of particles, and what is about another phi."""
     result = audit(
@@ -308,6 +309,7 @@ def test_a_loss_is_its_chi():
         )
 
 
+@pytest.mark.slow
 def test_claims_with_the_logistic_loss():
     """Gradients, the law, and one claim of each kind: a rate, a mean, and a best eta that is inside."""
     names = ["gradients", "exact-law", "first-step-kernel", "nearest-coupling"]

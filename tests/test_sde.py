@@ -924,6 +924,7 @@ def test_linear_limit_one_step():
     assert np.allclose(full.chi, full.f - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 def test_linear_limit_is_the_limit_of_particles(backward, batch):
