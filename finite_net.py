@@ -885,7 +885,7 @@ def _scratch(real, net, stream):
     blocks = -(-n // ROWS) if B == 1 and n >= WIDE else 1
     h, p, parts = (G, T + 1, b, n), (G, T, b, n), (blocks, n)
     of_real = pieces(real, h, h, p, (G, b, n), (G, b, d), (G, b), parts)
-    return Scratch(*of_real, np.zeros(G, np.bool_))
+    return Scratch(*of_real, bad=np.zeros(G, np.bool_))
 
 
 def _groups(B):
