@@ -883,9 +883,10 @@ def _scratch(real, net, stream):
     n, d, T, B = net.n, stream.d, net.T, stream.batch
     G, b = _groups(B)
     blocks = -(-n // ROWS) if B == 1 and n >= WIDE else 1
-    h, p, parts = (G, T + 1, b, n), (G, T, b, n), (blocks, n)
-    of_real = pieces(real, h, h, p, (G, b, n), (G, b, d), (G, b), parts)
-    return Scratch(*of_real, bad=np.zeros(G, np.bool_))
+    place = G, T + 1, b, n
+    shapes = place, place, (G, T, b, n), (G, b, n), (G, b, d), (G, b), (blocks, n)
+    h, g, p, z, x, c, parts = pieces(real, *shapes)
+    return Scratch(h, g, p, z, x, c, parts, np.zeros(G, np.bool_))
 
 
 def _groups(B):
