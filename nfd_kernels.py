@@ -50,15 +50,31 @@ def _stamp() -> str:
 
 
 def _has_cache() -> bool:
-    """Whether Numba has a directory for compiled code with room for a megabyte."""
+    """Whether Numba has a directory for compiled code with room for a megabyte; what it
+    cannot read there is removed."""
     if NOT_COMPILED:
         return False
     try:
         directory = numba.njit(cache=True)(_stamp).stats.cache_path
+        _remove_broken(Path(str(directory)))
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             return file.write(bytes(2**20)) == 2**20
     except (OSError, RuntimeError):
         return False
+
+
+def _remove_broken(directory: Path) -> None:
+    """Remove the files of these modules that a crash or a full disk has left empty,
+    cut off or overwritten: Numba's are pickles, from the byte 0x80 to a full stop."""
+    broken = []
+    for path in directory.glob(f"*{STAMP}*.nb[ic]"):
+        content = path.read_bytes()
+        if content[:1] != b"\x80" or content[-1:] != b".":
+            path.unlink(missing_ok=True)
+            broken.append(path.name)
+    if broken and sys.stderr is not None:
+        what = f"{len(broken)} files of compiled code in {directory} were broken"
+        print(f"nfd-min: {what}; they are compiled again", file=sys.stderr)
 
 
 STAMP = _stamp()

@@ -1512,7 +1512,7 @@ def finite_array(
         with np.errstate(all="ignore"):
             array = (np.array if copy else np.asarray)(value, dtype=dtype, order="C")
             finite = isfinite(array.sum()) or np.isfinite(array).all()
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"{name} must be an array of real numbers of shape {_written(shape)}: "
             f"{error}"

@@ -27,12 +27,24 @@ WEIGHTS, NOISE = (
 masked = lambda a: np.ma.masked_array(a, mask=a > 0)
 
 
+class Tensor:
+    """What torch does for a tensor that requires a gradient."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("use tensor.detach()")
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
         # arrays
         (lambda: Stream(masked(X), Y, 0.1), "X must be .* it is masked"),
         (lambda: Stream(X, masked(Y), 0.1), "y must be .* it is masked"),
+        (lambda: Stream(Tensor(), Y, 0.1), "X must be .* use tensor.detach"),
+        (
+            lambda: nfd_min.sgd(STREAM, (Tensor(), *WEIGHTS[1:])),
+            "U must be .* use tensor.detach",
+        ),
         (
             lambda: Stream(np.full((4, 5), "2020-01-01", "M8[D]"), Y, 0.1),
             "X must be .* it is dates",

@@ -25,7 +25,7 @@ from nfd_audit.claims import (
     training,
     two_layer,
 )
-from nfd_audit.data import images, sequence
+from nfd_audit.data import Data, images, sequence
 from nfd_limits import one_step, relu_moments
 from nfd_min import Stream, coarsen
 
@@ -577,6 +577,15 @@ def test_orthogonal_inputs_are_for_odd_activations(monkeypatch, phi, odd):
     else:
         with pytest.raises(NotImplementedError, match="it is about odd activations"):
             coupling.orthogonal_case(**given)
+
+
+@pytest.mark.parametrize("X", [[[1.0], [2.0]], [[1.0, 3.0], [-0.1, -0.3]]])
+def test_inputs_of_one_direction_have_no_orthogonal_part(X, tmp_path):
+    data = tmp_path / "line.npz"
+    np.savez(data, X=np.repeat(X, 4, axis=0), y=np.arange(8.0))
+    given = dict(eta=0.1, particles=8, depths=(2, 4), seed=0)
+    with pytest.raises(NotImplementedError, match="more than one direction"):
+        coupling.orthogonal_case(data=Data(str(data), target="real"), **given)
 
 
 def test_what_a_response_is_compared_with(monkeypatch):

@@ -240,8 +240,10 @@ def orthogonal_case(
     rng = np.random.default_rng(seed)
     two = sequence(data, (0, 1), eta, rng=rng)
     x, z = two.X
-    z = z - x * (z @ x) / (x @ x)
-    z = z * sqrt((x @ x) / (z @ z))
+    across = z - x * (z @ x) / (x @ x)
+    if across @ across < 1e-12 * (z @ z):
+        raise NotImplementedError("it is about inputs of more than one direction")
+    z = across * sqrt((x @ x) / (across @ across))
     stream = stream_of(data, [x, z], two.y, eta)
     return changes(stream, particles, depths, ("decoupled", "reused"), rng)
 
