@@ -27,7 +27,7 @@ import copy
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import InitVar, dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cache
@@ -1627,15 +1627,67 @@ def check_noise(
     return Noise(u, v, xi, zeta)
 
 
+SURELY_THERE = 2**26
+"""Bytes without which nothing of this would run: a smaller limit is a mistake."""
+
+
 def check_memory(needed: float, what: str) -> None:
-    """ValueError if `needed` bytes are more than this machine has, where it tells."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+    """ValueError if `needed` bytes are more than this process may have, where that is
+    known."""
+    if needed <= SURELY_THERE:
         return
-    if needed > memory:
-        has = f"this machine has {memory / 2**30:.3g} GiB"
+    limits = [(size, whose) for size, whose in _limits() if size > SURELY_THERE]
+    size, whose = min(limits, default=(needed, ""))
+    if needed > size:
+        has = f"{whose} {size / 2**30:.3g} GiB"
         raise ValueError(f"{what} needs {needed / 2**30:.3g} GiB; {has}")
+
+
+def _limits() -> Iterator[tuple[int, str]]:
+    """Bytes of memory, and who has them: the machine; the process, by RLIMIT_AS or its
+    control groups, as in a container. What the system does not tell is left out."""
+    try:
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        yield pages, "this machine has"
+    except (AttributeError, ValueError, OSError):
+        pass
+    try:
+        import resource
+
+        yield resource.getrlimit(resource.RLIMIT_AS)[0], "this process may have"
+    except (ImportError, AttributeError, ValueError, OSError):
+        pass
+    for file in _group_files():
+        try:
+            yield int(file.read_text()), "this process may have"
+        except (OSError, ValueError):  # there is none, or it says "max"
+            pass
+
+
+def _group_files() -> Iterator[Path]:
+    """Where Linux says what the control groups of this process may have, in version 2
+    and in version 1, whose groups have a controller."""
+    try:
+        groups = GROUPS_OF_PROCESS.read_text().splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, controllers, path = group.split(":", 2)
+        if not controllers:
+            root, name = GROUPS, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = GROUPS / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        place = root / path.lstrip("/")
+        yield from (
+            directory / name
+            for directory in (place, *place.parents)
+            if directory.is_relative_to(root)
+        )
+
+
+GROUPS_OF_PROCESS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], Any]) -> None:

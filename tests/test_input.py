@@ -284,6 +284,52 @@ def test_copies_stay_what_they_are():
         pickle.dumps(public)
 
 
+MEGABYTE = 2**20
+
+
+@pytest.mark.parametrize(
+    "groups, file, allowed",
+    [
+        ("0::/a/b", "a/b/memory.max", "150000000"),
+        ("0::/a/b", "a/memory.max", "150000000"),  # of the group around it
+        ("0::/", "memory.max", "150000000"),
+        ("4:memory:/a", "memory/a/memory.limit_in_bytes", "150000000"),
+        ("4:cpu,memory:/gone", "memory/memory.limit_in_bytes", "150000000"),
+        ("4:cpu:/a", "cpu/a/memory.limit_in_bytes", None),
+        ("0::/a", "a/memory.max", None),
+    ],
+)
+def test_memory_of_a_container(groups, file, allowed, tmp_path, monkeypatch):
+    """Its limit counts, wherever Linux says it, and "max" is none."""
+    (tmp_path / "cgroup").write_text(f"7:pids:/a\n{groups}\n")
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(f"{allowed or 'max'}\n")
+    monkeypatch.setattr(nfd_min, "GROUPS_OF_PROCESS", tmp_path / "cgroup")
+    monkeypatch.setattr(nfd_min, "GROUPS", tmp_path)
+    nfd_min.check_memory(140 * MEGABYTE, "it")
+    if allowed:
+        with pytest.raises(ValueError, match="it needs .* this process may have 0.14"):
+            nfd_min.check_memory(150 * MEGABYTE, "it")
+    else:
+        nfd_min.check_memory(150 * MEGABYTE, "it")
+
+
+def test_memory_of_a_process(monkeypatch):
+    resource = pytest.importorskip("resource")
+    limit = 200 * MEGABYTE, resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limit)
+    with pytest.raises(ValueError, match="it needs .* this process may have 0.195"):
+        nfd_min.check_memory(201 * MEGABYTE, "it")
+
+
+@pytest.mark.parametrize("told", [-1, 0, 1])
+def test_memory_that_is_not_known_refuses_nothing(told, tmp_path, monkeypatch):
+    """As on systems for browsers, where sysconf says -1 or 0."""
+    monkeypatch.setattr(nfd_min, "GROUPS_OF_PROCESS", tmp_path / "there is none")
+    monkeypatch.setattr(nfd_min.os, "sysconf", lambda name: told, raising=False)
+    nfd_min.check_memory(10**18, "it")
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """The bytes that check_memory is asked about, {what for: bytes}."""
