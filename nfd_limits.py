@@ -441,6 +441,9 @@ class OneStep(NamedTuple):
     h2: Array
 
 
+LARGEST_SQUARE = 1e60
+
+
 def one_step(
     x0: ArrayLike,
     x1: ArrayLike,
@@ -466,8 +469,13 @@ def one_step(
     """
     x0 = finite_array("x0", x0, ("d",))
     x1 = finite_array("x1", x1, (len(x0),))
-    check_squares("x0", x0)
-    check_squares("x1", x1)
+    for name, x in (("x0", x0), ("x1", x1)):
+        check_squares(name, x)
+        if x @ x > LARGEST_SQUARE:
+            raise ValueError(
+                f"{name} is too large: |x|^2 = {x @ x:.3g}, above {LARGEST_SQUARE:g}, "
+                "whose fourth power, in the second moments, overflows"
+            )
     X, phi = np.array([x0, x1]), activation(phi)
     if depth is None:
         ((rho, _),) = correlations(rho, 1, "rho")
@@ -539,7 +547,7 @@ def _h2_of_one_step(
     return np.array([Q[-1, 1, 1], V + D2])
 
 
-def _has_kink(phi: Activation) -> bool:
+def has_kink(phi: Activation) -> bool:
     """Whether phi' jumps at 0."""
     below, above = phi.dphi(np.array([-1e-9, 1e-9]))
     return bool(abs(above - below) > 1e-6 * max(abs(above), abs(below)))
@@ -564,7 +572,7 @@ def _second_moments(Q: Array, phi: Activation) -> tuple[Array, Array]:
         return (var_G > 0).astype(float), both
     largest = max(var_G.max(), var_h.max())
     terms = int(64 + 120 * largest)
-    if terms > 4096 or _has_kink(phi):
+    if terms > 4096 or has_kink(phi):
         return np.full(L, np.nan), np.full((L, L), np.nan)
     step = min(0.05, 0.3 / sqrt(max(1.0, largest)), 1 / sqrt(terms))
     z = np.arange(-13, 13, step)
@@ -697,7 +705,7 @@ def _features_of(
 ) -> tuple[Activation, Array, Array]:
     """The Activation, and h and g of a run, checked for responses_of."""
     phi = activation(phi)
-    if _has_kink(phi):
+    if has_kink(phi):
         raise ValueError(
             f"phi={phi.name!r} has no second derivative at 0; "
             "responses_of needs a smooth phi"

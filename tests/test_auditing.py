@@ -136,6 +136,8 @@ def test_another_activation():
     by_name = audit("gaussian-init", phi="erf")
     assert by_name.about["phi"] == "erf" and by_name["verdict"] == "holds"
     assert audit("post-activation", phi="erf")["verdict"] == "not applicable"
+    for name in "depth-rate", "coupled-limit":  # Assumption 5.4
+        assert audit(name, phi="relu")["verdict"] == "not applicable"
     assert phi_name(TANH) == "tanh"
 
 

@@ -65,6 +65,14 @@ class Tensor:
             ),
             "U must be .* masked",
         ),
+        (
+            lambda: nfd_limits.one_step([1e80], [1e80], "identity"),
+            "x0 is too large: .x.\\^2 = 1e.160, above 1e.60",
+        ),
+        (
+            lambda: nfd_limits.one_step([1.0], [1e40], "relu", 4),
+            "x1 is too large: .x.\\^2 = 1e.80, above 1e.60",
+        ),
         # weights and noise of the plain text
         (lambda: nfd_min.sgd(STREAM, (1, 2, 3)), "weights: v has shape"),
         (

@@ -99,6 +99,15 @@ def test_without_joblib(monkeypatch):
         assert len(sweep(CASES)) == 6
 
 
+def cannot_speak(*, seed):
+    raise NotImplementedError("of such data")
+
+
+def test_a_case_that_is_not_about_these_data_says_so():
+    (result,) = sweep([Case(cannot_speak, {}, 0)])
+    assert result == {"not applicable": "of such data"}
+
+
 def test_an_exception_of_a_case_is_that_of_the_sweep():
     pytest.importorskip("joblib")
     cases = [Case(divmod, dict(), 0)]  # takes no keyword "seed"

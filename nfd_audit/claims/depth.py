@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+import nfd_limits
 import sde
 from nfd_audit.claim import Claim, Experiment, sizes
 from nfd_audit.data import AnyData, sequence
@@ -17,6 +18,7 @@ from nfd_audit.measure import (
     kernel_errors,
     moments,
     of_networks,
+    phi_in_use,
     solve,
     train_many,
     worst,
@@ -50,6 +52,8 @@ def depth_case(
     errors of f of each pass, and the maximum over the layers of those of h and g (mean
     over the particles) and of C and Gamma (mean over the passes up to it).
     """
+    if nfd_limits.has_kink(phi_in_use()):
+        raise NotImplementedError("Assumption 5.4 wants a phi without a kink")
     rng = np.random.default_rng(seed)
     stream = sequence(data, order, eta, rng=rng)
     noise = sde.draw_noise(len(stream), particles, reference, rng=rng)
