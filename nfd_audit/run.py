@@ -22,6 +22,7 @@ from concurrent.futures import BrokenExecutor
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -238,6 +239,7 @@ def _processes(workers: int) -> Iterator[None]:
 def _starting_workers() -> Iterator[None]:
     """Processes that start meanwhile never hear Ctrl-C or SIGTERM; this one hears them
     afterwards. Nor do they take a file of the working directory for a module."""
+    resource_tracker.ensure_running()  # now, as its start would end the mask below
     heard: list[int] = []
     later = dict.fromkeys(HEARD, lambda number, frame: heard.append(number))
     with _handling(later), _environment("PYTHONSAFEPATH", "1"):
