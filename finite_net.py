@@ -37,6 +37,7 @@ from nfd_kernels import (
     prange,
     progress,
     records,
+    start_threads,
     thread_count,
     times_dphi,
 )
@@ -502,9 +503,10 @@ def outputs_of_group(i, X, weights, layers, phi, f):
     """f of the GROUP inputs X (.., d) from number GROUP i on. [1]"""
     lo, hi = i * GROUP, min(i * GROUP + GROUP, len(X))
     T, n = len(layers) - 1, len(weights.v)
-    x = np.empty((GROUP, X.shape[1]), X.dtype)
-    h, p = np.empty((T + 1, GROUP, n), X.dtype), np.empty((T, GROUP, n), X.dtype)
-    for b in range(GROUP):
+    rows = (hi - lo + 3) // 4 * 4  # a multiple of four, for `times`
+    x = np.empty((rows, X.shape[1]), X.dtype)
+    h, p = np.empty((T + 1, rows, n), X.dtype), np.empty((T, rows, n), X.dtype)
+    for b in range(rows):
         copy(X[min(lo + b, hi - 1)], x[b])
     forward_group(x, weights, layers, phi, h, p)
     for b in range(hi - lo):
@@ -920,6 +922,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
         spans = list(pairwise(sorted(ends)))
     if net.fresh:
         W_0 = parameters.W.copy()
+    start_threads()
     by_rows = len(scratch.parts) > 1
     by_groups = len(scratch.c) > 1 and _work(net, stream) > WORTH_SHARING
     shared = (by_rows or by_groups) and parallel_allowed()

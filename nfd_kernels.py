@@ -28,7 +28,7 @@ except ImportError as error:
     raise ImportError(f"this needs Numba: pip install numba ({error})") from None
 
 __all__ = [
-    "CACHE", "STAMP", "kernel", "thread_count",
+    "CACHE", "STAMP", "kernel", "start_threads", "thread_count",
     "parallel_allowed", "empty", "pieces", "records", "normals", "fill_normals", "PHI",
     "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of",
     "prange", "dot", "dots", "plus", "add", "total", "diverged", "progress",
@@ -135,8 +135,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @functools.cache
-def _start_threads() -> None:
+def start_threads() -> None:
     """Start Numba's threads, such that one that waits soon sleeps.
+
+    Before any kernel that calls a parallel one, also if it will not: from the cache on
+    disk it may come without what starts them, and a process without ends in it.
 
     GNU's OpenMP reads this variable once, when it is loaded. By default its threads
     spin for milliseconds, which on a busy machine keep others from their work.
@@ -150,7 +153,7 @@ def _start_threads() -> None:
 
 def thread_count() -> int:
     """How many threads may compute at a time, as numba.set_num_threads says."""
-    _start_threads()
+    start_threads()
     return numba.get_num_threads()
 
 

@@ -441,7 +441,8 @@ class OneStep(NamedTuple):
     h2: Array
 
 
-LARGEST_SQUARE = 1e60
+LARGEST_SQUARE = 1e100
+"""|x|^2 above which products of second moments overflow."""
 
 
 def one_step(
@@ -473,8 +474,8 @@ def one_step(
         check_squares(name, x)
         if x @ x > LARGEST_SQUARE:
             raise ValueError(
-                f"{name} is too large: |x|^2 = {x @ x:.3g}, above {LARGEST_SQUARE:g}, "
-                "whose fourth power, in the second moments, overflows"
+                f"{name} is too large: |x|^2 = {x @ x:.3g}, above {LARGEST_SQUARE:g}; "
+                "products of second moments would overflow"
             )
     X, phi = np.array([x0, x1]), activation(phi)
     if depth is None:

@@ -138,7 +138,7 @@ def sgd(
     phi: Phi = "tanh",
     *,
     block: str = "pre",
-    **network: Unpack[Matrices],
+    **network: Unpack[OfMatrices],
 ) -> Trajectory:
     """Train by mini-batch SGD, moving explicit matrices. `finite_net.train` is faster.
 
@@ -1728,25 +1728,25 @@ Rng: TypeAlias = (
 )
 
 
-class Coupling(TypedDict, total=False):
-    """Keywords of `chain` that everything takes."""
+class OfBoth(TypedDict, total=False):
+    """Keywords of `chain` that particles and matrices take."""
 
     internal_lr_exponent: Number
     backward: Backward
     branch_exponent: Number
 
 
-class Particles(Coupling, total=False):
+class OfParticles(OfBoth, total=False):
     """Those that `sde.solve` takes."""
 
     block: str
 
 
-class Matrices(Coupling, total=False):
+class OfMatrices(OfBoth, total=False):
     """Those that `sgd` hands on."""
 
     scaling: Scaling
 
 
-class Network(Matrices, Particles, total=False):
+class Network(OfMatrices, OfParticles, total=False):
     """All of them."""

@@ -57,6 +57,7 @@ from nfd_kernels import (
     prange,
     progress,
     records,
+    start_threads,
     times_dphi,
     total,
 )
@@ -560,7 +561,7 @@ def solve(
     rng: nfd_min.Rng = None,
     noise: Noise | None = None,
     keep: nfd_min.Keep = "all",
-    **network: Unpack[nfd_min.Particles],
+    **network: Unpack[nfd_min.OfParticles],
 ) -> Trajectory:
     """Neural Feature Dynamics, Definition 5.3, by N particles in L Euler-Maruyama steps
     [20]-[25], [112], or the network itself [12]. Fast twin of `nfd_min.nfd`.
@@ -706,6 +707,7 @@ def _run(stream, net, x, q, kept):
     slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
     shares = Shares(gram, slopes, known, fresh, h2, f)
     given = net.layers, net.phi, net.dphi, train, x, q, terms, shares
+    start_threads()
     shared = chunks > 1 and parallel_allowed()
     step = max(1, SPAN // (T * N * (S + 8)))
     ends = [*range(step, S, step), S]

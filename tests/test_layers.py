@@ -223,6 +223,52 @@ def test_small_functions():
             assert lines <= 60, name
 
 
+@pytest.mark.parametrize("call", ["finite_net.train", "sde.solve"])
+def test_threads_are_there_before_a_kernel_that_calls_a_parallel_one(call):
+    """Also where the run is too small for two."""
+    program = f"""
+import finite_net, nfd_kernels, sde
+from nfd_min import Stream
+nfd_kernels.start_threads.cache_clear()
+{call}(Stream([[1.0, 2.0]], [1.0], 0.1), 5, 2, rng=3)
+assert nfd_kernels.start_threads.cache_info().misses == 1
+import numba
+numba.threading_layer()  # a ValueError where there are none
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=HERE, check=True)
+
+
+@pytest.mark.slow
+def test_a_cache_that_several_processes_have_filled(tmp_path):
+    """As when one is stopped while it compiles: what calls parallel kernels is compiled
+    by another process than these are, and comes from the cache in a third."""
+    program = """
+import finite_net, sde
+from nfd_min import Stream
+one, batch = Stream.digits(2, 0.1, rng=0), Stream.digits(4, 0.1, batch=2, rng=0)
+runs = [finite_net.train(stream, 5, 2, rng=3) for stream in (one, batch)]
+print([run.f for run in [*runs, sde.solve(one, 50, 2, rng=3)]])
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run():
+        return subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=HERE,
+            env=environment,
+            check=True,
+            capture_output=True,
+        ).stdout
+
+    first = run()
+    for caller in "sgd_by_samples", "sgd_by_batches", "passes_serial":
+        files = [*tmp_path.rglob(f"*.{caller}*")]
+        assert files
+        for file in files:
+            file.unlink()
+    assert first == run() == run()
+
+
 def test_threads_that_are_the_first_to_need_a_kernel():
     """None of them calls code whose names another one is still making known."""
     program = """

@@ -28,9 +28,14 @@ INTERPRETED = {
 but for entries that say compiled = true."""
 
 MOST = 600  # seconds until a run counts as one that does not end
-FAILED = (
-    1  # exit status of pytest if a test fails, and of nfd-audit if a verdict surprises
-)
+FAILED = 1
+"""Exit status of pytest if a test fails, and of nfd-audit if a verdict surprises."""
+
+
+def interpreted(wrong):
+    """Whether its test runs without the compiler."""
+    test = wrong["test"].split("::")[1].partition("[")[0]
+    return test in INTERPRETED and not wrong.get("compiled")
 
 
 @pytest.fixture
@@ -71,9 +76,7 @@ def test_wrong_formula_is_seen(wrong, copy):
     """Its test fails, and the verdict of its claim, if it names one, is a surprise."""
     changed(copy, wrong["changes"])
     command = "-m pytest -q -x -n 0 -p no:cacheprovider --no-header -m".split()
-    test = wrong["test"].split("::")[1].partition("[")[0]
-    interpreted = test in INTERPRETED and not wrong.get("compiled")
-    how = {"NUMBA_DISABLE_JIT": "1"} if interpreted else {}
+    how = {"NUMBA_DISABLE_JIT": "1"} if interpreted(wrong) else {}
     tests = "slow or not slow", f"tests/{wrong['test']}"
     done = python(copy, *command, *tests, **how)
     assert done.returncode == FAILED, f"no test fails\n{done.stdout}{done.stderr}"
@@ -83,6 +86,18 @@ def test_wrong_formula_is_seen(wrong, copy):
         )
         seen = "0 of 1 verdicts as expected" in claim.stdout
         assert claim.returncode == FAILED and seen, claim.stdout + claim.stderr
+
+
+@pytest.mark.formulas
+@pytest.mark.parametrize(
+    "test", sorted({w["test"] for w in TABLE if interpreted(w)}), ids=str
+)
+def test_nothing_fails_without_the_compiler_alone(test, copy):
+    """Where no formula is wrong, that is."""
+    command = "-m pytest -q -n 0 -p no:cacheprovider --no-header -m".split()
+    tests = "slow or not slow", f"tests/{test}"
+    done = python(copy, *command, *tests, NUMBA_DISABLE_JIT="1")
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("wrong", TABLE, ids=IDS)
