@@ -715,7 +715,9 @@ def _checked(stream, width, depth, phi, dtype, keep, network):
     real = choose("dtype", dtype, DTYPES)
     kept = choose("keep", keep, KEEP)
     how = {"block": "pre"} | network
-    given = n, L, phi, real, nfd_min.BLOCKS.get(how["block"])
+    block = how["block"]
+    build = nfd_min.BLOCKS.get(block) if isinstance(block, str) else None
+    given = n, L, phi, real, build
     try:
         net = _network(*given, **how)
     except TypeError:  # of a list, which cannot be remembered

@@ -118,6 +118,8 @@ class Tensor:
             "width is too large: an integer of 1329 bits",
         ),
         (lambda: finite_net.train(STREAM, 3, HUGE), "depth is too large"),
+        (lambda: finite_net.train(STREAM, 3, 2, block=np.zeros(2)), "block"),
+        (lambda: sde.solve(STREAM, 3, 2, block=[]), "block"),
         (lambda: finite_net.train(STREAM, 3, 10**9), "chain of depth 1000000000 needs"),
         (lambda: sde.solve(STREAM, 3, 10**9), "chain of depth 1000000000 needs"),
         (lambda: sde.solve(STREAM, HUGE, 3), "particles is too large"),
