@@ -22,7 +22,9 @@ from numpy.typing import ArrayLike
 
 import nfd_min
 from nfd_kernels import (
+    ALONE,
     LOSS,
+    TOGETHER,
     activations,
     apply,
     chi_of,
@@ -180,13 +182,13 @@ def output(v, h):
 
 
 @kernel
-def times_in_blocks(W, x, y, blocks, shared):
+def times_in_blocks(W, x, y, blocks, threads):
     """y = W x, so many blocks of rows, which the threads may share."""
-    if shared:
-        times_shared(W, x, y, blocks)
-    else:
+    if threads is None:
         for b in range(blocks):
             times_rows(W, x, y, b * len(W) // blocks, (b + 1) * len(W) // blocks)
+    else:
+        times_shared(W, x, y, blocks)
 
 
 @kernel(parallel=True)
@@ -220,7 +222,7 @@ def back_and_step_shared(W_tilde, W, decoupled, g, p, c, parts):
 
 
 @kernel
-def forward_one(x, shared, weights, layers, phi, h, p, blocks):
+def forward_one(x, threads, weights, layers, phi, h, p, blocks):
     """h_t (T+1, n) and p_{t-1} = phi(h_{t-1}) of one sample x (d,). [1], [29]
 
     Returns whether it diverged.
@@ -231,7 +233,7 @@ def forward_one(x, shared, weights, layers, phi, h, p, blocks):
         layer = layers[t]
         apply(phi[layer.kind], h[t - 1], p[t - 1])
         if layer.matrix >= 0:
-            times_in_blocks(weights.W[layer.matrix], p[t - 1], h[t], blocks, shared)
+            times_in_blocks(weights.W[layer.matrix], p[t - 1], h[t], blocks, threads)
         else:
             copy(p[t - 1], h[t])
         # [1], [29], [80], [84]
@@ -241,7 +243,7 @@ def forward_one(x, shared, weights, layers, phi, h, p, blocks):
 
 
 @kernel
-def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
+def backward_one(c, threads, weights, layers, dphi, h, p, scratch, g):
     """g_t (T+1, n) of one sample, and the updates of W and W~. [3], [2], [8]
 
     c : eta chi.  Returns whether it diverged.
@@ -258,12 +260,12 @@ def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
         if m >= 0:
             step = v.dtype.type(c * layer.rate * layer.s)
             matrices = W_tilde[m], W[m], decoupled
-            if shared:
-                back_and_step_shared(W_tilde[m], W[m], decoupled, q, x, step, parts)
-            else:
+            if threads is None:
                 for b in range(len(parts)):
                     part = parts[b]
                     back_and_step_block(b, len(parts), matrices, q, x, step, part)
+            else:
+                back_and_step_shared(W_tilde[m], W[m], decoupled, q, x, step, parts)
             copy(parts[0], z)
             for b in range(1, len(parts)):
                 plus(one, parts[b], z)
@@ -278,11 +280,11 @@ def backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
 
 @kernel
 def sgd_by_samples(
-    begin, end, shared, samples, weights, layers, phi, dphi, scratch, record
+    begin, end, threads, samples, weights, layers, phi, dphi, scratch, record
 ):
     """SGD on the samples begin..end-1, one at a time. [1]-[3], [8]
 
-    shared : whether the threads share the rows of a matrix
+    threads : ALONE or TOGETHER, at the rows of a matrix
     Returns the first sample that diverged, or end. Its h and g are in the record, or in
     the scratch if they are not kept.
     """
@@ -293,13 +295,13 @@ def sgd_by_samples(
     for k in range(begin, end):
         if len(record.h) > 0:
             h, g = record.h[k], record.g[k]
-        bad = forward_one(X[k], shared, weights, layers, phi, h, p, blocks)
+        bad = forward_one(X[k], threads, weights, layers, phi, h, p, blocks)
         record.f[k] = output(v, h[len(p)])  # [1]
         record.chi[k] = chi_of(loss, record.f[k], y[k])  # [2]
         if bad or not abs(record.chi[k]) < np.inf:
             return k
         c = rate * record.chi[k]  # eta chi
-        if backward_one(c, shared, weights, layers, dphi, h, p, scratch, g):
+        if backward_one(c, threads, weights, layers, dphi, h, p, scratch, g):
             return k
         c = v.dtype.type(c)
         plus(-c, h[len(p)], v)  # [2]
@@ -467,11 +469,11 @@ def step_shared(row_blocks, weights, layers, scratch):
 
 @kernel
 def sgd_by_batches(
-    span, shared, samples, weights, layers, phi, dphi, scratch, record, size
+    span, threads, samples, weights, layers, phi, dphi, scratch, record, size
 ):
     """SGD on the samples begin..end-1 of the span, in mini-batches. [1]-[3], [8]
 
-    shared : whether the threads share the groups;  size : of the mini-batches
+    threads : ALONE or TOGETHER, at the groups;  size : of the mini-batches
     Returns the first sample of a mini-batch that diverged, or end; its h and g are in
     the scratch.
     """
@@ -480,18 +482,18 @@ def sgd_by_batches(
     rest = samples, weights, layers, phi, dphi, scratch, record, size
     blocks = len(layers) * ((len(weights.v) + STEP_ROWS - 1) // STEP_ROWS)
     for at in range(begin, end, size):
-        if shared:
-            passes_shared(at, *rest)
-        else:
+        if threads is None:
             for i in range(groups):
                 passes_of_group(i, at, *rest)
+        else:
+            passes_shared(at, *rest)
         if scratch.bad.any():
             return at
-        if shared:
-            step_shared(blocks, weights, layers, scratch)
-        else:
+        if threads is None:
             for r in range(blocks):
                 step_of_rows(r, weights, layers, scratch)
+        else:
+            step_shared(blocks, weights, layers, scratch)
         for k in range(size):
             i, j = k // b, k % b
             plus(-scratch.c[i, j], scratch.h[i, -1, j], weights.v)  # [2]
@@ -927,7 +929,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
     start_threads()
     by_rows = len(scratch.parts) > 1
     by_groups = len(scratch.c) > 1 and _work(net, stream) > WORTH_SHARING
-    shared = (by_rows or by_groups) and parallel_allowed()
+    threads = TOGETHER if (by_rows or by_groups) and parallel_allowed() else ALONE
     rest = samples, parameters, net.chain, net.phi, net.dphi, scratch, record
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for begin, end in progress(spans, "training") if len(spans) > 1 else spans:
@@ -937,9 +939,9 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
                 moved = parameters.W - W_0
                 parameters.W_back[...] = W_tilde[begin] + moved  # [X11]
             if B == 1:
-                reached = sgd_by_samples(begin, end, shared, *rest)
+                reached = sgd_by_samples(begin, end, threads, *rest)
             else:
-                reached = sgd_by_batches((begin, end), shared, *rest, B)
+                reached = sgd_by_batches((begin, end), threads, *rest, B)
             if reached < end:
                 _stop(out, net, scratch, record, reached, B)
                 return out

@@ -28,7 +28,7 @@ except ImportError as error:
     raise ImportError(f"this needs Numba: pip install numba ({error})") from None
 
 __all__ = [
-    "CACHE", "STAMP", "kernel", "start_threads", "thread_count",
+    "CACHE", "STAMP", "kernel", "start_threads", "thread_count", "ALONE", "TOGETHER",
     "parallel_allowed", "empty", "pieces", "records", "normals", "fill_normals", "PHI",
     "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of",
     "prange", "dot", "dots", "plus", "add", "total", "diverged", "progress",
@@ -155,6 +155,11 @@ def thread_count() -> int:
     """How many threads may compute at a time, as numba.set_num_threads says."""
     start_threads()
     return numba.get_num_threads()
+
+
+ALONE, TOGETHER = None, True
+"""How many threads a compiled loop is for. As one of them is None, Numba compiles what
+follows `threads is None` only for whom it is, and the other side of it likewise."""
 
 
 def parallel_allowed() -> bool:
@@ -317,21 +322,25 @@ def _box_muller(words, k, x, t, coefficients):
 
 
 @kernel
-def _fill(next_word, state, out):
-    """Normals from the words of the bit generator at the address `state`."""
+def _fill(next_word, state, out, single):
+    """Normals from the words of the bit generator at the address `state`.
+
+    single : None, or True where `out` is float32
+    """
     words = np.empty(PART, np.uint64)
-    signed, halves = words.view(np.int64), words.view(np.int32)
     scratch = np.empty((3, PART // 2), out.dtype)
     for start in range(0, len(out), PART):
         part = out[start : start + PART]
         m = (len(part) + 1) // 2
         k, x, t = scratch[0][:m], scratch[1][:m], scratch[2][:m]
-        if out.itemsize == 8:
+        if single is None:
+            signed = words.view(np.int64)
             for i in range(2 * m):
                 words[i] = next_word(int(state))
             _uniform(signed, k, x, t)
             _box_muller(signed, k, x, t, (LOG, SINE, COSINE))
         else:
+            halves = words.view(np.int32)
             for i in range(m):
                 words[i] = next_word(int(state))
             _uniform_32(halves, k, x, t)
@@ -349,10 +358,11 @@ def fill_normals(rng: np.random.Generator, out: np.ndarray) -> None:
     generator for each BLOCK, with a seed from rng, so that threads can share the work.
     """
     flat = out.reshape(-1)
+    single = True if out.dtype == np.float32 else None
 
     def fill(start: int, bits: np.random.BitGenerator) -> None:
-        words = bits.ctypes
-        _fill(words.next_uint64, words.state_address, flat[start : start + BLOCK])
+        words, part = bits.ctypes, flat[start : start + BLOCK]
+        _fill(words.next_uint64, words.state_address, part, single)
 
     if len(flat) <= BLOCK:
         with rng.bit_generator.lock:

@@ -38,9 +38,11 @@ import numpy as np
 
 import nfd_min
 from nfd_kernels import (
+    ALONE,
     LOSS,
     PHI,
     PHI_DERIVATIVE_NEEDS_H,
+    TOGETHER,
     activations,
     add,
     apply,
@@ -484,10 +486,10 @@ def backward_chunks(k, t, J, layers, dphi, terms, x, shares):
 
 
 @kernel(fastmath=False)
-def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
+def passes(span, threads, layers, phi, dphi, train, x, q, terms, shares):
     """Passes begin..end-1 of the span. Returns the first that diverged, or end.
 
-    shared : whether the threads share the chunks
+    threads : ALONE or TOGETHER, at the chunks
     phi, dphi : the activations and their derivatives that layers[t].kind counts
     """
     begin, end = span
@@ -499,11 +501,11 @@ def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
             forward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             kind = layers[min(t + 1, T)].kind
             f, df = phi[kind], dphi[kind]
-            if shared:
-                forward_chunks(k, t, J, layers, f, df, terms, x, shares)
-            else:
+            if threads is None:
                 for i in range(chunks):
                     forward_chunk(i, k, t, J, layers, f, df, terms, x, shares)
+            else:
+                forward_chunks(k, t, J, layers, f, df, terms, x, shares)
             if t < T:
                 cholesky_row(x.p, t, k, shares.gram, q.C[t], q.R[t])
             if t < T and len(q.P) > 0:
@@ -513,11 +515,11 @@ def passes(span, shared, layers, phi, dphi, train, x, q, terms, shares):
         for t in range(T, -1, -1):  # [21]
             backward_terms(k, t, J, train.a, layers, q, shares, N, terms)
             df = dphi[layers[min(t + 1, T)].kind]
-            if shared:
-                backward_chunks(k, t, J, layers, df, terms, x, shares)
-            else:
+            if threads is None:
                 for i in range(chunks):
                     backward_chunk(i, k, t, J, layers, df, terms, x, shares)
+            else:
+                backward_chunks(k, t, J, layers, df, terms, x, shares)
             cholesky_row(x.g, t, k, shares.gram, q.Gamma[t], q.R_back[t])
         if not finish(k, train, q, shares, N):
             return k
@@ -708,13 +710,13 @@ def _run(stream, net, x, q, kept):
     shares = Shares(gram, slopes, known, fresh, h2, f)
     given = net.layers, net.phi, net.dphi, train, x, q, terms, shares
     start_threads()
-    shared = chunks > 1 and parallel_allowed()
+    threads = TOGETHER if chunks > 1 and parallel_allowed() else ALONE
     step = max(1, SPAN // (T * N * (S + 8)))
     ends = [*range(step, S, step), S]
     k = 0
     for end in progress(ends, "solving") if len(ends) > 1 else ends:
         if out.diverged_at is None:
-            k = passes((k, end), shared, *given)
+            k = passes((k, end), threads, *given)
             if k < end:
                 _after_divergence(out, k, train.h2, x, q, net.per_block, kept)
     return out
