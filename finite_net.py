@@ -39,7 +39,6 @@ from nfd_kernels import (
     prange,
     progress,
     records,
-    start_threads,
     thread_count,
     times_dphi,
 )
@@ -926,7 +925,6 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
         spans = list(pairwise(sorted(ends)))
     if net.fresh:
         W_0 = parameters.W.copy()
-    start_threads()
     by_rows = len(scratch.parts) > 1
     by_groups = len(scratch.c) > 1 and _work(net, stream) > WORTH_SHARING
     threads = TOGETHER if (by_rows or by_groups) and parallel_allowed() else ALONE

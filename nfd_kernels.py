@@ -28,7 +28,7 @@ except ImportError as error:
     raise ImportError(f"this needs Numba: pip install numba ({error})") from None
 
 __all__ = [
-    "CACHE", "STAMP", "kernel", "start_threads", "thread_count", "ALONE", "TOGETHER",
+    "CACHE", "STAMP", "kernel", "thread_count", "ALONE", "TOGETHER",
     "parallel_allowed", "empty", "pieces", "records", "normals", "fill_normals", "PHI",
     "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of",
     "prange", "dot", "dots", "plus", "add", "total", "diverged", "progress",
@@ -135,11 +135,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @functools.cache
-def start_threads() -> None:
+def _start_threads() -> None:
     """Start Numba's threads, such that one that waits soon sleeps.
 
-    Before any kernel that calls a parallel one, also if it will not: from the cache on
-    disk it may come without what starts them, and a process without ends in it.
+    A kernel that calls a parallel one may come from the cache on disk without what
+    starts them, and would end the process: so they start before it is chosen.
 
     GNU's OpenMP reads this variable once, when it is loaded. By default its threads
     spin for milliseconds, which on a busy machine keep others from their work.
@@ -153,13 +153,13 @@ def start_threads() -> None:
 
 def thread_count() -> int:
     """How many threads may compute at a time, as numba.set_num_threads says."""
-    start_threads()
+    _start_threads()
     return numba.get_num_threads()
 
 
 ALONE, TOGETHER = None, True
-"""How many threads a compiled loop is for. As one of them is None, Numba compiles what
-follows `threads is None` only for whom it is, and the other side of it likewise."""
+"""Whether this thread works alone or all do. As Numba leaves out what cannot be reached
+where an argument is None, the loops of the others are compiled once they are needed."""
 
 
 def parallel_allowed() -> bool:

@@ -1441,7 +1441,9 @@ def shown(value: Any) -> str:
 
 def positive_int(name: str, value: Any) -> int:
     """Return value as an int. ValueError unless it is an integer >= 1."""
-    whole = isinstance(value, Integral) and not isinstance(value, NO_NUMBERS)
+    whole = type(value) is int or (
+        isinstance(value, Integral) and not isinstance(value, NO_NUMBERS)
+    )
     if not whole or int(value) < 1:
         raise ValueError(f"{name}={shown(value)} must be an integer >= 1")
     if int(value) > 2**53:

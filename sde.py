@@ -59,7 +59,6 @@ from nfd_kernels import (
     prange,
     progress,
     records,
-    start_threads,
     times_dphi,
     total,
 )
@@ -709,7 +708,6 @@ def _run(stream, net, x, q, kept):
     slopes, h2, f = (np.zeros((chunks, m)) for m in (S * nearest, T + 1, 1))
     shares = Shares(gram, slopes, known, fresh, h2, f)
     given = net.layers, net.phi, net.dphi, train, x, q, terms, shares
-    start_threads()
     threads = TOGETHER if chunks > 1 and parallel_allowed() else ALONE
     step = max(1, SPAN // (T * N * (S + 8)))
     ends = [*range(step, S, step), S]

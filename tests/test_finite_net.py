@@ -352,12 +352,7 @@ print(out[0])"""
     )
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: bytes(len(b))],
-    ids=["empty", "half", "zeros"],
-)
-def test_a_broken_cache_is_compiled_again(broken, tmp_path):
+def test_a_broken_cache_is_compiled_again(tmp_path):
     """What a crash or a full disk leaves of it: one line, and the right number."""
     program = """import numpy as np, nfd_kernels
 print(nfd_kernels.dot(np.arange(4.0), np.ones(4)))"""
@@ -368,13 +363,15 @@ print(nfd_kernels.dot(np.arange(4.0), np.ones(4)))"""
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         return done.stdout, done.stderr
 
-    assert run() == run() == ("6.0\n", "")
-    files = [*tmp_path.rglob("*dot*.nb[ic]")]
-    assert len(files) == 2
-    for path in files:
-        path.write_bytes(broken(path.read_bytes()))
-    out, err = run()
-    assert out == "6.0\n" and len(err.splitlines()) == 1 and "compiled again" in err
+    assert run() == ("6.0\n", "")
+    for broken in lambda b: b"", lambda b: b[: len(b) // 2], lambda b: bytes(len(b)):
+        files = [*tmp_path.rglob("*dot*.nb[ic]")]
+        assert len(files) == 2
+        for path in files:
+            path.write_bytes(broken(path.read_bytes()))
+        out, err = run()
+        assert out == "6.0\n"
+        assert len(err.splitlines()) == 1 and "compiled again" in err
     assert run() == ("6.0\n", "")
 
 

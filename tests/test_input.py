@@ -366,7 +366,8 @@ def test_memory_of_what_is_drawn(asked, dtype):
 
 def peak(work):
     """Bytes of NumPy's arrays; each thread has memory of its own, which it keeps."""
-    work()  # tables that are made once
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()  # tables that are made once, and compiled code
     with ThreadPoolExecutor(1) as pool:
         tracemalloc.start()
         pool.submit(work).result()

@@ -223,19 +223,26 @@ def test_small_functions():
             assert lines <= 60, name
 
 
-@pytest.mark.parametrize("call", ["finite_net.train", "sde.solve"])
-def test_threads_are_there_before_a_kernel_that_calls_a_parallel_one(call):
-    """Also where the run is too small for two."""
-    program = f"""
-import finite_net, nfd_kernels, sde
+def test_small_runs_need_no_threads():
+    """None is started for them, nor is a parallel loop compiled."""
+    program = """
+import finite_net, numba, sde
 from nfd_min import Stream
-nfd_kernels.start_threads.cache_clear()
-{call}(Stream([[1.0, 2.0]], [1.0], 0.1), 5, 2, rng=3)
-assert nfd_kernels.start_threads.cache_info().misses == 1
-import numba
-numba.threading_layer()  # a ValueError where there are none
+for batch in 1, 2:
+    stream = Stream([[1.0, 2.0], [1.0, 0.5]], [1.0, 0.0], 0.1, batch)
+    finite_net.train(stream, 5, 2, rng=3)
+    sde.solve(stream, 5, 2, rng=3)
+for parallel in sde.forward_chunks, finite_net.passes_shared, finite_net.times_shared:
+    assert not parallel.signatures
+try:
+    numba.threading_layer()
+except ValueError:
+    print("no threads")
 """
-    subprocess.run([sys.executable, "-c", program], cwd=HERE, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=HERE, check=True, capture_output=True
+    )
+    assert run.stdout == b"no threads\n"
 
 
 @pytest.mark.slow
@@ -245,11 +252,12 @@ def test_a_cache_that_several_processes_have_filled(tmp_path):
     program = """
 import finite_net, sde
 from nfd_min import Stream
-one, batch = Stream.digits(2, 0.1, rng=0), Stream.digits(4, 0.1, batch=2, rng=0)
-runs = [finite_net.train(stream, 5, 2, rng=3) for stream in (one, batch)]
-print([run.f for run in [*runs, sde.solve(one, 50, 2, rng=3)]])
+one, batch = Stream.digits(2, 0.1, rng=0), Stream.digits(64, 0.1, batch=64, rng=0)
+runs = [finite_net.train(stream, 600, 2, rng=3) for stream in (one, batch)]
+print([run.f for run in [*runs, sde.solve(one, 5000, 2, rng=3)]])
 """
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    environment["NUMBA_NUM_THREADS"] = "2"
 
     def run():
         return subprocess.run(

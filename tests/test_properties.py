@@ -361,7 +361,7 @@ def test_threads_do_not_matter(n, batch, N, dtype):
         rng.standard_normal((2 * batch, 3)), rng.standard_normal(2 * batch), 0.1, batch
     )
     short = changed(stream, X=stream.X[:2], y=stream.y[:2], batch=1)
-    runs = []
+    runs, before = [], numba.get_num_threads()
     try:
         for threads in (1, numba.config.NUMBA_NUM_THREADS):
             numba.set_num_threads(threads)
@@ -369,7 +369,7 @@ def test_threads_do_not_matter(n, batch, N, dtype):
             both = sde.solve(short, N, 2, rng=1, dtype=dtype, backward="reused")
             runs.append([run.f, run.h, run.g, both.f, both.h, both.g])
     finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+        numba.set_num_threads(before)
     assert all(map(np.array_equal, *runs))
 
 

@@ -260,12 +260,12 @@ MEASURED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("id", CLAIMS)
-def test_a_quick_audit_has_the_expected_verdict(id):
+@pytest.mark.parametrize("id", MEASURED)
+def test_what_a_claim_that_fails_finds_instead(id):
+    """The expected verdicts of all claims are what `nfd-audit` itself compares."""
     result = audit(id, seed=20)
-    assert result.ok, result
+    assert result.ok and result["expected"] == "fails", result
     rates = {rate["label"]: rate for rate in result["rates"]}
-    assert (result["expected"] == "fails") == (id in MEASURED)
-    for label, exponent in MEASURED.get(id, {}).items():
+    for label, exponent in MEASURED[id].items():
         low, high = rates[label]["low"], rates[label]["high"]
         assert exponent - 0.2 < low < high < exponent + 0.2, result
