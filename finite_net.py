@@ -28,6 +28,8 @@ from nfd_kernels import (
     activations,
     apply,
     chi_of,
+    combine,
+    copy,
     diverged,
     dot,
     empty,
@@ -41,6 +43,7 @@ from nfd_kernels import (
     records,
     thread_count,
     times_dphi,
+    zero,
 )
 from nfd_min import (
     DTYPES,
@@ -151,27 +154,6 @@ def step_rows(W, g, p, c, lo, hi):
 
 
 @kernel
-def copy(x, y):
-    """y = x."""
-    for m in range(len(x)):
-        y[m] = x[m]
-
-
-@kernel
-def zero(x):
-    """x = 0."""
-    for m in range(len(x)):
-        x[m] = 0
-
-
-@kernel
-def branch_and_skip(s, u, skip, x, y):
-    """y = s u + skip x; u may be y."""
-    for m in range(len(y)):
-        y[m] = s * u[m] + skip * x[m]
-
-
-@kernel
 def output(v, h):
     """f = <v, h> / n, summed in float64. [1]"""
     s = 0.0
@@ -236,7 +218,7 @@ def forward_one(x, threads, weights, layers, phi, h, p, blocks):
         else:
             copy(p[t - 1], h[t])
         # [1], [29], [80], [84]
-        branch_and_skip(layer.s, h[t], layer.skip, h[t - layer.back], h[t])
+        combine(layer.skip, h[t - layer.back], layer.s, h[t], h[t])
         bad |= diverged(h[t])
     return bad
 
@@ -369,7 +351,7 @@ def forward_group(x, weights, layers, phi, h, p):
         else:
             copy(q.reshape(-1), u)
         below = h[t - layer.back].reshape(-1)
-        branch_and_skip(layer.s, u, layer.skip, below, u)  # [1], [29]
+        combine(layer.skip, below, layer.s, u, u)  # [1], [29]
 
 
 @kernel

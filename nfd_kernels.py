@@ -31,7 +31,8 @@ __all__ = [
     "CACHE", "STAMP", "kernel", "thread_count", "ALONE", "TOGETHER",
     "parallel_allowed", "empty", "pieces", "records", "normals", "fill_normals", "PHI",
     "PHI_DERIVATIVE_NEEDS_H", "activations", "apply", "times_dphi", "LOSS", "chi_of",
-    "prange", "dot", "dots", "plus", "add", "total", "diverged", "progress",
+    "prange", "zero", "copy", "scale", "combine", "dot", "dots", "plus", "add", "total",
+    "diverged", "progress",
 ]  # fmt: skip
 
 # --------------------------------------------------------------------------------------
@@ -42,8 +43,8 @@ NOT_COMPILED: bool = getattr(numba.config, "DISABLE_JIT")
 
 
 def _stamp() -> str:
-    """A digest of the root modules, whose functions are compiled into one another."""
-    names = ("nfd_min", "nfd_limits", "nfd_kernels", "finite_net", "sde")
+    """A digest of the modules whose functions and constants are compiled together."""
+    names = ("nfd_min", "nfd_kernels", "finite_net", "sde")
     files = [Path(__file__).with_name(f"{name}.py") for name in names]
     text = b"".join(file.read_bytes() for file in files if file.exists())
     return hashlib.sha256(text).hexdigest()[:12]
@@ -588,6 +589,37 @@ def chi_of(loss, f, y):
 
 # --------------------------------------------------------------------------------------
 # Vector operations
+
+
+@kernel
+def zero(y):
+    """y = 0."""
+    for m in range(len(y)):
+        y[m] = 0
+
+
+@kernel
+def copy(x, y):
+    """y = x."""
+    for m in range(len(y)):
+        y[m] = x[m]
+
+
+@kernel
+def scale(c, x, y):
+    """y = c x."""
+    for m in range(len(y)):
+        y[m] = c * x[m]
+
+
+@kernel
+def combine(b, x, c, z, y):
+    """y = b x + c z; where b = 0, x does not matter. Both x and z may be y."""
+    if b == 0:
+        scale(c, z, y)
+    else:
+        for m in range(len(y)):
+            y[m] = b * x[m] + c * z[m]
 
 
 @kernel

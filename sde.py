@@ -47,6 +47,8 @@ from nfd_kernels import (
     add,
     apply,
     chi_of,
+    combine,
+    copy,
     dot,
     dots,
     empty,
@@ -59,8 +61,10 @@ from nfd_kernels import (
     prange,
     progress,
     records,
+    scale,
     times_dphi,
     total,
+    zero,
 )
 from nfd_min import (
     DTYPES,
@@ -181,9 +185,9 @@ def forward_chunk(i, k, t, J, layers, phi, dphi, terms, x, shares):
     N, T, passes_of_h, rows = x.p.shape[2], x.xi.shape[1], x.h.shape[0], x.h.shape[1]
     lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
     h_t, p_t = x.h[k % passes_of_h, t % rows, lo:hi], x.p[k, t, lo:hi]
-    coupled, one = len(terms.owed) > 0, x.v.dtype.type(1)
+    coupled = len(terms.owed) > 0
     if t == 0:
-        set_zero(h_t)
+        zero(h_t)
         add(terms.noise, x.u, t, lo, hi, k + 1, h_t)  # U x_k / sqrt(d) [24]
     else:
         image, noise = x.xi[k, t - 1, lo:hi], terms.noise[k]
@@ -195,7 +199,7 @@ def forward_chunk(i, k, t, J, layers, phi, dphi, terms, x, shares):
     add(terms.drift, x.g, t, lo, hi, J, h_t)  # [20], [22]
     shares.h2[i, t] = dot(h_t, h_t)
     if t == T:
-        scale(one, h_t, p_t)
+        copy(h_t, p_t)
         return
     apply(phi, h_t, p_t)
     dots(x.p, t, lo, hi, p_t, k + 1, shares.gram[i])  # C [23]
@@ -216,9 +220,9 @@ def backward_chunk(i, k, t, J, layers, dphi, terms, x, shares):
     lo, hi = i * CHUNK, min((i + 1) * CHUNK, N)
     h_t, p_t = x.h[k % passes_of_h, t % rows, lo:hi], x.p[k, t, lo:hi]
     g_t = x.g[k, t, lo:hi]
-    coupled, one = len(terms.owed) > 0, x.v.dtype.type(1)
+    coupled = len(terms.owed) > 0
     if t == T:
-        scale(one, x.v[lo:hi], g_t)
+        copy(x.v[lo:hi], g_t)
         add(terms.drift, x.p, T, lo, hi, J, g_t)  # h^j_T in p [22]
         shares.f[i, 0] = dot(g_t, h_t)  # [23]
     else:
@@ -256,30 +260,6 @@ def slope_dots(k, t, J, lo, hi, dphi, x, out):
         for m in range(hi - lo):
             s += both[m]
         out[j] = s
-
-
-@kernel
-def set_zero(y):
-    """y = 0."""
-    for m in range(len(y)):
-        y[m] = 0
-
-
-@kernel
-def scale(c, x, y):
-    """y = c x."""
-    for m in range(len(y)):
-        y[m] = c * x[m]
-
-
-@kernel
-def combine(b, x, c, z, y):
-    """y = b x + c z; where b = 0 x does not matter, and may be y."""
-    if b == 0:
-        scale(c, z, y)
-    else:
-        for m in range(len(y)):
-            y[m] = b * x[m] + c * z[m]
 
 
 # --------------------------------------------------------------------------------------
@@ -326,7 +306,7 @@ def backward_terms(k, t, J, a, layers, q, shares, N, terms):
     for j in range(k + 1):
         noise[j] = s * q.R_back[t + 1, k, j]  # [25], [102]
     if layers[t + 1].fresh:
-        set_zero(noise)
+        zero(noise)
         noise[k] = s * sqrt(q.Gamma[t + 1, k, k])  # [X11]
     for j in range(J):
         drift[j] = -rate * s**2 * a[j] * q.Gamma[t + 1, k, j]  # [21], [100]

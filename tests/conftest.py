@@ -1,6 +1,6 @@
-"""Two test processes with an empty cache compile different loops first, not the same ones
-twice. Each computes on one thread, as the other one needs a core too; the tests of what
-threads do together ask for more."""
+"""Two test processes with an empty cache compile different loops first, not the same
+ones twice. Each computes on one thread, as the other one needs a core too; the tests of
+what threads do together ask for more."""
 
 import os
 import signal

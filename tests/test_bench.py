@@ -1,4 +1,5 @@
-"""The benchmark: the peers do the same work, and runs need the memory that they count."""
+"""The benchmark: the peers do the same work, and runs need the memory that they
+count."""
 
 import argparse
 import json

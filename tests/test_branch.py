@@ -1,4 +1,5 @@
-"""Branch scale L^-alpha, and backward weights of any correlation rho with the forward ones: [X1]-[X8]."""
+"""Branch scale L^-alpha, and backward weights of any correlation rho with the forward
+ones: [X1]-[X8]."""
 
 from functools import partial
 from itertools import product
@@ -40,7 +41,8 @@ def same(fast, plain, tolerance):
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("block", ["pre", "post", "two-layer"])
 def test_fast_equals_plain(block, how):
-    """[X1], [X11] with matrices, and where each layer has one, by particles, [X3], [45]."""
+    """[X1], [X11] with matrices, and where each layer has one, by particles, [X3],
+    [45]."""
     stream = stream_of(5)
     U, W, v, other = nfd_min.draw_weights(13, 3, 5, block=block, decoupled=True, rng=1)
     if how.get("backward") == "fresh":
@@ -81,7 +83,8 @@ def test_names_of_correlations():
 
 @pytest.mark.parametrize("block", ["pre", "post", "two-layer"])
 def test_gradients_at_another_exponent(block):
-    """[2] against central differences, and the rate L^(2 alpha - 1) of the matrices, s^2 rate = 1/L [X1]."""
+    """[2] against central differences, and the rate L^(2 alpha - 1) of the matrices,
+    s^2 rate = 1/L [X1]."""
     layers = nfd_min.chain(block, "tanh", 3, branch_exponent=0.75)
     rates = {layer.rate for layer in layers if layer.matrix}
     assert np.allclose(list(rates), sqrt(3)) and np.isclose(layers[-1].s, 3**-0.75)
@@ -119,9 +122,9 @@ def test_gradients_at_another_exponent(block):
     "backward, other", [(0.5, 0.2), ([0.8, -0.6, 1.0, -1.0], 1), ("fresh", 0)]
 )
 def test_particles_have_the_law_of_the_network(backward, other):
-    """[X1], [X11]: Kolmogorov-Smirnov at n = 10, L = 4, 3 passes; another correlation is told from this one
-    by g^T W phi - g^T W~ phi, whose variance is 2 - 2 rho, and a fresh W~ by how that of two passes goes
-    together."""
+    """[X1], [X11]: Kolmogorov-Smirnov at n = 10, L = 4, 3 passes; another correlation
+    is told from this one by g^T W phi - g^T W~ phi, whose variance is 2 - 2 rho, and a
+    fresh W~ by how that of two passes goes together."""
     stream, runs, L = stream_of(3, 0.7), 3000, 4
     rng = np.random.default_rng(4)
 
@@ -144,8 +147,8 @@ def test_particles_have_the_law_of_the_network(backward, other):
 
 
 def test_lazy_pairs_have_their_correlation():
-    """[X1], [45]: W and W~ of LazyGaussian, asked in turn, against the covariance of a pair of dense
-    matrices."""
+    """[X1], [45]: W and W~ of LazyGaussian, asked in turn, against the covariance of a
+    pair of dense matrices."""
     rng, rho, rows = np.random.default_rng(0), 0.6, []
     for _ in range(4000):
         W = nfd_min.LazyGaussian((2, 2), rng=rng, rho=rho)
@@ -165,7 +168,8 @@ def test_lazy_pairs_have_their_correlation():
 @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
 @pytest.mark.parametrize("L", [3, 8])
 def test_closed_forms_of_one_linear_step(L, alpha):
-    """[X6], for linear_limit, and for one_step [X5] with formula [17], at every alpha [X1]."""
+    """[X6], for linear_limit, and for one_step [X5] with formula [17], at every alpha
+    [X1]."""
     stream = Stream([X6, X6], [-1.0, 0.0], 0.3)
     a, s2 = 0.3, L ** (-2 * alpha)
     c, q = L * s2, 1 + s2
@@ -198,19 +202,20 @@ def test_closed_forms_of_one_linear_step(L, alpha):
     h2 = E * (1 + a**2 * E) + a**2 * np.sum(
         q ** (2 * (L - l[1:])) * (r[1:] ** 2 - r[:-1] ** 2)
     )
+    # [X6]
     assert np.isclose(full.h2[1], h2, rtol=1e-13) and np.isclose(
         step.h2 @ [1, a**2], h2, rtol=1e-13
-    )  # [X6]
-    twice = nfd_limits.one_step(
-        X6, 2 * X6, "identity", L, alpha
-    )  # h^1 is linear in x_1
+    )
+    # h^1 is linear in x_1
+    twice = nfd_limits.one_step(X6, 2 * X6, "identity", L, alpha)
     assert np.isclose(twice.f, 2 * step.f, rtol=1e-13) and np.allclose(
         twice.h2, 4 * step.h2, rtol=1e-13
     )
 
 
 def test_infinite_depth():
-    """[X4] without noise, the limit of both systems at rate c; [X5]-[X8] at L -> infinity."""
+    """[X4] without noise, the limit of both systems at rate c; [X5]-[X8] at
+    L -> infinity."""
     step = nfd_limits.one_step(X6, X6, "identity")
     assert np.isclose(step.f, -3 * e, rtol=1e-10) and np.isclose(
         step.accumulated, 2 * e * (e - 1), rtol=1e-10
@@ -221,8 +226,8 @@ def test_infinite_depth():
         BarycentricInterpolator(1 / depths, at)(0.0) - [e, e**2 * (4 + 14 / 3)]
     )
     assert (
-        np.abs(step.h2 - [e, e**2 * (4 + 14 / 3)]) <= error + 1e-12
-    ).all() and error.max() < 1e-4  # [X6]
+        np.abs(step.h2 - [e, e**2 * (4 + 14 / 3)]) <= error + 1e-12  # [X6]
+    ).all() and error.max() < 1e-4
     rng = np.random.default_rng(0)
     stream = Stream(rng.standard_normal((4, 6)), [1.0, -1.0, 0.5, 2.0], 0.4)
     limit = np.array(nfd_limits.linear_limit(stream, branch_exponent=0.8))
@@ -235,9 +240,8 @@ def test_infinite_depth():
         error = np.abs(at[-1] - limit).max()
         for order in (1, 2, 3):  # 1/L, 1/L^2, .. removed in turn
             at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
-        assert (
-            np.abs(at[0] - limit).max() < 8 / (10 * 20 * 40) * error
-        )  # order 4, of size 1 / (10 20 40 80)
+        # order 4, of size 1 / (10 20 40 80)
+        assert np.abs(at[0] - limit).max() < 8 / (10 * 20 * 40) * error
     other = np.array([1.5, 0.5, -0.5, 1.0])
     for rho in (1.0, -0.6):  # tanh
         steps = [
@@ -248,17 +252,20 @@ def test_infinite_depth():
         error = np.abs(at[-1] - [limit.f, limit.accumulated])
         for order in (1, 2, 3):
             at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
+        # [X5]
         assert (
             np.abs(at[0] - [limit.f, limit.accumulated]) < 8 / (10 * 20 * 40) * error
-        ).all()  # [X5]
+        ).all()
     for rho in (0.25, 0.75):
         kernel = nfd_limits.first_step_kernel(X6, "identity", rho=rho)
+        # [X7]
         assert np.isclose(
             kernel.Theta_rho, e + e**rho + (e - e**rho) / (1 - rho), rtol=1e-9
-        )  # [X7]
+        )
+        # [X8]
         assert np.allclose(
             kernel.cos_g, e ** ((rho - 1) * (1 - np.linspace(0, 1, 65))), rtol=1e-9
-        )  # [X8]
+        )
     kernel = nfd_limits.first_step_kernel(X6)  # tanh; known to three decimals
     assert np.allclose(
         [kernel.Theta, kernel.Theta_rho, kernel.cos_update],
@@ -270,9 +277,8 @@ def test_infinite_depth():
         nfd_limits.one_step(X6, X6, depth=L, branch_exponent=1.0).f - limit.f
         for L in (100, 200)
     ]
-    assert (
-        abs(gaps[0] / gaps[1] - 2) < 2 / 100 and limit.accumulated == 0
-    )  # c = 1/L, and the next order
+    # c = 1/L, and the next order
+    assert abs(gaps[0] / gaps[1] - 2) < 2 / 100 and limit.accumulated == 0
     at = [
         nfd_limits.one_step(X6, X6, depth=L, branch_exponent=1.0).h2
         for L in (10, 20, 40, 80)
@@ -309,9 +315,8 @@ def test_one_step_against_simulation(phi, how):
         a = 0.05 * run.chi[0]
         values.append([(run.f[1] - still.f[1]) / a, *run.A[:, 1, 0] / a])
     mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / sqrt(24)
-    assert (
-        np.abs(mean - [step.f, *step.A]) < 4 * error + 0.05**2
-    ).all()  # the next order in a
+    # 0.05^2: the next order in a
+    assert (np.abs(mean - [step.f, *step.A]) < 4 * error + 0.05**2).all()
     assert (error < 0.05).all()
 
 
@@ -456,7 +461,8 @@ def test_what_does_not_go_together():
 
 @pytest.mark.parametrize("phi", ["identity", "tanh"])
 def test_theta_from_both_ends(phi):
-    """[X7] at depth 4, from the last layer, is f_1 of [X5], from the first; the cosines [X8] if linear."""
+    """[X7] at depth 4, from the last layer, is f_1 of [X5], from the first; the cosines
+    [X8] if linear."""
     x, rho, s2 = (
         np.array([1.5, 0.5, -0.5, 1.0]),
         np.array([0.3, -0.7, 1.0, 0.5]),
@@ -477,7 +483,8 @@ def test_theta_from_both_ends(phi):
 
 @pytest.mark.parametrize("alpha", [0.5, 0.75, 1.0])
 def test_exponents_of_the_coupling(alpha):
-    """[X9] without sampling: f, E h^2, E g^2 after two linear steps, the sum and shares of one step."""
+    """[X9] without sampling: f, E h^2, E g^2 after two linear steps, the sum and shares
+    of one step."""
     stream, depths = (
         Stream([X6, [1.5, 0.5, -0.5, 1.0], X6], [-1.0, -1.0, 0.0], 0.1),
         (48, 96),
@@ -496,14 +503,14 @@ def test_exponents_of_the_coupling(alpha):
         (gaps, 1 - 2 * alpha),
         (parts, [2 - 4 * alpha, -4 * alpha, -4 * alpha]),
     ):
-        assert (
-            np.abs(np.log2(np.divide(whole, half)) - expected).max() < 0.1
-        )  # next order: c and 1/L
+        # next order: c and 1/L
+        assert np.abs(np.log2(np.divide(whole, half)) - expected).max() < 0.1
 
 
 def test_two_layer_blocks_without_noise():
-    """[X12]: linear, same input, f_1 = -a (2E + 2E/q), q = 1 + s^2, E = q^L, in both layers' updates and W2's
-    answer to W1's; decoupled -a (E + 1 + (E - 1)/c). At alpha = 1 these tend to -4a and -3a."""
+    """[X12]: linear, same input, f_1 = -a (2E + 2E/q), q = 1 + s^2, E = q^L, in both
+    layers' updates and W2's answer to W1's; decoupled -a (E + 1 + (E - 1)/c). At
+    alpha = 1 these tend to -4a and -3a."""
     L, s2 = 8, 8.0**-2
     E, stream = (1 + s2) ** L, Stream([X6, X6], [-1.0, 0.0], 0.02)
     for backward, slope in (
@@ -537,8 +544,8 @@ def test_orthogonal_inputs_share_the_readout():
 
 
 def test_signs_of_the_backward_weights():
-    """[X11]: what coherence_case derives from one run is one_step with those signs; and it tells them
-    apart."""
+    """[X11]: what coherence_case derives from one run is one_step with those signs; and
+    it tells them apart."""
     x, signs = (
         np.array([1.0, -1.0, 0.5, 1.2]),
         np.random.default_rng(0).choice([-1.0, 1.0], (3, 6)),
@@ -572,7 +579,8 @@ def test_parts_of_the_response():
 
 @pytest.mark.parametrize("phi", ["tanh", "erf"])
 def test_second_moments(phi):
-    """By Gauss-Hermite quadrature in two variables, the correlation that of the earlier layer."""
+    """By Gauss-Hermite quadrature in two variables, the correlation that of the earlier
+    layer."""
     Q = nfd_limits.init_kernels(np.array([X6, [2.0, 0.5, -0.5, 1.0]]), phi, 3).Q
     bend, both = nfd_limits._second_moments(Q, phi := nfd_min.activation(phi))
     x, weight = np.polynomial.hermite_e.hermegauss(200)
@@ -585,9 +593,8 @@ def test_second_moments(phi):
             w2 = 2 * phi.dphi(G) * (phi.dphi(G) - 2 * G * phi.phi(G))
         assert np.isclose(bend[l], weight @ w2, rtol=1e-6)
         for m in range(4):
-            slope = (
-                Q[min(l, m), 0, 1] / Q[l, 1, 1]
-            )  # h_m = slope G_l + what is independent of G_l
+            # h_m = slope G_l + what is independent of G_l
+            slope = Q[min(l, m), 0, 1] / Q[l, 1, 1]
             h = slope * G[:, None] + sqrt(Q[m, 0, 0] - slope**2 * Q[l, 1, 1]) * x
             assert np.isclose(
                 both[l, m], (weight * w2) @ phi.dphi(h) ** 2 @ weight, rtol=1e-6
@@ -624,10 +631,8 @@ def test_h2_of_one_step_against_simulation(phi, how):
             ]
         )
     mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / sqrt(8)
-    next_order = [
-        0,
-        abs(mean[2] - mean[1]),
-    ]  # in a: of a third of this, or this for relu's kink
+    # next order in a: of a third of this, or this for relu's kink
+    next_order = [0, abs(mean[2] - mean[1])]
     assert (np.abs(mean[:2] - step.h2) < 4 * error[:2] + next_order).all()
     assert (error[:2] + next_order < 0.05 * step.h2).all()
 
@@ -644,8 +649,8 @@ def test_h2_of_one_step_against_simulation(phi, how):
     ],
 )
 def test_responses_of_a_run(phi, how):
-    """[X3] by derivatives along the run's own features, against those that Stein's lemma reads off the
-    revealed matrices, which share no line."""
+    """[X3] by derivatives along the run's own features, against those that Stein's
+    lemma reads off the revealed matrices, which share no line."""
     X = np.array([[1.0, 1.0, 1.0, 1.0], [1.5, 0.5, -0.5, 1.0], [1.0, 0.5, 1.0, -1.0]])
     stream, n, seeds, gaps = (
         Stream(X, [1.0, -1.5, 1.0], 0.25 if phi == "identity" else 0.6),
@@ -660,25 +665,24 @@ def test_responses_of_a_run(phi, how):
     assert np.allclose(ours.parts.sum(axis=0), ours.A, rtol=1e-10, atol=1e-12)
     p = nfd_min.activation(phi).phi(run.h[:, :-1])
     for gap, theirs, of in zip(zip(*gaps), (run.A, run.B), (run.g[:, 1:], p)):
-
-        def size(
-            response,
-        ):  # of sum_j A^{kj} g^j or sum_j B^{kj} phi(h^j), (S, L): these are determined
+        # the size (S, L) of sum_j A^{kj} g^j or sum_j B^{kj} phi(h^j): these are
+        # determined
+        def size(response):
             return np.sqrt(
                 np.mean(np.einsum("lkj,jln->kln", response, of) ** 2, axis=-1)
             )
 
-        noise = (
-            np.sqrt(np.sum([size(each) ** 2 for each in gap], axis=0)) / seeds
-        )  # of the mean gap
+        # the noise of the mean gap
+        noise = np.sqrt(np.sum([size(each) ** 2 for each in gap], axis=0)) / seeds
         assert (
             size(np.mean(gap, axis=0)) <= 3.5 * noise
         ).all() and noise.max() < 0.04 * size(theirs).max()
 
 
 def one_site(stream, phi, how, order, noise):
-    """h, g (S, L+1, n) of [X2], coordinate by coordinate, from C, Gamma, A, B held fixed and from x (S, n), v
-    (n,), u, z (S, L, n); given h and g instead of those four, the four."""
+    """h, g (S, L+1, n) of [X2], coordinate by coordinate, from C, Gamma, A, B held
+    fixed and from x (S, n), v (n,), u, z (S, L, n); given h and g instead of those
+    four, the four."""
     C, Gamma, A, B, chi = order
     h, g, x, v, u, z = noise
     (S, L), s = (
@@ -706,8 +710,8 @@ def one_site(stream, phi, how, order, noise):
         for l in range(L, 0, -1):
             p, slope = nfd_min.activation(phi).phi(h[: k + 1, l - 1]), dphi(h[k, l - 1])
             drift = (
-                B[l - 1, k, : k + 1] @ p - (a * Gamma[l, :k, k]) @ p[:k]
-            ) / L  # [X2]
+                B[l - 1, k, : k + 1] @ p - (a * Gamma[l, :k, k]) @ p[:k]  # [X2]
+            ) / L
             if given:
                 z[k, l - 1] = ((g[k, l - 1] - g[k, l]) / slope - drift) / s
             g[k, l - 1] = g[k, l] + slope * (s * z[k, l - 1] + drift)
@@ -716,7 +720,8 @@ def one_site(stream, phi, how, order, noise):
 
 @pytest.mark.parametrize("phi", ["tanh", "erf"])
 def test_responses_are_derivatives(phi):
-    """[X3] by central differences of [X2] and [22] in u and z; exact, so it sees phi'' too."""
+    """[X3] by central differences of [X2] and [22] in u and z; exact, so it sees phi''
+    too."""
     rng, how, rho, L = (
         np.random.default_rng(0),
         dict(branch_exponent=0.6),
@@ -759,7 +764,8 @@ def test_responses_are_derivatives(phi):
 
 
 def test_parts_of_a_run():
-    """[X10] for one small step, against one_step; and from matrices as from particles."""
+    """[X10] for one small step, against one_step; and from matrices as from
+    particles."""
     x0, x1 = np.ones(4), np.array([1.5, 0.5, -0.5, 1.0])
     stream, step = (
         Stream([x0, x1], [-1.0, 0.0], 0.02),
@@ -778,9 +784,10 @@ def test_parts_of_a_run():
             values.append([*squares, *ours.A[:, 1, 0] / a])
         mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / sqrt(12)
         exact = np.array([*step.parts, *step.A])
+        # 1/n and 0.02^2: next orders
         assert (
             np.abs(mean - exact) < 4 * error + (1 / n + 0.02**2) * np.abs(exact)
-        ).all()  # next orders
+        ).all()
         assert (error < 0.05 * np.abs(exact)).all()
     assert (ours.A[:, 0] == 0).all() and (ours.A[:, 1, 1] == 0).all()
     with pytest.raises(ValueError, match="phi='relu' has no second derivative"):

@@ -614,7 +614,8 @@ def test_train_and_test_images():
 
 
 def test_samples():
-    """Of cases with the same seed of the samples, and different seeds, the samples are the same."""
+    """Of cases with the same seed of the samples, and different seeds, the samples are
+    the same."""
     one, two = (sequence(None, (0, 1, 0), 0.5, rng=5) for _ in range(2))
     assert (
         (one.X == two.X).all()

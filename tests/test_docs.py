@@ -69,7 +69,10 @@ def test_holes():
 def test_numbers_that_restate_others():
     """Each number of theory.md is a row or in that table, which names rows only."""
     rows = [dict(number="1"), dict(number="limit", tags=["X2", "X3"])]
-    theory = "(1) and (4), (7)-(9) give Q(0) and R_{ab}(6); see (X2) of 2021 (2021)\nf = 1 \\tag{5}"
+    theory = (
+        "(1) and (4), (7)-(9) give Q(0) and R_{ab}(6); see (X2) of 2021 (2021)\n"
+        "f = 1 \\tag{5}"
+    )
     restated = [
         dict(numbers="4, 5", says="[1]"),
         dict(numbers="7-9", says="[1] by [X3]"),

@@ -1,4 +1,5 @@
-"""What the files about the project say of each other: versions, and links between pages."""
+"""What the files about the project say of each other: versions, and links between
+pages."""
 
 import re
 from pathlib import Path
@@ -28,7 +29,8 @@ def prose(page):
 
 
 def headings(page):
-    """What a link writes behind # for each heading: its words in small letters, joined by hyphens."""
+    """What a link writes behind # for each heading: its words in small letters, joined
+    by hyphens."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
     titles = re.findall(r"^#+ +(.*?) *$", text, re.M)
     return {

@@ -1,4 +1,5 @@
-"""The networks of examples/, where what they need is installed: pip install 'nfd-min[crosscheck]'."""
+"""The networks of examples/, where what they need is installed: pip install
+'nfd-min[crosscheck]'."""
 
 import importlib.util
 from pathlib import Path

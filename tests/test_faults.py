@@ -54,14 +54,14 @@ print(numba.threading_layer())
 """
 
 
-LAYERS = dict(
-    workqueue="workqueue", omp="omppool", tbb="tbbpool"
-)  # and where Numba has them
+# threading layers, and where Numba has them
+LAYERS = dict(workqueue="workqueue", omp="omppool", tbb="tbbpool")
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_four_threads_of_the_user(layer):
-    """Also where Numba's threads serve one caller at a time, and end the process otherwise."""
+    """Also where Numba's threads serve one caller at a time, and end the process
+    otherwise."""
     try:
         importlib.import_module("numba.np.ufunc." + LAYERS[layer])
     except ImportError:
@@ -201,7 +201,8 @@ print(all(np.array_equal(here, f) for f in there))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_a_fork_while_other_threads_compute(layer):
-    """Nobody is left who would give back the lock; and the fork's own threads are alone as well."""
+    """Nobody is left who would give back the lock; and the fork's own threads are alone
+    as well."""
     assert (
         run(OTHER_THREADS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2").strip()
         == "True"
@@ -221,6 +222,6 @@ assert all(np.array_equal(run.f, finite_net.train(small, 20, 4, rng=r).f) for r,
 
 
 def test_no_loop_inside_a_loop():
-    """Of 16 samples two shares, which workqueue does not let share their rows again; networks on four
-    threads, none of them twice."""
+    """Of 16 samples two shares, which workqueue does not let share their rows again;
+    networks on four threads, none of them twice."""
     run(NESTED, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="4")

@@ -1,5 +1,5 @@
-"""Explicit-matrix networks: the fast kernels against the plain text, and everything a caller can get
-wrong."""
+"""Explicit-matrix networks: the fast kernels against the plain text, and everything a
+caller can get wrong."""
 
 import os
 import subprocess
@@ -34,9 +34,8 @@ def stream_of(S, eta=0.3, batch=1, d=5, seed=0):
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
     """[1]-[3], [8], [12], [29], [79]-[84], and the blocks of the first version."""
-    eta = (
-        0.05 if scaling != "mup" else 0.01 if block == "pre" else 0.001
-    )  # stable: rounding is not amplified
+    # stable: rounding is not amplified
+    eta = 0.05 if scaling != "mup" else 0.01 if block == "pre" else 0.001
     stream = stream_of(10, eta, batch)
     weights = nfd_min.draw_weights(33, 6, 5, block=block, decoupled=True, rng=1)
     before = [w.copy() for w in weights]
@@ -53,17 +52,16 @@ def test_fast_equals_plain(phi, block, exponent, scaling, backward, batch):
             np.abs(b)
         ), name
     assert fast.diverged_at is None
-    assert all(
-        np.array_equal(w, b) for w, b in zip(weights, before)
-    )  # the caller's arrays are not touched
+    # the caller's arrays are not touched
+    assert all(np.array_equal(w, b) for w, b in zip(weights, before))
 
 
 @pytest.mark.parametrize(
     "n, batch", [(300, 1), (270, 16), (200, 13), (90, 70), (520, 1), (515, 9)]
 )
 def test_fast_equals_plain_in_chunks_and_threads(n, batch):
-    """[1]-[3], [8], [12] with matrices of more than one chunk of rows; the kernels that share a mini-batch by
-    its samples, and by rows."""
+    """[1]-[3], [8], [12] with matrices of more than one chunk of rows; the kernels that
+    share a mini-batch by its samples, and by rows."""
     stream, weights = (
         stream_of(3 * batch, 0.3, batch),
         nfd_min.draw_weights(n, 2, 5, decoupled=True, rng=1),
@@ -77,7 +75,8 @@ def test_fast_equals_plain_in_chunks_and_threads(n, batch):
 
 
 def test_runs_do_not_share_memory():
-    """Scratch is used again by the next run, results are not; what is left in it does not matter."""
+    """Scratch is used again by the next run, results are not; what is left in it does
+    not matter."""
     for keep in ("all", "outputs"):
         for module, name in ((finite_net, "train"), (sde, "solve")):
             run = partial(getattr(module, name), rng=0, keep=keep)
@@ -115,8 +114,8 @@ def test_weights_that_are_read_only_or_not_aligned():
 
 
 def test_long_runs_in_several_spans(monkeypatch):
-    """The compiled loop returns to Python now and then; where, does not matter, not even for waiting
-    updates."""
+    """The compiled loop returns to Python now and then; where, does not matter, not
+    even for waiting updates."""
     stream = stream_of(60, 0.1, 2)
     whole = finite_net.train(stream, 12, 3, rng=0)
     ends = []
@@ -186,12 +185,12 @@ def test_keep():
     "block, exponent", [("pre", 0), ("post", 0), ("two-layer", 0.5)]
 )
 def test_outputs_on_test_inputs(block, exponent):
-    """They are what training on the same inputs with the same weights gives, before every second step and
-    after the last one."""
+    """They are what training on the same inputs with the same weights gives, before
+    every second step and after the last one."""
     stream, test = (
         stream_of(10, batch=2),
-        np.random.default_rng(1).standard_normal((200, 5)),
-    )  # more than go at once
+        np.random.default_rng(1).standard_normal((200, 5)),  # more than go at once
+    )
     how = dict(block=block, internal_lr_exponent=exponent, rng=0)
     run = finite_net.train(stream, 20, 3, test=test, test_every=2, **how)
     assert run.test_f.shape == (4, 200)
@@ -223,8 +222,8 @@ def test_diverged_runs_have_no_later_test_outputs():
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_only_w1_has_the_inner_rate(exponent):
-    """First version: after one step x^1 - x^0, at the same input, is what h^1 - h^0 and L^b times W1's own
-    update make it."""
+    """First version: after one step x^1 - x^0, at the same input, is what h^1 - h^0 and
+    L^b times W1's own update make it."""
     n, L, eta = 30, 4, 0.3
     weights = nfd_min.draw_weights(n, L, 5, block="two-layer", rng=0)
     run = finite_net.train(
@@ -271,9 +270,10 @@ def test_weights_are_drawn_from_rng():
             stream, 20, 3, weights=(U, W, v, W_back), backward="decoupled"
         ).f,
     )
+    # W~ from rng
     given = finite_net.train(
         stream, 20, 3, rng=7, backward="decoupled", weights=(U, W, v)
-    )  # W~ from rng
+    )
     assert np.array_equal(given.f[:1], drawn.f[:1]) and not np.array_equal(
         given.f, drawn.f
     )
@@ -431,9 +431,10 @@ def test_squares_and_errors_that_overflow(n, dtype, big, huge):
             assert run.diverged_at == plain.diverged_at is not None and np.array_equal(
                 run.chi, plain.chi, equal_nan=True
             )
+        # no warning
         finite_net.train(
             Stream(np.full((2, 3), 1e40), np.ones(2), 0.1), 8, 2, dtype="float32", rng=0
-        )  # no warning
+        )
 
 
 def test_divergence_inside_a_batch():
@@ -452,9 +453,8 @@ def test_divergence_inside_a_batch():
         and np.isnan(run.g[2:]).all()
     )
     assert np.isfinite(run.f[:3]).all() and np.isnan(run.f[3])
-    assert np.allclose(
-        run.min_eig()[0], run.min_eig(2)[0]
-    )  # only the first batch has its backward passes
+    # only the first batch has its backward passes
+    assert np.allclose(run.min_eig()[0], run.min_eig(2)[0])
 
 
 @pytest.mark.parametrize(
@@ -541,8 +541,8 @@ def test_bad_input(change, message):
 def test_many_networks_in_one_call_are_those_of_many_calls(
     width, batch, how, threads, monkeypatch
 ):
-    """With several networks a thread, in several groups: one that began with the scratch, waiting updates or
-    weights of the one before would differ."""
+    """With several networks a thread, in several groups: one that began with the
+    scratch, waiting updates or weights of the one before would differ."""
     if width == 9:  # groups of one network for each thread
         monkeypatch.setattr(
             finite_net, "SPAN", 8 * (1000 + 4 * (6 * (9 * 9 + 64) + 9 * 5)) // 16
@@ -582,7 +582,8 @@ def test_of_many_networks_some_diverge():
     [
         (
             7,
-            "seeds must be a list for numpy.random.default_rng, as range\\(9\\): 'int' object is not",
+            "seeds must be a list for numpy.random.default_rng, as range\\(9\\): "
+            "'int' object is not",
         ),
         (
             [1, -1],
@@ -601,7 +602,8 @@ def test_many_networks_need_their_seeds(seeds, message):
 
 
 def test_no_more_threads_than_the_caller_allows():
-    """Seconds of all threads in a second, on one thread: runs of each kind that is shared by threads."""
+    """Seconds of all threads in a second, on one thread: runs of each kind that is
+    shared by threads."""
     program = """
 import time, numba
 numba.set_num_threads(1)

@@ -1,4 +1,5 @@
-"""What one holds in the hand: one update, evaluation, slices and sums of streams, print, files, labels."""
+"""What one holds in the hand: one update, evaluation, slices and sums of streams,
+print, files, labels."""
 
 import importlib
 import pkgutil
@@ -26,7 +27,8 @@ def net(width=9, depth=3, **how):
 
 
 def by_hand(stream, U, W, v, eta):
-    """One update of all parameters by one sample, written out from the gradients of f. [1]-[3]"""
+    """One update of all parameters by one sample, written out from the gradients of f.
+    [1]-[3]"""
     (x,), (L, n, _), d = stream.X, W.shape, stream.d
     h = [U @ x / np.sqrt(d)]
     for W_l in W:
@@ -66,8 +68,8 @@ def test_step_takes_all_samples_at_once():
 @pytest.mark.parametrize("block", nfd_min.BLOCKS)
 @pytest.mark.parametrize("backward", ["reused", "decoupled", 0.3, [0.9, -0.5, 0.0]])
 def test_weights_after_training(block, backward):
-    """[2]: steps, one after another, are a run of both twins, W' of [X1] included; updates that wait as
-    well."""
+    """[2]: steps, one after another, are a run of both twins, W' of [X1] included;
+    updates that wait as well."""
     weights = first = net(block=block, decoupled=backward != "reused")
     how = dict(block=block, backward=backward)
     for k in range(6):
@@ -238,7 +240,8 @@ def modules():
 
 @pytest.mark.parametrize("name", modules())
 def test_public_names(name):
-    """__all__ has the names that a reader may use: each is there and, of what is for users, explained."""
+    """__all__ has the names that a reader may use: each is there and, of what is for
+    users, explained."""
     module = importlib.import_module(name)
     assert len(set(module.__all__)) == len(module.__all__)
     for public in module.__all__:
@@ -248,7 +251,8 @@ def test_public_names(name):
 
 
 def test_import_changes_nothing_and_plain_text_needs_no_compiler():
-    """nfd_min and nfd_limits are read without numba; the fast modules say in a line what to install."""
+    """nfd_min and nfd_limits are read without numba; the fast modules say in a line
+    what to install."""
     code = (
         "import os, sys; before = dict(os.environ); sys.modules['numba'] = None\n"
         "import nfd_min, nfd_limits\n"

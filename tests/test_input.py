@@ -1,4 +1,5 @@
-"""Input that is wrong is refused by name; what is at the ends of the range gives the right number."""
+"""Input that is wrong is refused by name; what is at the ends of the range gives the
+right number."""
 
 import copy
 import pickle
@@ -185,7 +186,8 @@ def test_unknown_keywords(call, name):
 
 @pytest.mark.parametrize("keep", ["all", "kernels", "weights"])
 def test_many_networks_that_do_not_fit_are_refused_before_the_first(keep):
-    """Each by itself would: what is kept of all of them is C and Gamma, or the weights."""
+    """Each by itself would: what is kept of all of them is C and Gamma, or the
+    weights."""
     depth, width, samples = (4, 9000, 4) if keep == "weights" else (2, 4, 6000)
     stream = Stream(np.zeros((samples, 3)), np.zeros(samples), 0.1)
     begin = time.perf_counter()
@@ -212,7 +214,8 @@ def test_every_keyword_is_taken():
 
 
 def test_closed_forms_at_the_ends_of_the_range():
-    """E erf(h)^2 -> 1 and E erf'(h)^2 -> 0 for large inputs; relu is homogeneous; slopes of any size."""
+    """E erf(h)^2 -> 1 and E erf'(h)^2 -> 0 for large inputs; relu is homogeneous;
+    slopes of any size."""
     x = X[:2] / np.linalg.norm(X[:2], axis=1)[:, None]
     with np.errstate(all="raise", under="ignore"):
         Q = x @ x.T
@@ -238,9 +241,8 @@ def test_the_derivative_of_tanh_at_saturation():
     phi_h = np.empty(len(h))
     nfd_kernels.apply(phi[0], h, phi_h)
     assert np.allclose(phi_h, np.tanh(h), rtol=1e-14, atol=0)
-    nfd_kernels.times_dphi(
-        dphi[0], h, np.tanh(h), g
-    )  # from tanh alone, whose own rounding it cannot undo
+    # from tanh alone, whose own rounding it cannot undo
+    nfd_kernels.times_dphi(dphi[0], h, np.tanh(h), g)
     assert np.allclose(g, exact, rtol=0, atol=2**-52) and np.allclose(
         g[:4], exact[:4], rtol=1e-13, atol=0
     )
@@ -289,8 +291,14 @@ def test_copies_stay_what_they_are():
         assert copy.copy(other) == other == copy.deepcopy(other)
     own = nfd_min.Activation("own", np.sin, np.cos)
     assert pickle.loads(pickle.dumps(own)).phi.of is np.sin
-    for public in (nfd_min.sgd(STREAM, WEIGHTS), nfd_min.chain("pre", "tanh", 3), NOISE,
-                   nfd_min.LazyGaussian((3, 3), rng=0), nfd_limits.init_kernels(X), audit([])):  # fmt: skip
+    for public in (
+        nfd_min.sgd(STREAM, WEIGHTS),
+        nfd_min.chain("pre", "tanh", 3),
+        NOISE,
+        nfd_min.LazyGaussian((3, 3), rng=0),
+        nfd_limits.init_kernels(X),
+        audit([]),
+    ):
         pickle.dumps(public)
 
 
@@ -399,8 +407,8 @@ def test_memory_of_closed_forms(asked):
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("backward", ["reused", "decoupled", 0.3, "fresh"])
 def test_memory_of_training(asked, keep, batch, backward):
-    """Weights, the features and gradients that are kept, and a mini-batch; given weights
-    are copied, as they are written to."""
+    """Weights, the features and gradients that are kept, and a mini-batch; given
+    weights are copied, as they are written to."""
     if backward == "fresh" and batch > 1:
         pytest.skip("fresh weights are for batch=1")
     n, L, S = 96, 5, 40
@@ -419,7 +427,8 @@ def test_memory_of_training(asked, keep, batch, backward):
 
 
 def test_memory_of_particles(asked):
-    """8 bytes for each of 4 S (T+1) N numbers, 5 with keep="all", one more with nearest=True and erf."""
+    """8 bytes for each of 4 S (T+1) N numbers, 5 with keep="all", one more with
+    nearest=True and erf."""
     for factor, keep, nearest in (
         (4, "outputs", False),
         (5, "all", False),

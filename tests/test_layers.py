@@ -19,15 +19,20 @@ from nfd_min import IDENTITY, Layer, Stream
 HERE = Path(__file__).parents[1]
 NEW_BLOCKS = {
     "three-layer": lambda phi, s, skip, inner: [
-        Layer(phi, rate=inner), Layer(phi), Layer(phi, s, skip, back=3)
+        Layer(phi, rate=inner),
+        Layer(phi),
+        Layer(phi, s, skip, back=3),
     ],
     "two skips from one place": lambda phi, s, skip, inner: [
-        Layer(phi, 0.8, 0.5), Layer(phi, s, skip, back=2, rate=2.0)
+        Layer(phi, 0.8, 0.5),
+        Layer(phi, s, skip, back=2, rate=2.0),
     ],
     "activation at both ends": lambda phi, s, skip, inner: [
-        Layer(phi), Layer(phi, matrix=False), Layer(IDENTITY, s, skip, back=3)
+        Layer(phi),
+        Layer(phi, matrix=False),
+        Layer(IDENTITY, s, skip, back=3),
     ],
-}  # fmt: skip
+}
 FIELDS = ("f", "chi", "h", "g", "x", "gx", "C", "Gamma")
 
 
@@ -63,8 +68,8 @@ def branch(block, phi, W, h, L):
 
 
 def test_a_fourth_block_has_the_right_gradients(block):
-    """[1], [3], [2]: f and its gradient in all weights against a forward pass of its own and central
-    differences."""
+    """[1], [3], [2]: f and its gradient in all weights against a forward pass of its
+    own and central differences."""
     n, L, eps = 6, 2, 1e-6
     weights = nfd_min.draw_weights(n, L, 5, block=block, rng=1)
     x, layers = stream_of(1).X[0], nfd_min.chain(block, "tanh", L)
@@ -151,7 +156,8 @@ print(*y)
 
 
 def test_compiled_code_sees_a_change_of_the_machine_room(tmp_path):
-    """Numba's cache on disk does not look at other files; the stamp in the functions' names makes it."""
+    """Numba's cache on disk does not look at other files; the stamp in the functions'
+    names makes it."""
     shutil.copytree(
         HERE,
         tmp_path / "copy",

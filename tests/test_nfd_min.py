@@ -1,4 +1,5 @@
-"""The plain text itself: vocabulary, data, gradients, Gaussian representation, slopes."""
+"""The plain text itself: vocabulary, data, gradients, Gaussian representation,
+slopes."""
 
 from math import sqrt
 from pathlib import Path
@@ -39,17 +40,16 @@ def test_dphi_is_the_derivative_of_phi(phi):
 def test_every_gradient_is_the_central_difference_of_the_loss(
     phi, block, a, scaling, batch
 ):
-    """[1]-[3], [29], two-layer blocks, and the step [2]: it is -eta n times the gradient of the mean loss of
-    the mini-batch."""
+    """[1]-[3], [29], two-layer blocks, and the step [2]: it is -eta n times the
+    gradient of the mean loss of the mini-batch."""
     n, L, d, eta, eps = 9, 3, 4, 0.3, 1e-5
     rng = np.random.default_rng([batch, *map(ord, phi.name + block + scaling)])
     X, y = rng.standard_normal((2 * batch, d)), rng.standard_normal(2 * batch)
     weights = nfd_min.draw_weights(n, L, d, block=block, rng=rng)
     skip, s = {"depth-mup": (1, 1 / sqrt(L)), "mup": (1, 1), "vanilla": (0, 1)}[scaling]
 
-    def output(
-        weights, x
-    ):  # written from the formulas, not with the module's own forward pass
+    # written from the formulas, not with the module's own forward pass
+    def output(weights, x):
         U, W, v = weights
         h = U @ x / sqrt(d)
         for W_l in W:
@@ -111,7 +111,8 @@ def test_every_gradient_is_the_central_difference_of_the_loss(
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
-    """[2], [8], [12], [79]-[84]: every pass written with the initial weights and the earlier passes only."""
+    """[2], [8], [12], [79]-[84]: every pass written with the initial weights and the
+    earlier passes only."""
     n, L, d, S, eta = 7, 3, 5, 6, 0.4
     rng = np.random.default_rng(batch)
     stream = Stream(rng.standard_normal((S, d)), rng.standard_normal(S), eta, batch)
@@ -150,8 +151,9 @@ def test_sgd_is_the_history_form_with_the_initial_weights(batch, decoupled):
 
 
 def test_gaussian_representation_at_initialisation():
-    """Prop 4.1 [7] gives the network's own increments [5] back, from innovations that are standard normal and
-    independent [38], [39]; along p, zeta_l is the first fresh number of the layer [40]."""
+    """Prop 4.1 [7] gives the network's own increments [5] back, from innovations that
+    are standard normal and independent [38], [39]; along p, zeta_l is the first fresh
+    number of the layer [40]."""
     n, L = 40, 5
     rng = np.random.default_rng(0)
     all_xi, all_zeta = [], []
@@ -172,10 +174,8 @@ def test_gaussian_representation_at_initialisation():
             )
         all_xi.append(xi)
         all_zeta.append(zeta)
-    all_xi, all_zeta = (
-        np.array(all_xi),
-        np.array(all_zeta),
-    )  # the audit tests single directions, on tiny networks
+    # the audit tests single directions, on tiny networks
+    all_xi, all_zeta = np.array(all_xi), np.array(all_zeta)
     for sample in (all_xi, all_zeta):
         assert stats.kstest(sample.ravel(), "norm").pvalue > 1e-3
     assert abs(np.mean(all_xi * all_zeta)) < 4 / sqrt(all_xi.size)
@@ -194,7 +194,8 @@ def test_gaussian_representation_without_a_direction():
 
 
 def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
-    """[8]: with zeta = W~^T g~ / |g~| the auxiliary pass is the backward pass through W~."""
+    """[8]: with zeta = W~^T g~ / |g~| the auxiliary pass is the backward pass through
+    W~."""
     n, L = 9, 4
     rng = np.random.default_rng(1)
     U, W, v, W_back = nfd_min.draw_weights(n, L, 3, decoupled=True, rng=rng)
@@ -208,8 +209,8 @@ def test_decoupled_backward_is_the_network_with_its_matrix_replaced():
 
 
 def test_innovations_are_projected():
-    """Without (I - p p^T / |p|^2) [6] in [7], or (I - g g^T / |g|^2) and the aligned term in [15], a
-    direction would not be fresh; and it is filled [40]."""
+    """Without (I - p p^T / |p|^2) [6] in [7], or (I - g g^T / |g|^2) and the aligned
+    term in [15], a direction would not be fresh; and it is filled [40]."""
     n, rng, pairs = 5, np.random.default_rng(0), []
     for _ in range(400):
         U, W, v = nfd_min.draw_weights(n, 2, 3, rng=rng)
@@ -241,8 +242,8 @@ def test_innovations_are_projected():
 
 
 def test_update_innovation():
-    """Prop 5.1 [15] gives the second forward increments back; degenerate directions drop out. Along g, xi^1_l
-    is what is fresh."""
+    """Prop 5.1 [15] gives the second forward increments back; degenerate directions
+    drop out. Along g, xi^1_l is what is fresh."""
     n, L, rng = 9, 3, np.random.default_rng(0)
     U, W, v = nfd_min.draw_weights(n, L, 3, rng=rng)
     run = nfd_min.sgd(Stream(rng.standard_normal((2, 3)), [1.0, 2.0], 0.5), (U, W, v))
@@ -269,7 +270,8 @@ def test_update_innovation():
 
 
 def test_lazy_gaussian_is_one_matrix():
-    """[45]: every answer is consistent with those about the transpose, and with those before."""
+    """[45]: every answer is consistent with those about the transpose, and with those
+    before."""
     rng = np.random.default_rng(0)
     W = nfd_min.LazyGaussian((9, 6), rng=1)
     X, Y = rng.standard_normal((6, 6)), rng.standard_normal((6, 9))
@@ -278,9 +280,8 @@ def test_lazy_gaussian_is_one_matrix():
     ]
     for x, (Wx, _) in zip(X, answers):
         for y, (_, Wty) in zip(Y, answers):
-            assert np.isclose(
-                y @ Wx, x @ Wty, rtol=1e-12, atol=1e-12
-            )  # the dot test, for every pair
+            # the dot test, for every pair
+            assert np.isclose(y @ Wx, x @ Wty, rtol=1e-12, atol=1e-12)
         assert np.allclose(W @ x, Wx, atol=1e-13)  # the same question, the same answer
     assert (
         np.allclose(W @ (X[0] - 2 * X[3]), answers[0][0] - 2 * answers[3][0])
@@ -298,8 +299,8 @@ def test_lazy_gaussian_is_one_matrix():
 
 
 def test_lazy_gaussian_has_the_law_of_a_dense_matrix():
-    """[45]: the completed matrix is standard normal, entry by entry and in the directions that were asked
-    about."""
+    """[45]: the completed matrix is standard normal, entry by entry and in the
+    directions that were asked about."""
     rng, entries = np.random.default_rng(0), []
     for _ in range(3000):
         W = nfd_min.LazyGaussian((3, 2), rng=rng)
@@ -414,9 +415,8 @@ def test_digits():
         == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     )
     centred = X - X.mean(axis=0)
-    i = np.argmax(
-        centred @ stream.X[0] / np.linalg.norm(centred, axis=1)
-    )  # the image it came from
+    # the image it came from
+    i = np.argmax(centred @ stream.X[0] / np.linalg.norm(centred, axis=1))
     assert (
         np.allclose(stream.X[0], centred[i] * 8 / np.linalg.norm(centred[i]))
         and stream.y[0] == (-1) ** label[i]

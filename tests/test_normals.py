@@ -122,8 +122,8 @@ def test_moments_law_and_tails(real):
 
 @REALS
 def test_no_serial_correlation(real):
-    """Of x, x^2 and x^3 at small lags, at that of the other coordinate of the same point,
-    and between blocks."""
+    """Of x, x^2 and x^3 at small lags, at that of the other coordinate of the same
+    point, and between blocks."""
     N = 2**18
     x = nfd_kernels.normals(np.random.default_rng(6), (N + BLOCK,), real).astype(float)
     powers = np.array([x, x * x - 1, x * x * x]) / np.sqrt([[1], [2], [15]])

@@ -1,4 +1,5 @@
-"""The notebooks: they run, their outputs are those of the code, and the exercises' solutions are right.
+"""The notebooks: they run, their outputs are those of the code, and the exercises'
+solutions are right.
 
 python test_notebooks.py runs them and writes the outputs into them.
 """
@@ -31,7 +32,8 @@ def path_of(name):
 
 
 def executed(name):
-    """That notebook, from a fresh kernel in the root of the repository, and the seconds it took."""
+    """That notebook, from a fresh kernel in the root of the repository, and the seconds
+    it took."""
     nbformat, nbclient, *_ = map(
         pytest.importorskip, ("nbformat", "nbclient", "ipykernel", "matplotlib")
     )
@@ -63,7 +65,8 @@ def printed(cell):
 
 
 def differ(old, new):
-    """Whether two texts differ in more than one unit of a number's last digit, or rounding errors."""
+    """Whether two texts differ in more than one unit of a number's last digit, or
+    rounding errors."""
     if NUMBER.sub("#", old) != NUMBER.sub("#", new):
         return True
     for a, b in zip(NUMBER.finditer(old), NUMBER.finditer(new)):
@@ -80,7 +83,8 @@ def differ(old, new):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook(name):
-    """It runs in two minutes and prints what the repository has; nothing in it is about the machine."""
+    """It runs in two minutes and prints what the repository has; nothing in it is about
+    the machine."""
     fresh, seconds = executed(name)
     nbformat = pytest.importorskip("nbformat")
     kept = nbformat.read(path_of(name), 4)
@@ -117,7 +121,8 @@ def test_no_repetition_is_one_list_twice(name):
 
 
 def test_differ():
-    """Numbers may move by a unit of their last digit; counts, names and signs may not."""
+    """Numbers may move by a unit of their last digit; counts, names and signs may
+    not."""
     assert not differ(
         "slope -0.99 [-1.04, -0.95], 498 of n", "slope -0.98 [-1.04, -0.96], 498 of n"
     )
@@ -132,8 +137,9 @@ def test_differ():
         assert differ(old, new), (old, new)
 
 
-# ------------------------------------------------------------------------------------------------------------
-# The exercises' solutions, against recursions, quadrature and simulations that know nothing of them
+# --------------------------------------------------------------------------------------
+# The exercises' solutions, against recursions, quadrature and simulations that know
+# nothing of them
 
 
 def solutions():
@@ -145,9 +151,8 @@ def solutions():
     return module
 
 
-X = (
-    8 * np.linalg.qr(np.random.default_rng(0).standard_normal((64, 3)))[0].T
-)  # orthogonal, |x|^2 = d
+# orthogonal, |x|^2 = d
+X = 8 * np.linalg.qr(np.random.default_rng(0).standard_normal((64, 3)))[0].T
 SAME = Stream(X[[0, 0]], [0.7, 0.7], 0.4)
 
 
@@ -158,7 +163,8 @@ def slope_of(limit):
 
 @pytest.mark.parametrize("L", [1, 2, 7, 40])
 def test_at_a_depth(L):
-    """Exercises 1, 3, 4 and 7 against the recursions of linear_limit, one_step and init_kernels."""
+    """Exercises 1, 3, 4 and 7 against the recursions of linear_limit, one_step and
+    init_kernels."""
     s, rng = solutions(), np.random.default_rng(L)
     step = nfd_limits.one_step(X[0], X[0], "identity", L)
     np.testing.assert_allclose(
@@ -198,7 +204,8 @@ def test_at_infinite_depth():
 
 
 def test_by_networks():
-    """Exercises 4 and 7 against explicit matrices: the mean of 60 networks, within 4 standard errors."""
+    """Exercises 4 and 7 against explicit matrices: the mean of 60 networks, within 4
+    standard errors."""
     s, L = solutions(), 6
     small = Stream(SAME.X, SAME.y, 1e-3)
     signs = np.array([-1, -1, 1, -1, 1, -1.0])
@@ -222,7 +229,8 @@ def test_by_networks():
 
 
 def test_mini_batches():
-    """Exercise 8: two samples of one mini-batch have one readout; in a batch each they have not."""
+    """Exercise 8: two samples of one mini-batch have one readout; in a batch each they
+    have not."""
     s = solutions()
     weights = nfd_min.draw_weights(100, 3, 64, rng=0)
     for batch, singular in ((1, False), (3, True)):

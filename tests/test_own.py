@@ -46,7 +46,8 @@ def refused(arguments, message, capsys):
 
 @pytest.mark.parametrize("phi", OWN.values(), ids=OWN)
 def test_an_activation_in_both_twins(phi):
-    """[1]-[3], [20], [21] with somebody's phi; phi' that needs h, whether h is kept or not."""
+    """[1]-[3], [20], [21] with somebody's phi; phi' that needs h, whether h is kept or
+    not."""
     stream, weights = Stream(X, Y, 0.1), nfd_min.draw_weights(30, 3, 5, rng=1)
     same(
         finite_net.train(stream, 30, 3, phi, weights=weights),
@@ -133,7 +134,8 @@ def overflows(h):
 
 
 def test_compiled_code_that_raises():
-    """It would go on with what is in the memory; both fast twins refuse it before they begin."""
+    """It would go on with what is in the memory; both fast twins refuse it before they
+    begin."""
     stream, own = Stream(1e4 * X, Y, 0.1), Activation("own", overflows, lambda h: 1.0)
     assert nfd_min.sgd(
         stream, nfd_min.draw_weights(9, 2, 5, rng=1), own
@@ -165,7 +167,8 @@ Q = np.array([[1.3, -0.4, 0.5], [-0.4, 0.7, 0.2], [0.5, 0.2, 2.0]])
 @pytest.mark.parametrize("name", ["relu", "erf"])
 @pytest.mark.parametrize("scale", [1e-3, 1, 9])
 def test_moments_by_quadrature_where_a_closed_form_exists(name, scale):
-    """The rules for anybody's phi, smooth or with a kink at 0, against the closed forms. [10]"""
+    """The rules for anybody's phi, smooth or with a kink at 0, against the closed
+    forms. [10]"""
     of = dict(
         relu=(lambda h: max(h, 0.0), lambda h: 1.0 if h > 0 else 0.0),
         erf=(math.erf, lambda h: 2 / math.sqrt(math.pi) * math.exp(-h * h)),
@@ -209,7 +212,8 @@ def test_moments_that_no_rule_gives():
 
 @pytest.mark.slow
 def test_claims_of_an_activation():
-    """Its gradient against central differences, the law of particles, and what is about another phi."""
+    """Its gradient against central differences, the law of particles, and what is about
+    another phi."""
     result = audit(
         ["gradients", "exact-law", "orthogonal", "post-activation"], phi=examples.GELU
     )
@@ -261,7 +265,8 @@ def logistic(batch=1, eta=0.8):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_chi_is_the_derivative(name):
-    """chi = dl/df by central differences, in plain and in compiled code, and for outputs of any size. [2]"""
+    """chi = dl/df by central differences, in plain and in compiled code, and for
+    outputs of any size. [2]"""
     f, y, step = np.linspace(-5, 5, 41), np.where(np.arange(41) % 3, 1.0, -1.0), 1e-5
     loss, stream = LOSSES[name], Stream(np.ones((41, 2)), y, 0.1, 1, name)
     slope = (loss.value(f + step, y) - loss.value(f - step, y)) / (2 * step)
@@ -292,7 +297,8 @@ def test_the_logistic_loss_in_both_twins(batch):
 
 
 def test_a_loss_is_its_chi():
-    """The squared loss with the targets y = f - chi has the same chi, so trains alike. [2]"""
+    """The squared loss with the targets y = f - chi has the same chi, so trains alike.
+    [2]"""
     stream, weights = logistic(), nfd_min.draw_weights(11, 3, 5, rng=1)
     noise = nfd_min.draw_noise(4, 50, 3, rng=1)
     for train in (
@@ -311,7 +317,8 @@ def test_a_loss_is_its_chi():
 
 @pytest.mark.slow
 def test_claims_with_the_logistic_loss():
-    """Gradients, the law, and one claim of each kind: a rate, a mean, and a best eta that is inside."""
+    """Gradients, the law, and one claim of each kind: a rate, a mean, and a best eta
+    that is inside."""
     names = ["gradients", "exact-law", "first-step-kernel", "nearest-coupling"]
     assert audit(names, loss="logistic").ok
     assert (

@@ -1,4 +1,5 @@
-"""README.md and docs/ print what they say; their tables are those of docs/audit.json."""
+"""README.md and docs/ print what they say; their tables are those of
+docs/audit.json."""
 
 import re
 
@@ -21,9 +22,8 @@ def test_readme_is_short_and_what_it_links_is_there():
     text = (pages.HERE / "README.md").read_text()
     assert len(text.splitlines()) <= 150
     assert "<!-- claims -->" in text and len(list(pages.parsed(text))) == 1
-    assert (
-        len(re.findall("^    python3 .*", text, re.MULTILINE)) == 2
-    )  # which .ci/run runs
+    # the two that .ci/run runs
+    assert len(re.findall("^    python3 .*", text, re.MULTILINE)) == 2
 
 
 @here
@@ -52,7 +52,8 @@ sleep 100 & python mine.py --b
 
 
 def test_commands(monkeypatch, tmp_path):
-    """In the order of the page, once, with the exit status it says; background jobs end with their line."""
+    """In the order of the page, once, with the exit status it says; background jobs end
+    with their line."""
     monkeypatch.setattr(pages, "HERE", tmp_path)
     ran = list(pages.run([COMMANDS]))
     commands = [
@@ -79,7 +80,8 @@ PAGE = (
 
 
 def test_what_is_wrong_is_seen():
-    """Another number, another word, no output where there is one, a table with a changed cell."""
+    """Another number, another word, no output where there is one, a table with a
+    changed cell."""
     assert not list(pages.differs(PAGE)) and pages.written(PAGE) == PAGE
     for old, new in (
         ("2 0.25", "3 0.25"),
@@ -95,7 +97,8 @@ def test_what_is_wrong_is_seen():
 
 
 def test_neither_blanks_nor_rounding_are_held_to():
-    """A column is as wide as its numbers, which another machine rounds elsewhere; words and numbers count."""
+    """A column is as wide as its numbers, which another machine rounds elsewhere; words
+    and numbers count."""
     table = "setting  error\n-------  -----\nplain    1e-11\n"
     assert pages.alike(table, "setting  error\n-------  -------\nplain    9.1e-12\n")
     assert not pages.alike(table, table.replace("plain", "other"))

@@ -1,6 +1,8 @@
-"""What holds for any network: symmetries, shapes, order; and that wrong input is refused by name.
+"""What holds for any network: symmetries, shapes, order; and that wrong input is
+refused by name.
 
-EXAMPLES=50000 pytest test_properties.py     tries so many wrong inputs, and a tenth as many networks each
+EXAMPLES=50000 pytest test_properties.py     tries so many wrong inputs, and a tenth as
+                                             many networks each
 """
 
 import os
@@ -104,8 +106,8 @@ def solved(stream, noise, phi, block, **how):
 
 
 def same(a, b, tolerance=1e-9):
-    """Whether two Trajectories agree, relative to the largest entry of each array; f, a mean of g h that may
-    cancel, and chi relative to |g_L| |h_L| / n."""
+    """Whether two Trajectories agree, relative to the largest entry of each array; f, a
+    mean of g h that may cancel, and chi relative to |g_L| |h_L| / n."""
     assert a.diverged_at == b.diverged_at
     with np.errstate(all="ignore"):
         terms = np.sqrt(
@@ -133,13 +135,15 @@ def changed(stream, **fields):
 @some
 @given(networks())
 def test_any_network(case):
-    """Fast = plain, of any shape, block, exponent, loss and backward weights: [1]-[3], [8], [29], [X1]."""
+    """Fast = plain, of any shape, block, exponent, loss and backward weights: [1]-[3],
+    [8], [29], [X1]."""
     stream, weights, how = case
     same(trained(stream, weights, **how), nfd_min.sgd(stream, weights, **how))
 
 
 def dependence(run):
-    """The smallest eigenvalue of the matrices of cosines between the passes' phi(h_l), or g_l."""
+    """The smallest eigenvalue of the matrices of cosines between the passes' phi(h_l),
+    or g_l."""
     N = run.g.shape[2]
     grams = np.array([*run.C, *run.Gamma, run.g[:, -1] @ run.g[:, -1].T / N])
     sizes = np.sqrt(np.einsum("lkk->lk", grams))
@@ -152,7 +156,8 @@ def dependence(run):
 @some
 @given(particles())
 def test_any_particles(case):
-    """Fast = plain [20]-[25], [45], [103], [104], to rounding times the condition number of the passes."""
+    """Fast = plain [20]-[25], [45], [103], [104], to rounding times the condition
+    number of the passes."""
     stream, noise, how = case
     run = nfd_min.nfd(stream, noise, **how)
     if run.diverged_at is None:
@@ -162,11 +167,13 @@ def test_any_particles(case):
 AS_COMPILED = nfd_min.Activation(
     "tanh", np.tanh, lambda h: 1 - np.tanh(h) ** 2, known=True
 )
-"""tanh' to 1e-16, where the plain text has all digits: times 1e200 that is not the same."""
+"""tanh' to 1e-16, where the plain text has all digits: times 1e200 that is not the
+same."""
 
 
 def end_alike(fast, plain, stream, scale, given, how):
-    """Whether both twins say where a run diverged, one of whose inputs is that large, and blank the same."""
+    """Whether both twins say where a run diverged, one of whose inputs is that large,
+    and blank the same."""
     X = stream.X.copy()
     X[len(X) // 2] *= scale
     with warnings.catch_warnings():
@@ -240,7 +247,8 @@ def test_neurons_in_another_order(case, random):
 @some
 @given(networks(phi=ODD), st.integers(0, 2**32))
 def test_odd_activations(case, seed):
-    """Signs of neurons do not matter, and the sign of all inputs and targets is that of all outputs."""
+    """Signs of neurons do not matter, and the sign of all inputs and targets is that of
+    all outputs."""
     stream, (U, W, v, *other), how = case
     s = np.random.default_rng(seed).choice([-1.0, 1.0], len(v))
     run = trained(stream, (U, W, v, *other), **how)
@@ -260,7 +268,8 @@ def test_odd_activations(case, seed):
 @some
 @given(networks(), st.integers(1, 3), st.integers(0, 2**32))
 def test_inputs_of_more_dimensions(case, more, seed):
-    """U x / sqrt(d) is what it was if coordinates that are 0 come in and the others grow with sqrt(d)."""
+    """U x / sqrt(d) is what it was if coordinates that are 0 come in and the others
+    grow with sqrt(d)."""
     stream, (U, *others), how = case
     d, (n, _) = stream.d, U.shape
     X = np.hstack([stream.X * np.sqrt((d + more) / d), np.zeros((len(stream), more))])
@@ -276,7 +285,8 @@ def test_inputs_of_more_dimensions(case, more, seed):
     networks(backward=st.sampled_from(["reused", "decoupled", 0.3])), st.integers(1, 5)
 )
 def test_a_stream_in_two_parts(case, k):
-    """Training goes on from the weights that its gradients [2] have left, W~ moved like W [8], [X1]."""
+    """Training goes on from the weights that its gradients [2] have left, W~ moved like
+    W [8], [X1]."""
     stream, (U, W, v, *other), how = case
     k = k * stream.batch
     assume(k < len(stream))
@@ -284,11 +294,13 @@ def test_a_stream_in_two_parts(case, k):
     layers = nfd_min.chain(**{**how, "depth": len(W)})
     rates = np.array([layer.rate for layer in layers if layer.matrix])[:, None, None]
     places = [nfd_min.join(*pair) for pair in ((run.h, run.x), (run.g, run.gx))]
+    # fmt: off
     to_U, to_W, to_v = (sum(terms) for terms in zip(*[
         [stream.rate * len(v) * run.chi[j] * dw
          for dw in nfd_min.gradients(stream.X[j], places[0][j], places[1][j], layers)]
         for j in range(k)
-    ]))  # fmt: skip
+    ]))
+    # fmt: on
     to_W, rho = (
         (rates * to_W).reshape(W.shape),
         dict(reused=1, decoupled=0).get(how["backward"], 0.3),
@@ -336,7 +348,8 @@ def test_later_passes_change_nothing(case):
 @some
 @given(networks(), st.integers(2, 4))
 def test_a_batch_of_one_sample(case, copies):
-    """A mini-batch of equal samples is a step of that sample; the sum is divided by its size."""
+    """A mini-batch of equal samples is a step of that sample; the sum is divided by its
+    size."""
     stream, weights, how = case
     one = changed(stream, batch=1)
     X, y = np.repeat(stream.X, copies, axis=0), np.repeat(stream.y, copies)
@@ -373,7 +386,7 @@ def test_threads_do_not_matter(n, batch, N, dtype):
     assert all(map(np.array_equal, *runs))
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Wrong input
 
 X, Y = np.random.default_rng(0).standard_normal((4, 5)), np.ones(4)

@@ -226,10 +226,8 @@ def baseline(results):
     "change, expected",
     [
         (dict(), 0),
-        (
-            dict(s=dict(slope=-0.85, low=-0.95, high=-0.75)),
-            0,
-        ),  # 2.2 of its standard errors: chance
+        # 2.2 of its standard errors: chance
+        (dict(s=dict(slope=-0.85, low=-0.95, high=-0.75)), 0),
         (dict(s=dict(slope=-0.5, low=-0.6, high=-0.4)), 1),
         (dict(s=dict(slope=-0.5, low=-1.5, high=0.5)), 0),  # a wide interval
         (dict(m=dict(mean=1.5, low=1.4, high=1.6)), 1),

@@ -1,5 +1,5 @@
-"""Particles against the plain text and closed forms; initialisation kernels against closed forms and
-quadrature."""
+"""Particles against the plain text and closed forms; initialisation kernels against
+closed forms and quadrature."""
 
 import warnings
 from functools import partial
@@ -25,9 +25,8 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize(
-    "eta", [0.2, 0.01]
-)  # at 0.01 the readouts v^k, so Gamma near layer L, are almost collinear
+# at eta = 0.01 the readouts v^k, so Gamma near layer L, are almost collinear
+@pytest.mark.parametrize("eta", [0.2, 0.01])
 @pytest.mark.parametrize(
     "how, block, exponent",
     [
@@ -40,12 +39,13 @@ def stream_of(S, eta=0.2, batch=1, d=5, seed=0):
 )
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_fast_equals_plain(phi, how, block, exponent, eta, batch):
-    """[2], [20]-[25], with the correction [17], [97]-[104] or with W~ = W [12], [15], [45]."""
+    """[2], [20]-[25], with the correction [17], [97]-[104] or with W~ = W [12], [15],
+    [45]."""
     L, T = (5, 5) if block == "pre" else (3, 6)
     stream, noise = (
         stream_of(6, eta, batch),
-        nfd_min.draw_noise(6, 5000, T, rng=1),
-    )  # 3 chunks of particles
+        nfd_min.draw_noise(6, 5000, T, rng=1),  # 3 chunks of particles
+    )
     how = how | dict(block=block, internal_lr_exponent=exponent, noise=noise)
     fast, plain = (
         sde.solve(stream, 5000, L, phi, **how),
@@ -68,8 +68,8 @@ def test_fast_equals_plain(phi, how, block, exponent, eta, batch):
 def test_given_the_matrices_own_images_it_is_the_network(
     phi, backward, block, exponent, batch
 ):
-    """Particles whose noise is W q, W^T u and U x, of a dense network's own directions, are that network, to
-    rounding. [12], [15], [45], [112]"""
+    """Particles whose noise is W q, W^T u and U x, of a dense network's own directions,
+    are that network, to rounding. [12], [15], [45], [112]"""
     N, L, S, d = 20, 3, 6, 7
     stream = stream_of(S, 0.3, batch, d)
     weights = nfd_min.draw_weights(
@@ -87,9 +87,9 @@ def test_given_the_matrices_own_images_it_is_the_network(
         weights=weights,
     )
 
-    def directions(
-        V,
-    ):  # Gram-Schmidt; 0 for a row in the span of those before it (one mini-batch has one readout)
+    # Gram-Schmidt; 0 for a row in the span of those before it
+    # (one mini-batch has one readout)
+    def directions(V):
         Q = np.zeros(V.shape)
         for k, row in enumerate(V):
             for q in Q[:k]:
@@ -129,8 +129,8 @@ def test_given_the_matrices_own_images_it_is_the_network(
 
 
 def by_hand(stream, noise, nearest):
-    """NFD for tanh in plain loops over passes, layers and earlier passes, by Cholesky factors. [20]-[25],
-    [97]-[104]"""
+    """NFD for tanh in plain loops over passes, layers and earlier passes, by Cholesky
+    factors. [20]-[25], [97]-[104]"""
     S, L, N = noise.xi.shape
     phi, slope, mean = (
         np.tanh,
@@ -142,7 +142,8 @@ def by_hand(stream, noise, nearest):
     K = stream.X @ stream.X.T / stream.X.shape[1]
 
     def answer(vectors, noises, k):
-        """The last of k + 1 Gaussian vectors with the covariance of these, made of the noises."""
+        """The last of k + 1 Gaussian vectors with the covariance of these, made of the
+        noises."""
         R = np.zeros((k + 1, k + 1))
         for i in range(k + 1):
             for j in range(i + 1):
@@ -150,9 +151,8 @@ def by_hand(stream, noise, nearest):
                     R[i, m] * R[j, m] for m in range(j)
                 )
                 if i == j:
-                    R[i, i] = (
-                        sqrt(rest) if rest > 1e-12 else 0.0
-                    )  # in the span of those before
+                    # 0 in the span of those before
+                    R[i, i] = sqrt(rest) if rest > 1e-12 else 0.0
                 elif R[j, j]:
                     R[i, j] = rest / R[j, j]
         return sum(R[k, m] * noises[m] for m in range(k + 1))
@@ -164,23 +164,22 @@ def by_hand(stream, noise, nearest):
             h[k, 0] -= stream.eta / stream.batch * chi[j] * K[j, k] * g[j, 0]  # [22]
         for l in range(1, L + 1):
             asked = phi(h[: k + 1, l - 1])
-            h[k, l] = h[k, l - 1] + answer(asked, noise.xi[: k + 1, l - 1], k) / sqrt(
-                L
-            )  # [25]
+            # [25]
+            h[k, l] = h[k, l - 1] + answer(asked, noise.xi[: k + 1, l - 1], k) / sqrt(L)
             for j in seen:
                 a = stream.eta / stream.batch * chi[j]
-                h[k, l] -= (
-                    a * mean(phi(h[j, l - 1]), phi(h[k, l - 1])) * g[j, l] / L
-                )  # [20]
+                # [20]
+                h[k, l] -= a * mean(phi(h[j, l - 1]), phi(h[k, l - 1])) * g[j, l] / L
                 if nearest and l > 1:
                     P = mean(slope(h[j, l - 1]), slope(h[k, l - 1]))
+                    # [103]
                     h[k, l] -= (
                         a
                         * mean(phi(h[j, l - 2]), phi(h[k, l - 2]))
                         * P
                         * g[j, l]
                         / L**2
-                    )  # [103]
+                    )
         g[k, L] = noise.v
         for j in seen:
             g[k, L] -= stream.eta / stream.batch * chi[j] * h[j, L]  # [22]
@@ -193,6 +192,7 @@ def by_hand(stream, noise, nearest):
                 z = z - a * mean(g[j, l], g[k, l]) * phi(h[j, l - 1]) / L  # [21]
                 if nearest and l < L:
                     P = mean(slope(h[j, l]), slope(h[k, l]))
+                    # [104]
                     z = (
                         z
                         - a
@@ -200,7 +200,7 @@ def by_hand(stream, noise, nearest):
                         * P
                         * phi(h[j, l - 1])
                         / L**2
-                    )  # [104]
+                    )
             g[k, l - 1] = g[k, l] + slope(h[k, l - 1]) * z
     return f, h, g
 
@@ -208,8 +208,8 @@ def by_hand(stream, noise, nearest):
 @pytest.mark.parametrize("nearest", [False, True])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_both_twins_against_loops_by_hand(nearest, batch):
-    """An oracle that shares no code with them, so that none of [17], [20]-[25], [97]-[104], [112] is
-    wrong in both."""
+    """An oracle that shares no code with them, so that none of [17], [20]-[25],
+    [97]-[104], [112] is wrong in both."""
     rng = np.random.default_rng(3)
     stream = Stream(rng.standard_normal((4, 6)), rng.standard_normal(4), 0.4, batch)
     noise = nfd_min.draw_noise(4, 40, 4, rng=1)
@@ -221,8 +221,8 @@ def test_both_twins_against_loops_by_hand(nearest, batch):
 
 
 def test_nearest_layer_correction_of_the_backward_pass():
-    """[104] at L = 2: the second backward pass first differs by d_1 phi'(h^1_0), from Gamma_2 and E[phi'
-    phi'] of layer 1."""
+    """[104] at L = 2: the second backward pass first differs by d_1 phi'(h^1_0), from
+    Gamma_2 and E[phi' phi'] of layer 1."""
     stream = stream_of(2, 0.3)
     noise = nfd_min.draw_noise(2, 4000, 2, rng=1)
     for solve in (
@@ -230,9 +230,8 @@ def test_nearest_layer_correction_of_the_backward_pass():
         (lambda c: nfd_min.nfd(stream, noise, nearest=c)),
     ):
         none, near = solve(False), solve(True)
-        change = (
-            near.h[1, 2] - none.h[1, 2]
-        )  # reaches g^1 through chi only, so not at all
+        # reaches g^1 through chi only, so not at all
+        change = near.h[1, 2] - none.h[1, 2]
         assert change.any() and np.array_equal(none.g[1, 1:], near.g[1, 1:])
         dphi = 1 - np.tanh(none.h) ** 2
         d = (
@@ -251,8 +250,8 @@ def test_nearest_layer_correction_of_the_backward_pass():
 
 
 def test_nearest_layer_correction_formula():
-    """[17]: with h^0, g^0 shared, layer l of pass 1 first differs by c_l = -(eta chi / L^2) C_{l-2} E[phi'
-    phi'] g^0_l."""
+    """[17]: with h^0, g^0 shared, layer l of pass 1 first differs by
+    c_l = -(eta chi / L^2) C_{l-2} E[phi' phi'] g^0_l."""
     stream, L = stream_of(2, 0.3), 3
     noise = nfd_min.draw_noise(2, 4000, L, rng=1)
     none, near = (
@@ -274,8 +273,9 @@ def test_nearest_layer_correction_formula():
 
 @pytest.mark.parametrize("L", [8, 64])
 def test_linear_closed_form(L):
-    """[1]-[3], [20], [22], [23]: linear phi, one step, same input, |x|^2 = d: f_1 = -2 E eta chi_0 for NFD
-    and -(2E + E / (1 + 1/L)) eta chi_0 for the network; the distance is the reused weights."""
+    """[1]-[3], [20], [22], [23]: linear phi, one step, same input, |x|^2 = d:
+    f_1 = -2 E eta chi_0 for NFD and -(2E + E / (1 + 1/L)) eta chi_0 for the network;
+    the distance is the reused weights."""
     E, eta, stream = (1 + 1 / L) ** L, 0.1, Stream(np.ones((2, 3)), [1.0, 1.0], 0.1)
     nfd = [
         sde.solve(stream, 20_000, L, "identity", rng=r, keep="outputs")
@@ -286,13 +286,13 @@ def test_linear_closed_form(L):
         for r in range(100)
     ]
     for runs, slope in (nfd, 2 * E), (net, 2 * E + E / (1 + 1 / L)):
+        # f_0 -> 0 with size
         error = np.array(
             [run.f[1] - run.f[0] + slope * eta * run.chi[0] for run in runs]
-        )  # f_0 -> 0 with size
+        )
         allowed = 3 * error.std(ddof=1) / sqrt(len(runs))
-        assert abs(error.mean()) < allowed < 0.2 * E * eta, (
-            error.mean()
-        )  # E eta: one term of the formula
+        # E eta: one term of the formula
+        assert abs(error.mean()) < allowed < 0.2 * E * eta, error.mean()
 
 
 @pytest.mark.parametrize(
@@ -305,16 +305,15 @@ def test_linear_closed_form(L):
     ],
 )
 def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
-    """N particles in L steps are the network of width N and depth L, exactly in law, also for tiny N. [25],
-    [45], [112]"""
+    """N particles in L steps are the network of width N and depth L, exactly in law,
+    also for tiny N. [25], [45], [112]"""
     rng, runs, how = (
         np.random.default_rng(0),
         1200,
         dict(block=block, internal_lr_exponent=exponent),
     )
-    stream = Stream(
-        1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch
-    )  # similar inputs: strong coupling
+    # similar inputs: strong coupling
+    stream = Stream(1 + 0.5 * rng.standard_normal((4, 5)), [2, 2, -2, 2], 0.3, batch)
 
     def sample(run):
         h, g = run.h, run.g
@@ -353,15 +352,15 @@ def test_exactly_the_law_of_explicit_matrices(phi, batch, block, exponent):
         for b in networks
     }
     assert p["decoupled", "decoupled"] > 1e-4 and p["reused", "reused"] > 1e-4
-    assert (
-        p["decoupled", "reused"] < 1e-6 and p["reused", "decoupled"] < 1e-6
-    )  # the test can tell them apart
+    # the test can tell them apart
+    assert p["decoupled", "reused"] < 1e-6 and p["reused", "decoupled"] < 1e-6
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, -np.inf])
 def test_two_layer_closed_form(exponent):
-    """First version: linear phi, two-layer blocks, one step, same input, |x|^2 = d: f_1 = -eta chi (2 E + (1
-    + L^b) E / (1 + 1/L)) for the network and -2 E eta chi for decoupled weights, whatever b."""
+    """First version: linear phi, two-layer blocks, one step, same input, |x|^2 = d:
+    f_1 = -eta chi (2 E + (1 + L^b) E / (1 + 1/L)) for the network and -2 E eta chi for
+    decoupled weights, whatever b."""
     L, eta = 16, 0.03
     E, rate, stream = (
         (1 + 1 / L) ** L,
@@ -410,9 +409,10 @@ def test_a_two_layer_run_says_in_which_block_it_diverged():
 
 
 def test_response_functions():
-    """[X3]: linear phi, one step, same input: at depth L, A^{10}_l = -eta chi_0 r_{l-1}, r_l = r_{l-1} + (C_l
-    + r_{l-1}) / L, r_0 = 1, which tends to -eta chi_0 (1 + t) e^t; B^{00} = 0 at initialisation, and nothing
-    responds to a later pass."""
+    """[X3]: linear phi, one step, same input: at depth L,
+    A^{10}_l = -eta chi_0 r_{l-1}, r_l = r_{l-1} + (C_l + r_{l-1}) / L, r_0 = 1, which
+    tends to -eta chi_0 (1 + t) e^t; B^{00} = 0 at initialisation, and nothing responds
+    to a later pass."""
     L, runs = 16, []
     for rng in range(8):
         runs.append(
@@ -443,21 +443,20 @@ def test_response_functions():
     assert (
         np.abs(B[..., 0, 0].mean(axis=0)) < 5 * B[..., 0, 0].std(axis=0) / sqrt(7)
     ).all() and B[..., 0, 0].std(axis=0).max() < 0.1
-    last = (
-        B[:, -1, 1, 0] + a
-    )  # g^1_L = v - eta chi_0 h^0_L and h^0_L holds u^0_L / sqrt(L)
+    # g^1_L = v - eta chi_0 h^0_L and h^0_L holds u^0_L / sqrt(L)
+    last = B[:, -1, 1, 0] + a
     assert abs(last.mean()) < 5 * last.std() / sqrt(7) and last.std() < 0.1
 
 
 @pytest.mark.parametrize("phi", ["tanh", "identity"])
 def test_response_functions_of_several_passes(phi):
-    """[X3]: by Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}), i < k, is the derivative
-    of phi(h^k_{l-1}) in it, and z^j = sum_i R_ji zeta_i, R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A
-    R)_{ki}. For g^k and xi_i, i <= k, likewise."""
+    """[X3]: by Stein's lemma the mean of (fresh noise zeta_i of W^T) phi(h^k_{l-1}),
+    i < k, is the derivative of phi(h^k_{l-1}) in it, and z^j = sum_i R_ji zeta_i,
+    R R^T = Gamma_l: sqrt(L) E[zeta_i phi(h^k)] = (A R)_{ki}. For g^k and xi_i, i <= k,
+    likewise."""
     N, L, S = 400_000, 3, 4
-    X = 1 + 0.5 * np.random.default_rng(0).standard_normal(
-        (S, 5)
-    )  # similar inputs: strong responses
+    # similar inputs: strong responses
+    X = 1 + 0.5 * np.random.default_rng(0).standard_normal((S, 5))
     stream, noise = Stream(X, [2, 2, -2, 2], 0.2), sde.draw_noise(S, N, L, rng=3)
     run = sde.solve(stream, N, L, phi, backward="reused", noise=noise)
     p = ACTIVATIONS[phi].phi(run.h)
@@ -543,7 +542,8 @@ def test_noise_keep_and_dtype():
 @pytest.mark.parametrize("block", ["pre", "two-layer"])
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_layers_that_are_not_kept(phi, block):
-    """keep="outputs" stores few layers of h; the numbers, and where a run diverges, are the same."""
+    """keep="outputs" stores few layers of h; the numbers, and where a run diverges, are
+    the same."""
     stream, run = (
         stream_of(4, 0.5),
         partial(sde.solve, particles=60, steps=5, phi=phi, block=block, rng=5),
@@ -651,18 +651,15 @@ def test_bad_input(change, message):
 
 
 # Kernels at initialisation
-# -------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
-X = np.random.default_rng(0).standard_normal((3, 4)) * [
-    [1.0],
-    [3.0],
-    [0.3],
-]  # variances from 0.1 to 10
+# variances from 0.1 to 10
+X = np.random.default_rng(0).standard_normal((3, 4)) * [[1.0], [3.0], [0.3]]
 
 
 def test_init_kernels_linear():
-    """[10]: Q = e^t K, Gamma = e^(1-t), Theta = 3 e K; at depth L, E = (1 + 1/L)^L: Theta = (2E + E / (1 +
-    1/L)) K."""
+    """[10]: Q = e^t K, Gamma = e^(1-t), Theta = 3 e K; at depth L, E = (1 + 1/L)^L:
+    Theta = (2E + E / (1 + 1/L)) K."""
     K = X @ X.T / 4
     limit = nfd_limits.init_kernels(X, "identity")
     assert np.allclose(limit.Q, np.exp(limit.t)[:, None, None] * K, rtol=1e-9)
@@ -681,7 +678,8 @@ def test_init_kernels_linear():
 
 @pytest.mark.parametrize("phi", ["erf", "relu", "tanh"])
 def test_gaussian_moments_against_another_quadrature(phi):
-    """[10]: Gauss-Hermite, 200 nodes a side; relu has kinks, so in polar coordinates, where it is smooth."""
+    """[10]: Gauss-Hermite, 200 nodes a side; relu has kinks, so in polar coordinates,
+    where it is smooth."""
     A = X @ X.T / 4
     phi_phi, dphi_dphi = nfd_limits.gaussian_moments(A, ACTIVATIONS[phi])
     z, weight = np.polynomial.hermite_e.hermegauss(200)
@@ -697,9 +695,9 @@ def test_gaussian_moments_against_another_quadrature(phi):
                 angle = np.arange(40000) * 2 * np.pi / 40000 + 1e-5
                 s, t = r @ np.array([np.cos(angle), np.sin(angle)])
                 expected = (
-                    2 * np.mean(np.maximum(s, 0) * np.maximum(t, 0)),
+                    2 * np.mean(np.maximum(s, 0) * np.maximum(t, 0)),  # E radius^2 = 2
                     np.mean((s > 0) & (t > 0)),
-                )  # E radius^2 = 2
+                )
                 tolerance = 1e-4
             else:
                 s, t = (r[i, 0] * z[:, None] + r[i, 1] * z for i in (0, 1))
@@ -737,7 +735,8 @@ def test_tanh_quadrature_to_ten_digits(sigma):
 
 
 def test_tanh_quadrature_is_exact_where_a_closed_form_exists():
-    """The rule used for tanh, given erf under another name, against erf's closed form."""
+    """The rule used for tanh, given erf under another name, against erf's closed
+    form."""
     A = X @ X.T / 4
     other = nfd_min.Activation("other", nfd_min.ERF.phi, nfd_min.ERF.dphi)
     for rule, exact in zip(
@@ -749,7 +748,8 @@ def test_tanh_quadrature_is_exact_where_a_closed_form_exists():
 
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_depth_converges_to_the_limit(phi):
-    """Richardson: 2 K(2L) - K(L) is closer to the limit than K(2L), by two orders at L = 200."""
+    """Richardson: 2 K(2L) - K(L) is closer to the limit than K(2L), by two orders at
+    L = 200."""
     limit = nfd_limits.init_kernels(X, phi)
     coarse, fine = (nfd_limits.init_kernels(X, phi, L) for L in (192, 384))
     for a, b, exact in (
@@ -761,7 +761,8 @@ def test_depth_converges_to_the_limit(phi):
 
 
 def test_depth_one():
-    """At L = 1 the only growth factor is taken at layer 0: Gamma_0 = 1 + E[phi'(h_0) phi'(h_0)]."""
+    """At L = 1 the only growth factor is taken at layer 0:
+    Gamma_0 = 1 + E[phi'(h_0) phi'(h_0)]."""
     kernels, (phi_phi, dphi_dphi) = (
         nfd_limits.init_kernels(X, "tanh", 1),
         nfd_limits.gaussian_moments(X @ X.T / 4, nfd_min.TANH),
@@ -772,9 +773,8 @@ def test_depth_one():
 
 
 def test_large_inputs():
-    exact = nfd_limits.gaussian_moments(np.array([[900.0]]), nfd_min.TANH)[
-        1
-    ]  # E tanh'^2 ~ (4/3) / (sigma sqrt(2 pi))
+    # E tanh'^2 ~ (4/3) / (sigma sqrt(2 pi))
+    exact = nfd_limits.gaussian_moments(np.array([[900.0]]), nfd_min.TANH)[1]
     assert np.allclose(exact, 4 / 3 / 30 / sqrt(2 * np.pi), rtol=2e-3)
     assert np.isfinite(nfd_limits.init_kernels([[1e9]], "erf", 2).Theta).all()
     for bad, message in (([[100.0]], "beyond 1600"), ([[1e160]], "too large")):
@@ -783,12 +783,11 @@ def test_large_inputs():
 
 
 def test_relu_moments():
-    """[29]: one layer for any variance, Prop 3.1's bound, the growth like exp(2 sqrt(L / 2 pi)), and every
-    layer of networks."""
+    """[29]: one layer for any variance, Prop 3.1's bound, the growth like exp(2
+    sqrt(L / 2 pi)), and every layer of networks."""
     for var in (0.3, 5.0):
-        one = nfd_limits.relu_moments(
-            var, 1, "post"
-        )  # E max(sigma Z, 0) = sigma / sqrt(2 pi), E max(sigma Z, 0)^2 = sigma^2 / 2
+        # E max(sigma Z, 0) = sigma / sqrt(2 pi), E max(sigma Z, 0)^2 = sigma^2 / 2
+        one = nfd_limits.relu_moments(var, 1, "post")
         assert np.allclose(one.mean, [0, sqrt(var / 2 / np.pi)]) and np.allclose(
             one.square, [var, 1.5 * var]
         )
@@ -881,12 +880,12 @@ def test_theta_is_the_squared_gradient_of_a_wide_network():
 
 
 # Closed forms
-# --------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 
 
 def test_linear_limit_one_step():
-    """[20]-[22], [X2], [X3]: f_1, E h^2 and E g^2 after one step on the same input, at depth L and in the
-    limit, for both backward passes."""
+    """[20]-[22], [X2], [X3]: f_1, E h^2 and E g^2 after one step on the same input, at
+    depth L and in the limit, for both backward passes."""
     same, a = Stream(np.ones((2, 3)), [1.0, 1.0], 0.1), -0.1
     twice = Stream([same.X[0], 2 * same.X[1]], same.y, same.eta)
     for L in (1, 8, 64):
@@ -915,10 +914,8 @@ def test_linear_limit_one_step():
     assert np.allclose(full.f[1], -3 * e * a, rtol=1e-8) and np.allclose(
         none.f[1], -2 * e * a, rtol=1e-8
     )
-    for of_full, of_none in (
-        (full.h2, none.h2),
-        (full.g2, none.g2),
-    ):  # turned round it is the same network
+    # turned round it is the same network
+    for of_full, of_none in ((full.h2, none.h2), (full.g2, none.g2)):
         assert np.allclose(of_full, [e, e + 26 / 3 * a**2 * e**2], rtol=1e-8)
         assert np.allclose(of_none, [e, e + 3 * a**2 * e**2], rtol=1e-8)
     assert np.allclose(full.chi, full.f - 1)
@@ -928,8 +925,8 @@ def test_linear_limit_one_step():
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("backward", ["reused", "decoupled"])
 def test_linear_limit_is_the_limit_of_particles(backward, batch):
-    """[X2], [X3]: several steps, different inputs; the same at depth 6 and, by the two depths' Richardson
-    value, in the limit."""
+    """[X2], [X3]: several steps, different inputs; the same at depth 6 and, by the two
+    depths' Richardson value, in the limit."""
     stream, runs = stream_of(4, 0.15, batch), []
     exact = nfd_limits.linear_limit(stream, 6, backward=backward)
     for r in range(12):
@@ -985,7 +982,8 @@ def test_linear_limit_says_when_it_cannot_extrapolate(eta):
 
 @pytest.mark.parametrize("phi", ACTIVATIONS)
 def test_first_step_kernel(phi):
-    """[X7]: Theta is the squared gradient and Theta_NFD is smaller; linear phi, |x|^2 = d: 3e and 2e."""
+    """[X7]: Theta is the squared gradient and Theta_NFD is smaller; linear phi,
+    |x|^2 = d: 3e and 2e."""
     x = np.array([1.0, -1.0, 1.0, 1.0])
     Theta, Theta_NFD = nfd_limits.first_step_kernel(x, phi)[:2]
     kernels = nfd_limits.init_kernels(x[None], phi)

@@ -1,4 +1,5 @@
-"""What a user reads before running anything: types, signatures, docstrings and their examples."""
+"""What a user reads before running anything: types, signatures, docstrings and their
+examples."""
 
 import doctest
 import importlib
@@ -15,9 +16,18 @@ from nfd_audit import networks, slopes
 
 HERE = Path(__file__).parents[1]
 MODULES = [
-    "nfd_min", "nfd_limits", "finite_net", "sde", "nfd_audit", "nfd_audit.networks", "nfd_audit.data",
-    "nfd_audit.reference", "nfd_audit.report", "nfd_audit.slopes", "nfd_audit.figures",
-]  # fmt: skip
+    "nfd_min",
+    "nfd_limits",
+    "finite_net",
+    "sde",
+    "nfd_audit",
+    "nfd_audit.networks",
+    "nfd_audit.data",
+    "nfd_audit.reference",
+    "nfd_audit.report",
+    "nfd_audit.slopes",
+    "nfd_audit.figures",
+]
 
 RIGHT = """
 import finite_net, nfd_min, sde
@@ -109,7 +119,8 @@ def test_checker_sees_what_is_wrong(tmp_path):
 
 @pytest.mark.slow
 def test_docstrings():
-    """The checks of numpydoc in pyproject.toml: there is one, its summary begins and ends as a sentence."""
+    """The checks of numpydoc in pyproject.toml: there is one, its summary begins and
+    ends as a sentence."""
     pytest.importorskip("numpydoc")
     files = [path for name in ("*.py", "nfd_audit/**/*.py") for path in HERE.glob(name)]
     names = sorted(str(path.relative_to(HERE)) for path in files)
@@ -145,7 +156,8 @@ def test_examples(module):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_help(name):
-    """Every public function has a signature, and its docstring's "name : " lines are about its arguments."""
+    """Every public function has a signature, and its docstring's "name : " lines are
+    about its arguments."""
     module = importlib.import_module(name)
     for public in filter(
         callable, (getattr(module, public) for public in module.__all__)

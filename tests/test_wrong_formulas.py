@@ -1,7 +1,8 @@
 """Wrong formulas: each is put into a copy of the project, where its test has to fail.
 
-`pytest -m formulas` tries them all, in some minutes; `-k TEXT` some of them. Where an entry of
-wrong_formulas.toml names a claim, its verdict in that copy has to be another one than expected.
+`pytest -m formulas` tries them all, in some minutes; `-k TEXT` some of them. Where an
+entry of wrong_formulas.toml names a claim, its verdict in that copy has to be another
+one than expected.
 """
 
 import os

@@ -298,13 +298,8 @@ def particles_jax(stream: Stream, noise: Noise) -> Run:
 
     @jax.jit
     def train(u: Any, v: Any, xi: Any, zeta: Any) -> Any:
-        f, a, p, g, tops = (
-            [],
-            [],
-            [],
-            [],
-            [],
-        )  # p[j], g[j]: below and above the matrices
+        # p[j], g[j]: below and above the matrices
+        f, a, p, g, tops = [], [], [], [], []
         for k in range(S):
             now = slice(0, k + 1)
             h = Q[k, now] @ u[now] - sum(a[j] * K[k, j] * g[j][0] for j in range(k))
