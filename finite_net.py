@@ -33,6 +33,7 @@ from nfd_kernels import (
     diverged,
     dot,
     empty,
+    fill_normals,
     kernel,
     normals,
     parallel_allowed,
@@ -164,7 +165,7 @@ def output(v, h):
 
 @kernel
 def times_in_blocks(W, x, y, blocks, threads):
-    """y = W x, so many blocks of rows, which the threads may share."""
+    """y = W x by that many blocks of rows, which the threads may share."""
     if threads is None:
         for b in range(blocks):
             times_rows(W, x, y, b * len(W) // blocks, (b + 1) * len(W) // blocks)
@@ -185,13 +186,13 @@ def times_shared(W, x, y, blocks):
 def back_and_step_block(b, blocks, matrices, g, p, c, part):
     """Block b of z = W~^T g, to part, and of W -= c g p^T, W~ -= c g p^T. [3], [2], [8]
 
-    matrices : W~ and W, or W twice if they are one
+    matrices : W~, W, and whether they are two; W, W, False if they are one
     """
     W_tilde, W, decoupled = matrices
     lo, hi = b * len(W) // blocks, (b + 1) * len(W) // blocks
     back_and_step_rows(W_tilde, g, p, c, part, lo, hi)  # [3], [2]
     if decoupled:
-        step_rows(W, g, p, c, lo, hi)  # [8], [12]
+        step_rows(W, g, p, c, lo, hi)  # [2], [8]
 
 
 @kernel(parallel=True)
@@ -377,8 +378,8 @@ def backward_group(weights, layers, dphi, h, p, z, g):
 
 @kernel
 def passes_of_group(i, at, samples, weights, layers, phi, dphi, scratch, record, size):
-    """Forward and backward for group i of the mini-batch of that size from sample `at`
-    on: f, chi, c = eta chi / batch, and whether one of them diverged. [1]-[3]
+    """Forward and backward passes of group i of a mini-batch, `size` samples from `at`
+    on: set f, chi, c = eta chi / batch, and whether one of them diverged. [1]-[3]
 
     The last group is filled up with copies of the last sample, with c = 0.
     """
@@ -407,7 +408,7 @@ def passes_of_group(i, at, samples, weights, layers, phi, dphi, scratch, record,
 
 @kernel
 def step_of_rows(r, weights, layers, scratch):
-    """Row block r, counted over all layers, of W_t -= sum_b c_b s g_t phi(h_{t-1})^T,
+    """Row block r, counted over all layers, of W_t -= sum_b c_b rate s g_t p_{t-1}^T,
     the same of W~, and for t = 0 of U -= sum_b c_b g_0 x^T. [2], [8]"""
     n = len(weights.v)
     blocks = (n + STEP_ROWS - 1) // STEP_ROWS
@@ -516,7 +517,7 @@ Keep: TypeAlias = nfd_min.Keep | Literal["weights"]
 WIDE = 512  # from this width on threads share the rows of a matrix
 TEST_ROWS = 128  # test inputs that go through the network at a time
 WORTH_A_THREAD = 2**22
-"""Multiplications of one network, about a millisecond, from which on `train_many` gives
+"""Multiplications of one network, about a millisecond's, above which `train_many` gives
 each thread its own: Python, which one thread runs at a time, takes a tenth of that."""
 
 WORTH_SHARING = 2**18
@@ -590,8 +591,8 @@ def train(
 ) -> Trajectory:
     """Train a network of explicit matrices by mini-batch SGD. [1]-[3], [8]
 
-    All parameters learn, at the rate eta n; W1 of the two-layer blocks of the paper's
-    first version at L^b times that.
+    All parameters learn, at the rate eta n; the W_l at L^(2 alpha - 1) times that, and
+    W1 of the two-layer blocks of the paper's first version at L^b times as much.
 
     stream : samples, learning rate, size of the mini-batches
     width, depth : n and L
@@ -612,8 +613,9 @@ def train(
     Returns a Trajectory. If the mean square of h or g stops being a finite number the
     run ends there, with `diverged_at` set. ValueError for bad input, or if it needs
     more memory than the machine has: 8 or 4 bytes for each of M n^2 + n d weights (M
-    matrices; twice if decoupled; "fresh" has S more), 2 S (T+1) n features and
-    gradients of T layers unless keep="outputs", and those of one mini-batch.
+    matrices; twice if decoupled, 5 times for a general rho, 3 S more for "fresh"),
+    2 S (T+1) n features and gradients of T layers unless keep="outputs", and those of
+    one mini-batch.
     """
     net, real, kept = _checked(stream, width, depth, phi, dtype, keep, network)
     every = positive_int("test_every", test_every)
@@ -659,8 +661,8 @@ def train_many(
     The threads share the networks, or the rows of the matrices where these are wide.
 
     seeds : of numpy.random.default_rng, one for each network; no Generators
-    The rest as in `train`, whose memory is needed once for each thread, and for each
-    network that of what is kept.
+    The rest as in `train`. Memory: what `train` needs, once for each thread, and what
+    is kept, once for each network.
     """
     net, real, kept = _checked(stream, width, depth, phi, dtype, keep, network)
     generators = _generators(seeds)
@@ -739,8 +741,9 @@ def _network(n, L, phi, real, build, **how):
 
 def _trained(stream, net, real, kept, weights, rng, test=None, every=1):
     """The Trajectory of one network, from checked arguments."""
-    parameters, W_prime, W_tilde = _parameters(weights, rng, real, stream, net)
-    record, scratch = _record(stream, net, real, kept), _scratch(real, net, stream)
+    arrays, scratch = _memory(real, net, stream, "weights" in kept)
+    parameters, W_prime, W_tilde = _parameters(weights, rng, arrays, net)
+    record = _record(stream, net, real, kept)
     out = _run(stream, net, parameters, W_tilde, scratch, record, test, every)
     if "weights" in kept and out.diverged_at is None:
         out.weights = _weights_at_the_end(parameters, W_prime, net)
@@ -754,7 +757,7 @@ def _trained(stream, net, real, kept, weights, rng, test=None, every=1):
 
 
 def _generators(seeds):
-    """The Generator of each seed. ValueError for what would change by being used."""
+    """The Generator of each seed. ValueError for seeds that change when used."""
     try:
         seeds = list(seeds)
         generators = [np.random.default_rng(seed) for seed in seeds]
@@ -785,44 +788,37 @@ def _check_memory(stream, net, real, threads, kept):
 
 def _mixed(net):
     """Whether W~ is neither W nor drawn like it."""
-    return net.fresh or any(layer.rho not in (0, 1) for layer in net.layers)
+    return net.fresh or net.decoupled and any(layer.rho != 0 for layer in net.layers)
 
 
-def _parameters(given, rng, real, stream, net):
-    """The Parameters that were given, or drawn; W'; and all fresh W~ (S, M, n, n)."""
-    n, d = net.n, stream.d
-    of_W_prime = (len(stream), *net.shape) if net.fresh else net.shape
-    shapes = {"U": (n, d), "W": net.shape, "v": (n,), "W'": of_W_prime}
-    used = 4 if any(abs(layer.rho) < 1 for layer in net.layers) else 3
-    arrays = []
+def _parameters(given, rng, arrays, net):
+    """The Parameters that were given, or drawn; W'; and all fresh W~ (S, M, n, n).
+
+    arrays : memory for U, W, v, and for W' where there is one
+    """
+    missing = arrays
     if given is not None:
         if not isinstance(given, (tuple, list)) or len(given) not in (3, 4):
             raise ValueError(
                 "weights must be a tuple of 3 or 4 arrays: U, W, v or U, W, v, W'"
             )
-        for (name, shape), w in list(zip(shapes.items(), given))[:used]:
-            w = finite_array(f"weights: {name}", w, shape, real, copy=False)
-            arrays.append(_copy(w))
-    if len(arrays) < used:
+        for name, w, a in zip(("U", "W", "v", "W'"), given, arrays):
+            w = finite_array(f"weights: {name}", w, a.shape, a.dtype, copy=False)
+            a[...] = w
+        missing = arrays[len(given) :]
+    if missing:
         rng = nfd_min.generator(rng)
-        missing = list(shapes.values())[len(arrays) : used]
-        arrays += [normals(rng, shape, real) for shape in missing]
+        for a in missing:
+            fill_normals(rng, a)
     U, W, v, *more = arrays
-    W = W.reshape(-1, n, n)
+    W = W.reshape(-1, net.n, net.n)
     if not net.decoupled:
         return Parameters(U, W, v, W[:0]), None, None
     W_prime = more[0].reshape(-1, *W.shape) if more else None
-    if W_prime is not None and not _mixed(net):
-        if all(layer.rho == 0 for layer in net.layers):
-            return Parameters(U, W, v, W_prime[0]), W_prime, None
+    if not _mixed(net):
+        return Parameters(U, W, v, W_prime[0]), W_prime, None
     W_tilde = nfd_min.backward_weights(W, W_prime, net.layers)
-    return Parameters(U, W, v, _copy(W_tilde[0])), W_prime, W_tilde
-
-
-def _copy(a):
-    out = empty(a.shape, a.dtype)
-    out[...] = a
-    return out
+    return Parameters(U, W, v, W_tilde[0].copy()), W_prime, W_tilde
 
 
 def _weights_at_the_end(parameters, W_prime, net):
@@ -862,23 +858,30 @@ def _record(stream, net, real, kept):
     return Record(*outputs, *places)
 
 
-def _scratch(real, net, stream):
-    """The Scratch of a mini-batch.
+def _memory(real, net, stream, kept):
+    """Arrays for U, W, v, and W' where there is one, and the Scratch of a mini-batch.
 
+    kept : whether the weights are; else their memory is that of the next run too.
     In how many parts sums are made depends on the sizes, not on the number of threads.
     """
-    n, d, T, B = net.n, stream.d, net.T, stream.batch
+    n, d, T, S, B = net.n, stream.d, net.T, len(stream), stream.batch
     G, b = _groups(B)
     blocks = -(-n // ROWS) if B == 1 and n >= WIDE else 1
+    of_weights = [(n, d), net.shape, (n,)]
+    if any(abs(layer.rho) < 1 for layer in net.layers):
+        of_weights.append((S, *net.shape) if net.fresh else net.shape)
     place = G, T + 1, b, n
     shapes = place, place, (G, T, b, n), (G, b, n), (G, b, d), (G, b), (blocks, n)
-    h, g, p, z, x, c, parts = pieces(real, *shapes)
-    return Scratch(h, g, p, z, x, c, parts, np.zeros(G, np.bool_))
+    arrays = pieces(real, *shapes, *([] if kept else of_weights))
+    h, g, p, z, x, c, parts, *weights = arrays
+    if kept:
+        weights = [empty(shape, real) for shape in of_weights]
+    return weights, Scratch(h, g, p, z, x, c, parts, np.zeros(G, np.bool_))
 
 
 def _groups(B):
-    """How many groups of how many samples a mini-batch has; a multiple of four, for
-    `times`, and where possible an even number of groups, for two threads."""
+    """The numbers (G, b) of groups of a mini-batch and of samples in each. b is a
+    multiple of four, for `times`; G is even where possible, for two threads."""
     if B == 1:
         return 1, 1
     b = 4 * ceil(B / (8 * ceil(B / (2 * GROUP))))
@@ -931,7 +934,7 @@ def _run(stream, net, parameters, W_tilde, scratch, record, test, every):
 
 
 def _stop(out, net, scratch, record, first, B):
-    """What has to be said of a mini-batch from the sample `first` on that diverged."""
+    """Set out.diverged_at, and NaN, for the mini-batch from the sample `first` on."""
     here = slice(first, first + B)
     kept = len(record.h) > 0
     if B == 1 and kept:

@@ -106,9 +106,9 @@ def backward(h: Floats, v: Floats, W: Floats, layers: Sequence[Layer]) -> Floats
     n = len(v)
     matrices = iter(W[::-1])
     g = np.zeros(h.shape)
-    g[-1] = v
+    g[-1] = v  # [3]
     for t, layer in reversed(list(enumerate(layers, 1))):
-        z = next(matrices).T @ g[t] / sqrt(n) if layer.matrix else g[t]
+        z = next(matrices).T @ g[t] / sqrt(n) if layer.matrix else g[t]  # [3]
         g[t - layer.back] += layer.skip * g[t]  # [3]
         g[t - 1] += layer.s * layer.phi.dphi(h[t - 1]) * z  # [3]
     return g
@@ -150,7 +150,7 @@ def sgd(
     block, network : as in `chain`. By default backward="decoupled" if W' is given and
         "reused" if it is not. [8], [X1]
 
-    Returns a Trajectory with everything but A and B. ValueError for bad input.
+    Returns a Trajectory without A, B and test_f. ValueError for bad input.
     Written with the first weights only, this is [12], and with W' it is [79]-[84].
     """
     check_type("stream", stream, Stream)
@@ -160,6 +160,12 @@ def sgd(
     layers = chain(block, phi, L, **network)
     W = W.reshape(-1, n, n)
     W_prime = other[0].reshape(-1, *W.shape) if other else None
+    copies = S if layers[0].fresh else 1
+    if W_prime is not None and len(W_prime) != copies:
+        raise ValueError(
+            f"weights: W' has {len(W_prime)} times the size of W; "
+            f"backward={shown(network['backward'])} needs {copies}"
+        )
     W_back = backward_weights(W, W_prime, layers)
     moved = np.zeros(W.shape)  # all updates so far, of W and of W~ alike
     of_matrices = [(layer.rate, layer.rho) for layer in layers if layer.matrix]
@@ -174,7 +180,7 @@ def sgd(
                 h_0 = U @ stream.X[k] / sqrt(stream.d)  # [1], [79], [83]
                 h[k] = forward(h_0, W, layers)  # [80], [84]
                 out.f[k] = v @ h[k, -1] / n  # [1]
-                out.chi[k] = stream.chi(out.f[k], k)
+                out.chi[k] = stream.chi(out.f[k], k)  # [2]
                 W_tilde = W_back[k % len(W_back)] + moved  # [8]
                 g[k] = backward(h[k], v, W_tilde, layers)  # [3], [81], [82]
             if stop_at_divergence(out, h[batch], g[batch], first, len(layers) // L):
@@ -183,7 +189,7 @@ def sgd(
                 dU, dW, dv = gradients(stream.X[k], h[k], g[k], layers)
                 step = stream.rate * n * out.chi[k]  # theta -= eta n dl/dtheta [2]
                 U = U - step * dU  # [2]
-                W = W - step * rates * dW  # [2], [12]
+                W = W - step * rates * dW  # [2]
                 moved = moved - step * rates * dW  # [8]
                 v = v - step * dv  # [2]
         _keep(out, h, g, L, phi)
@@ -199,8 +205,8 @@ def backward_weights(
 ) -> Floats:
     """W~ = rho W + sqrt(1 - rho^2) W' at first, (1, M, n, n), or (S, ..) if fresh. [X1]
 
-    W : array, shape (M, n, n);  W_prime : array, shape (1, M, n, n) or (S, M, n, n), or
-    None where W~ is W or -W. ValueError if it is None elsewhere.
+    W : array, shape (M, n, n);  W_prime : array, shape (1, M, n, n), or (S, M, n, n) if
+    fresh; None, else a ValueError, is only for W~ = W or -W.
     """
     each = [layer.rho for layer in layers if layer.matrix]
     rho = np.array(each, W.dtype)[:, None, None]
@@ -277,8 +283,8 @@ def chain(
     internal_lr_exponent : b; the rate of W1_l is L^b times that of the others, and 0
         for b = -inf
     backward : the weights W~_l of the backward pass, as in `correlations`
-    branch_exponent : alpha in [1/2, 1], for depth-mup: s = L^-alpha, and all rates are
-        multiplied by L^(2 alpha - 1) [X1]
+    branch_exponent : alpha in [1/2, 1], for depth-mup: s = L^-alpha, and the rates of
+        all W_l are multiplied by L^(2 alpha - 1) [X1]
 
     ValueError for anything unknown, for a b that is NaN or makes L^b > 1e30, for b != 0
     where there is no W1_l, and for a block whose layers are no chain.
@@ -356,7 +362,7 @@ def correlations(
 
     backward : "reused", rho = 1, which is backpropagation; "decoupled", rho = 0 [8]; a
         number in [-1, 1], or one for each block; "fresh", a new W'_l in every pass
-    name : of the argument, for messages. ValueError for anything else.
+    name : the argument's, for messages. ValueError for any other `backward`.
     """
     depth = positive_int("depth", depth)
     check_memory(500 * depth, f"a chain of depth {depth}")
@@ -499,9 +505,9 @@ class LazyGaussian:
         W x = M b + r W q,
         W q = rho Q_P N^T q + (I - (1 - sqrt(1 - rho^2)) Q_P Q_P^T) xi              [45]
 
-    with fresh xi ~ N(0, I), and W~^T y is the mirror image. If r is mere rounding there
-    is no new direction, and nothing random in the answer. Time and memory are
-    O(r (m + n)) for r answers, in place of O(m n).
+    with fresh xi ~ N(0, I), and W~^T y is the mirror image. If r is mere rounding, the
+    answer has no new direction and nothing random. After j answers the next takes time
+    O(j (m + n)), and all take that much memory, in place of O(m n).
     `scipy.sparse.linalg.aslinearoperator` accepts it.
 
     shape : (m, n);  rng : seed or Generator, for `@` alone;  rho : number in [-1, 1]
@@ -541,10 +547,6 @@ class LazyGaussian:
         self.M.append(Wq)
         return answer + r * Wq  # [45]
 
-    def transpose_times(self, y: ArrayLike, zeta: Floats) -> Floats:
-        """W~^T y, shape (n,), of y (m,); a new direction takes zeta (n,)."""
-        return self.T.times(y, zeta)
-
     @property
     def T(self) -> LazyGaussian:
         """W~^T, which shares all that is known."""
@@ -572,7 +574,7 @@ class LazyGaussian:
         return self.matvec(x)
 
     def complete(self) -> Floats:
-        """The whole W, shape (m, n); it gives these answers, and all later ones."""
+        """The whole W, shape (m, n), as in all answers before and after."""
         return self @ np.eye(self.shape[1])
 
 
@@ -612,7 +614,7 @@ def nfd(
     block, .. : as in `particle_chain`. backward="decoupled" is NFD; "reused" is the
         trained network [12] itself, of width N and depth L, exactly in law.
 
-    Returns a Trajectory with everything but A and B. With nearest=True it is
+    Returns a Trajectory without A, B, test_f and weights. With nearest=True it is
     [97]-[104]. ValueError for bad input. `sde.solve` is faster.
     """
     check_type("stream", stream, Stream)
@@ -631,11 +633,11 @@ def nfd(
     with np.errstate(all="ignore"):  # divergence is reported by out.diverged_at
         for k in range(S):
             past = slice(0, stream.seen(k))
-            a = stream.rate * chi[past]  # eta chi_j, j < k
+            a = stream.rate * chi[past]  # eta chi_j / batch
             C, P, Gamma = np.zeros((3, T + 2, len(a)))  # C_{-1} := 0, Gamma_{T+1} := 0
             Ux = U.times(stream.X[k], u[k])  # [24]
             h[k, 0] = Ux / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22], [97]
-            for t, layer in enumerate(layers, 1):
+            for t, layer in enumerate(layers, 1):  # [20], [98]; rate s^2 = 1 / L
                 p = layer.phi.phi(h[k, t - 1])
                 slope = layer.phi.dphi(h[k, t - 1])
                 C[t - 1] = layer.phi.phi(h[past, t - 1]) @ p / N  # [23]
@@ -643,17 +645,17 @@ def nfd(
                 dB = layer.s * W[t - 1].times(p, xi[k, t - 1]) / sqrt(N)  # [25], [101]
                 drift = -layer.rate * layer.s**2 * (a * C[t - 1]) @ g[past, t]  # [20]
                 c = -near * (a * C[t - 2] * P[t - 1]) @ g[past, t]  # [17], [103]
-                h[k, t] = layer.skip * h[k, t - layer.back] + dB + drift + c  # [98]
+                h[k, t] = layer.skip * h[k, t - layer.back] + dB + drift + c  # [12]
 
             g[k] = 0
             g[k, T] = v - a @ h[past, T]  # [22], [99]
             f[k] = np.mean(g[k, T] * h[k, T])  # [23]
-            chi[k] = stream.chi(f[k], k)
+            chi[k] = stream.chi(f[k], k)  # [2]
             for t, layer in reversed(list(enumerate(layers, 1))):
                 p = layer.phi.phi(h[past, t - 1])
                 Gamma[t] = g[past, t] @ g[k, t] / N  # [23]
                 W_back = LazyGaussian((N, N)) if layer.fresh else W[t - 1]  # [X11]
-                z = W_back.transpose_times(g[k, t], zeta[k, t - 1])
+                z = W_back.T.times(g[k, t], zeta[k, t - 1])
                 dB = layer.s * z / sqrt(N)  # [25], [102]
                 drift = -layer.rate * layer.s**2 * (a * Gamma[t]) @ p  # [21], [100]
                 d = -near * (a * Gamma[t + 1] * P[t]) @ p  # [104]
@@ -674,7 +676,7 @@ def particle_chain(
     branch_exponent: Number = 0.5,
     nearest: bool = False,
 ) -> list[Layer]:
-    """The `chain` of particles, which have no matrices, for depth-mup.
+    """The `chain` whose layers all have a W_t, which particles reveal, for depth-mup.
 
     nearest : whether to add the paper's closed form of the forward-backward coupling,
         which keeps only the SGD drift of the neighbouring layer [17], [103], [104]
@@ -738,8 +740,8 @@ def draw_weights(
         seed gives the same U, W, v either way
     dtype : "float64" or "float32";  rng : seed or Generator, asked for standard_normal
 
-    ValueError for sizes that are no integers >= 1, an unknown name, and for more than
-    fits into memory.
+    ValueError for a size that is not an integer >= 1, an unknown name, and arrays that
+    do not fit into memory.
     """
     shapes = weight_shapes(width, depth, d, block, decoupled)
     what = f"draw_weights(width={width}, depth={depth}, d={d})"
@@ -811,7 +813,7 @@ def drawn_dtype(dtype: Dtype, shapes: list[tuple[int, ...]], what: str) -> Any:
 
 
 class Loss(NamedTuple):
-    """A loss l(f, y), its derivative chi = dl/df, and the targets y, () for all."""
+    """A loss l(f, y), its derivative chi = dl/df, and the y it allows, () for any."""
 
     value: Callable[[Any, Any], Any]
     chi: Callable[[Any, Any], Any]
@@ -1021,14 +1023,14 @@ class Trajectory:
     C, Gamma : arrays, shape (L, S, S): kernels of the layers l = 0..L-1. Gamma_L is not
         among them: it is the Gram matrix of the readouts v^k.
     A, B : arrays, shape (L, S, S): responses A^{kj}_l at A[l-1, k, j], and B^{kj}_l
-        likewise, where particles have coupled backward weights [X3]. Of passes that
-        share their g, or phi(h), as those of one mini-batch do at layer L, the first
-        has the responses of all: only sum_j A^{kj} g^j is determined.
+        likewise, where particles have coupled backward weights [X3]. Only the sum
+        sum_j A^{kj} g^j is determined: where passes share a g (or phi(h)), as those of
+        a mini-batch do at layer L, the first of them carries the responses of all.
     test_f : array, shape (E, T): outputs at T inputs not trained on, E times in the run
     weights : U, W, v, W' at the end; None if not kept, if W~ was -W or fresh, or if the
         run diverged
-    diverged_at : None, or the first (sample, block) at which the mean square of h or g
-        was no finite number
+    diverged_at : None, or the first (pass k, layer l) at which the mean square of h or
+        g was no finite number
     """
 
     f: NDArray[np.float64]
@@ -1150,7 +1152,7 @@ AXES = {
 
 
 def _row(name: str, values: Floats) -> str:
-    """One line of print: the name and the numbers, those in the middle as dots."""
+    """One printed line: the name and the numbers, dots in the middle."""
     numbers = np.array2string(
         values,
         threshold=8,

@@ -17,14 +17,14 @@ and W~_l^T g^k_l / sqrt(N) is that of Gamma_l.
 Where W~ depends on W, those vectors are no longer independent: they are the images W q
 and W~^T u of the orthonormal directions q of phi(h) and u of g. Each is fresh noise,
 corrected by what it owes to the directions of the other side [45], [X1]. A direction is
-known by its coefficients, q = R^-1 phi(h), and never stored; q, u and their images are
-scaled by sqrt(N). `nfd_min.nfd` says the same in plain NumPy.
+known by its coefficients, q = R^-1 phi(h), and never stored; |q| = |u| = sqrt(N), and
+W q stands for W q / sqrt(N). `nfd_min.nfd` says the same in plain NumPy.
 
 The paper's closed form of the forward-backward coupling (nearest=True) adds, in each
 layer and from each earlier pass j, with P_l = E[phi'(h^j_l) phi'(h^k_l)],
 
     -(eta chi_j / L^2) C^{jk}_{l-2} P_{l-1} g^j_l           to h^k_l       [17], [103]
-    -(eta chi_j / L^2) Gamma^{jk}_{l+1} P_l phi(h^j_{l-1})  to (..) in g^k_{l-1} [104]
+    -(eta chi_j / L^2) Gamma^{jk}_{l+1} P_l phi(h^j_{l-1})  to the (..) of [21]  [104]
 
 The vectors h_0, (x_1,) h_1, .., h_L of blocks of one or more layers are the places
 t = 0..T of a chain of T layers (`nfd_min.chain`). Layer t leads from t-1 to t.
@@ -91,8 +91,8 @@ CHUNK = 2048
 number of threads."""
 
 SPAN = 2**27
-"""Particles times layers times passes, about a second's work, until Python is asked
-whether somebody pressed Ctrl-C."""
+"""Particles x layers x passes x (S + 8), about a second's work, between two looks at
+Ctrl-C."""
 
 SPANNED_64, SPANNED_32 = SPANNED["float64"], SPANNED["float32"]
 
@@ -126,7 +126,7 @@ class Particles(NamedTuple):
 
 
 class Kernels(NamedTuple):
-    """Gram matrices over passes j, k and their Cholesky factors, in float64. [23]"""
+    """Gram matrices over passes j, k, their factors and the like, in float64. [23]"""
 
     K: np.ndarray  # (S, S): <x_j, x_k> / d
     U: np.ndarray  # (S, S): lower-triangular, U U^T = K
@@ -246,7 +246,7 @@ def backward_chunk(i, k, t, J, layers, dphi, terms, x, shares):
 def slope_dots(k, t, J, lo, hi, dphi, x, out):
     """out_j = sum_m phi'(h^j_t) phi'(h^k_t), m = lo..hi-1. [17]
 
-    Of the earlier passes h is kept if phi' needs more than phi(h).
+    Earlier passes keep their h only if phi' needs more than phi(h).
     """
     both = np.empty(hi - lo, x.p.dtype)
     for j in range(J):
@@ -263,9 +263,9 @@ def slope_dots(k, t, J, lo, hi, dphi, x, out):
 
 
 # --------------------------------------------------------------------------------------
-# What one thread does before and after the chunks of a layer: in the order of the text,
-# as single numbers, reordered, would be rounded otherwise by another compilation. What
-# is inline is compiled with `passes`, in less time than by itself
+# What one thread does before and after the chunks of a layer. These are single numbers,
+# so no fastmath: reordered, they would round differently in another compilation. What
+# is inline compiles faster with `passes` than by itself
 
 
 @kernel(fastmath=False, inline="always")
@@ -322,8 +322,8 @@ def backward_terms(k, t, J, a, layers, q, shares, N, terms):
 
 @kernel(fastmath=False)
 def owe(k, n, sides, factors, known, fresh, rho, owed):
-    """Of image k: the coefficients on n vectors of the other side, so that W~ = rho W +
-    sqrt(1 - rho^2) W', and W and W~ are one matrix for rho = 1. [45], [X1]
+    """The coefficients in image k of n vectors of the other side, by which W~ = rho W +
+    sqrt(1 - rho^2) W'; for rho = 1 both are one matrix. [45], [X1]
 
     Asked of W, with the orthonormal directions q_k of phi(h) and u_i of g = R_back u,
 
@@ -332,7 +332,7 @@ def owe(k, n, sides, factors, known, fresh, rho, owed):
         D~_ij = <u_i, W~ q_j> / N = <W~^T u_i, q_j> / N
 
     sides : D and D~, each (S, S), whose columns k this writes
-    factors : R, whose row k takes q_k to phi(h^k), and R_back
+    factors : R, whose row k makes phi(h^k) of q_0 .. q_k, and R_back
     known, fresh : <W~^T u_i, phi(h^k)> / N and <g^i, xi_k> / N, i < n
 
     Asked of W~^T all is transposed: W and W~, phi(h) and g, q and u change places.
@@ -469,7 +469,7 @@ def passes(span, threads, layers, phi, dphi, train, x, q, terms, shares):
     """Passes begin..end-1 of the span. Returns the first that diverged, or end.
 
     threads : ALONE or TOGETHER, at the chunks
-    phi, dphi : the activations and their derivatives that layers[t].kind counts
+    phi, dphi : the activations and their derivatives, which layers[t].kind indexes
     """
     begin, end = span
     N, T, chunks = x.p.shape[2], len(layers) - 1, len(shares.gram)
@@ -567,9 +567,9 @@ def solve(
     set, and what was not reached is NaN. ValueError for bad input, or for more memory
     than the machine has: 4 S (T+1) N numbers, half of them noise; 5 with keep="all".
 
-    float64 agrees with `nfd_min.nfd` to rounding, times the condition number of the
-    passes: 1 / (eta chi) where readouts hardly moved. With more passes than particles
-    directions that are lost in rounding count as spanned.
+    float64 agrees with `nfd_min.nfd` to rounding times the condition number of the
+    passes, about 1 / (eta chi) where readouts hardly moved. With more passes than
+    particles, directions lost to rounding count as spanned.
     """
     check_type("stream", stream, Stream)
     N, L = positive_int("particles", particles), positive_int("steps", steps)
@@ -624,7 +624,7 @@ def _network_of(L, phi, real, how):
 
 @functools.lru_cache(maxsize=256, typed=True)
 def _network(L, phi, real, build, **how):
-    """The same; build : what nfd_min.BLOCKS holds for the block, and may change."""
+    """`_network_of`; build : what nfd_min.BLOCKS holds now, and may change."""
     chain = nfd_min.particle_chain(phi=phi, depth=L, **how)
     phis = [layer.phi for layer in chain]
     phi, dphi, kind = activations(phis, real)

@@ -248,14 +248,13 @@ def test_infinite_depth():
             nfd_limits.one_step(X6, other, depth=L, rho=rho) for L in (10, 20, 40, 80)
         ]
         limit = nfd_limits.one_step(X6, other, rho=rho)
-        at = [np.array([step.f, step.accumulated]) for step in steps]
-        error = np.abs(at[-1] - [limit.f, limit.accumulated])
+        expected = [limit.f, limit.accumulated, limit.A[32]]  # A in the middle
+        at = [np.array([s.f, s.accumulated, s.A[len(s.A) // 2 - 1]]) for s in steps]
+        error = np.abs(at[-1] - expected)
         for order in (1, 2, 3):
             at = [(2**order * b - a) / (2**order - 1) for a, b in zip(at, at[1:])]
         # [X5]
-        assert (
-            np.abs(at[0] - [limit.f, limit.accumulated]) < 8 / (10 * 20 * 40) * error
-        ).all()
+        assert (np.abs(at[0] - expected) < 8 / (10 * 20 * 40) * error).all()
     for rho in (0.25, 0.75):
         kernel = nfd_limits.first_step_kernel(X6, "identity", rho=rho)
         # [X7]
@@ -443,6 +442,14 @@ def test_bad_input_is_named():
 
 def test_what_does_not_go_together():
     stream = stream_of(4)
+    for b in (0.5, -0.5):
+        with pytest.raises(ValueError, match=f"internal_lr_exponent={b} is for block="):
+            nfd_min.chain("pre", "tanh", 3, internal_lr_exponent=b)
+    U, W, v = nfd_min.draw_weights(5, 3, stream.d, rng=0)
+    for backward, copies in (("fresh", 1), ("decoupled", 4)):
+        W_prime = np.ones((copies, *W.shape))
+        with pytest.raises(ValueError, match=f"W' has {copies} times the size of W"):
+            nfd_min.sgd(stream, (U, W, v, W_prime), backward=backward)
     with pytest.raises(ValueError, match="branch_exponent=0.75 must be 0.5"):
         finite_net.train(stream, 5, 3, scaling="mup", branch_exponent=0.75, rng=0)
     with pytest.raises(

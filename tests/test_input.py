@@ -422,7 +422,8 @@ def test_memory_of_training(asked, keep, batch, backward):
             )
 
         most = peak(work)
-        assert most < asked["train"] * 1.1, (most, asked["train"])
+        of_draws = 5 * 8 * nfd_kernels.PART // 2  # at any size
+        assert most < asked["train"] * 1.1 + of_draws, (most, asked["train"])
         assert asked["train"] < 2.5 * most, (most, asked["train"])
 
 

@@ -188,7 +188,7 @@ def fill(rows, sources, claims, wrong):
     names = {tag for tag in known if not re.fullmatch(r"X?\d+", tag)}
     tags = tagged(sources, names)
     proven = Counter(
-        (tag, Place(*f"tests/{each['test']}".split("::")))
+        (tag, Place(*f"tests/{each['test'].partition('[')[0]}".split("::")))
         for each in wrong
         for tag in numbers(each["name"])
     )
