@@ -188,18 +188,18 @@ def back_and_step_block(b, blocks, matrices, g, p, c, part):
 
     matrices : W~, W, and whether they are two; W, W, False if they are one
     """
-    W_tilde, W, decoupled = matrices
+    W_tilde, W, are_two = matrices
     lo, hi = b * len(W) // blocks, (b + 1) * len(W) // blocks
     back_and_step_rows(W_tilde, g, p, c, part, lo, hi)  # [3], [2]
-    if decoupled:
+    if are_two:
         step_rows(W, g, p, c, lo, hi)  # [2], [8]
 
 
 @kernel(parallel=True)
-def back_and_step_shared(W_tilde, W, decoupled, g, p, c, parts):
+def back_and_step_shared(W_tilde, W, are_two, g, p, c, parts):
     """`back_and_step_block` of all blocks, on all threads."""
     for b in prange(len(parts)):
-        matrices = W_tilde, W, decoupled
+        matrices = W_tilde, W, are_two
         back_and_step_block(np.int64(b), len(parts), matrices, g, p, c, parts[b])
 
 
@@ -232,8 +232,8 @@ def backward_one(c, threads, weights, layers, dphi, h, p, scratch, g):
     """
     _, W, v, W_back = weights
     z, parts, one, bad = scratch.z[0, 0], scratch.parts, v.dtype.type(1), False
-    decoupled = len(W_back) > 0
-    W_tilde = W_back if decoupled else W
+    are_two = len(W_back) > 0
+    W_tilde = W_back if are_two else W
     zero(g.reshape(-1))
     copy(v, g[len(p)])  # [3], [81]
     for t in range(len(p), 0, -1):
@@ -241,13 +241,13 @@ def backward_one(c, threads, weights, layers, dphi, h, p, scratch, g):
         m = layer.matrix
         if m >= 0:
             step = v.dtype.type(c * layer.rate * layer.s)
-            matrices = W_tilde[m], W[m], decoupled
+            matrices = W_tilde[m], W[m], are_two
             if threads is None:
                 for b in range(len(parts)):
                     part = parts[b]
                     back_and_step_block(b, len(parts), matrices, q, x, step, part)
             else:
-                back_and_step_shared(W_tilde[m], W[m], decoupled, q, x, step, parts)
+                back_and_step_shared(W_tilde[m], W[m], are_two, q, x, step, parts)
             copy(parts[0], z)
             for b in range(1, len(parts)):
                 plus(one, parts[b], z)
@@ -535,8 +535,8 @@ class Network(NamedTuple):
     shape : of W;  matrices : how many (n, n) there are
     activation : that of the user
     layers : nfd_min.chain;  chain, phi, dphi : the same for compiled code
-    decoupled : whether W~ is another matrix than W;  fresh : whether it is new in every
-        pass
+    are_two : whether W~ is another matrix than W
+    fresh : whether W~ is new in every pass
     """
 
     n: int
@@ -549,7 +549,7 @@ class Network(NamedTuple):
     chain: np.ndarray  # (T+1,) of layer_fields
     phi: tuple
     dphi: tuple
-    decoupled: bool
+    are_two: bool
     fresh: bool
 
 
@@ -668,7 +668,7 @@ def train_many(
     generators = _generators(seeds)
     R, S, itemsize = len(generators), len(stream), real().itemsize
     numbers = 2 * S * (net.T + 1) * net.n if "h" in kept else 0
-    numbers += net.matrices * net.n**2 * (1 + net.decoupled) * ("weights" in kept)
+    numbers += net.matrices * net.n**2 * (1 + net.are_two) * ("weights" in kept)
     needed = R * (itemsize * numbers + 16 * net.L * S * S * bool(kept))
     check_memory(needed, f"train_many of {R} networks")
     threads = min(thread_count(), max(R, 1))
@@ -733,9 +733,9 @@ def _network(n, L, phi, real, build, **how):
     M = int(has_one.sum())
     shape = nfd_min.weight_shape(n, L, M // L)
     fresh = layers[0].fresh
-    decoupled = fresh or any(layer.rho != 1 for layer in layers)
+    are_two = fresh or any(layer.rho != 1 for layer in layers)
     return Network(
-        n, L, len(layers), shape, M, of_user, layers, chain, phi, dphi, decoupled, fresh
+        n, L, len(layers), shape, M, of_user, layers, chain, phi, dphi, are_two, fresh
     )
 
 
@@ -776,7 +776,7 @@ def _generators(seeds):
 def _check_memory(stream, net, real, threads, kept):
     """ValueError if that many networks at a time need more memory than there is."""
     S, n, T, B = len(stream), net.n, net.T, stream.batch
-    copies = 5 if _mixed(net) else 1 + net.decoupled  # of all matrices
+    copies = 5 if _mixed(net) else 1 + net.are_two  # of all matrices
     copies += 3 * S if net.fresh else 0
     weights = copies * net.matrices * n**2 + n * stream.d
     passes = 3 * S * bool(kept) + 3 * prod(_groups(B))
@@ -788,7 +788,7 @@ def _check_memory(stream, net, real, threads, kept):
 
 def _mixed(net):
     """Whether W~ is neither W nor drawn like it."""
-    return net.fresh or net.decoupled and any(layer.rho != 0 for layer in net.layers)
+    return net.fresh or net.are_two and any(layer.rho != 0 for layer in net.layers)
 
 
 def _parameters(given, rng, arrays, net):
@@ -812,7 +812,7 @@ def _parameters(given, rng, arrays, net):
             fill_normals(rng, a)
     U, W, v, *more = arrays
     W = W.reshape(-1, net.n, net.n)
-    if not net.decoupled:
+    if not net.are_two:
         return Parameters(U, W, v, W[:0]), None, None
     W_prime = more[0].reshape(-1, *W.shape) if more else None
     if not _mixed(net):
