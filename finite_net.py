@@ -815,7 +815,7 @@ def _parameters(given, rng, arrays, net):
     if not net.are_two:
         return Parameters(U, W, v, W[:0]), None, None
     W_prime = more[0].reshape(-1, *W.shape) if more else None
-    if not _mixed(net):
+    if W_prime is not None and not _mixed(net):
         return Parameters(U, W, v, W_prime[0]), W_prime, None
     W_tilde = nfd_min.backward_weights(W, W_prime, net.layers)
     return Parameters(U, W, v, W_tilde[0].copy()), W_prime, W_tilde
