@@ -73,12 +73,19 @@ def test_four_threads_of_the_user(layer):
 
 
 FORKED = """
-import multiprocessing, numpy as np, sde
+import multiprocessing, finite_net, numpy as np, sde
 from nfd_min import Stream
 
 
 def f(seed):
-    return sde.solve(Stream(np.ones((2, 3)), np.ones(2), 0.1), 10000, 3, rng=seed).f
+    one = Stream(np.ones((2, 3)), np.ones(2), 0.1)
+    batch = Stream(np.ones((64, 3)), np.ones(64), 0.1, 64)
+    runs = [
+        sde.solve(one, 10000, 3, rng=seed),
+        finite_net.train(one, 600, 2, rng=seed),
+        finite_net.train(batch, 200, 2, rng=seed, test=np.ones((100, 3))),
+    ]
+    return np.concatenate([run.f for run in runs] + [runs[2].test_f.ravel()])
 
 
 here = f(0)
@@ -91,7 +98,8 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_a_fork_after_use(layer):
     """OpenMP ends a forked process that asks for threads; ours compute on one."""
-    assert run(FORKED, NUMBA_THREADING_LAYER=layer).strip() == "[True, True]"
+    out = run(FORKED, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
+    assert out.strip() == "[True, True]"
 
 
 def test_a_full_disk_where_the_cache_would_be(tmp_path):
