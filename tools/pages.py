@@ -299,7 +299,7 @@ IN_CI = {  # it takes minutes otherwise
     "nfd-audit --html report.html": "nfd-audit --html report.html "
     "--claims gradients,full-coupling",
     "nfd-audit --seeds 25": "nfd-audit --seeds 3 --claims gradients,full-coupling",
-    "nfd-figures all": "nfd-figures coupling two-layer --tiny",
+    "nfd-figures all": "nfd-figures coupling --tiny",
     "nfd-figures all --paper": "nfd-figures convergence --paper "
     "--widths 16,32 --depths 4,8 --seeds 2",
     "jupyter execute --inplace notebooks/lecture.ipynb": "jupyter execute --help-all "
