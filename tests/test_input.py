@@ -142,6 +142,8 @@ class Tensor:
         (lambda: nfd_limits.one_step(X[0], X[1], depth=10**7), "one_step.* needs"),
         (lambda: nfd_min.draw_weights(7, 3, 0), "d=0 must be an integer >= 1"),
         (lambda: nfd_min.draw_weights(7, 1.5, 5), "depth=1.5 must be an integer"),
+        (lambda: nfd_min.draw_weights(True, 3, 5), "width=True must be an integer"),
+        (lambda: nfd_limits.relu_moments(1, 2.5), "depth=2.5 must be an integer"),
         # names and seeds
         (
             lambda: nfd_min.draw_weights(7, 3, 5, block="two_layer"),
