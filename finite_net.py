@@ -792,7 +792,8 @@ def _mixed(net):
 
 
 def _parameters(given, rng, arrays, net):
-    """The Parameters that were given, or drawn; W'; and all fresh W~ (S, M, n, n).
+    """The Parameters that were given, or drawn; W'; and W~ at first, (S, M, n, n) if
+    fresh, (1, M, n, n) for a general rho, else None.
 
     arrays : memory for U, W, v, and for W' where there is one
     """

@@ -637,7 +637,7 @@ def nfd(
             C, P, Gamma = np.zeros((3, T + 2, len(a)))  # C_{-1} := 0, Gamma_{T+1} := 0
             Ux = U.times(stream.X[k], u[k])  # [24]
             h[k, 0] = Ux / sqrt(stream.d) - (a * K[past, k]) @ g[past, 0]  # [22], [97]
-            for t, layer in enumerate(layers, 1):  # [20], [98]; rate s^2 = 1 / L
+            for t, layer in enumerate(layers, 1):  # [20], [98]; "pre": rate s^2 = 1/L
                 p = layer.phi.phi(h[k, t - 1])
                 slope = layer.phi.dphi(h[k, t - 1])
                 C[t - 1] = layer.phi.phi(h[past, t - 1]) @ p / N  # [23]
