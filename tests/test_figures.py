@@ -18,6 +18,7 @@ from nfd_audit.claims.initialisation import relu_case
 from nfd_audit.claims.training import train_case
 from nfd_audit.data import Data, sequence
 from nfd_audit.figures import FIGURES, drawing, figure, main, make
+from nfd_audit.figures.command import parser, plan
 from nfd_audit.figures.coordinates import STEPS, coordinate_case
 from nfd_audit.figures.reading import fitted, trend
 from nfd_audit.figures.scaling import enough, extrapolate, scaling_fit
@@ -30,6 +31,12 @@ HERE_ALONE = "--workers", "1"
 
 # --------------------------------------------------------------------------------------
 # The command
+
+
+def test_all_stands_for_every_figure():
+    command = parser()
+    plans, _ = plan(command, command.parse_args(["all", "--tiny"]))
+    assert plans == {name: recipe.tiny for name, recipe in FIGURES.items()}
 
 
 @pytest.mark.slow
